@@ -1,0 +1,340 @@
+"""Image classification sets as uint8 arrays: CIFAR-10, image folders and tars, and a generated set.
+
+Images are decoded once and cached. Augmentation works on whole batches. A part of the training
+images is always set aside for validation, so that no choice is ever made on the test images.
+"""
+
+import hashlib
+import logging
+import os
+import socket
+import zipfile
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.nn import functional as F
+from tqdm.auto import tqdm
+
+from dynlib import DynlibError
+
+log = logging.getLogger(__name__)
+
+VAL_SHARE = 0.1
+CIFAR10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+SHAPES = ["disc", "square", "triangle", "plus", "ring", "star", "crescent", "bar", "corner", "dots"]
+
+
+class DataError(DynlibError):
+    """A data set is missing or malformed; names the path and what was expected."""
+
+
+@dataclass(frozen=True)
+class Images:
+    """Images (N, 3, H, W) uint8, labels (N,) int64, and where it is known their difficulty (N,)."""
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    difficulty: torch.Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, index) -> "Images":
+        """The images at `index` (a slice or an index tensor)."""
+        hard = None if self.difficulty is None else self.difficulty[index]
+        return Images(self.images[index], self.labels[index], hard)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Training, validation and test images, and the `mean` and `std` (3,) of training pixels / 255."""
+
+    name: str
+    classes: tuple[str, ...]
+    train: Images
+    val: Images
+    test: Images
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def normalise(self, images: torch.Tensor) -> torch.Tensor:
+        """(N, 3, H, W) uint8 -> float32, zero mean and unit variance per channel, channels_last."""
+        scale = (1 / (255 * self.std)).to(images.device).view(1, 3, 1, 1)
+        shift = (self.mean / self.std).to(images.device).view(1, 3, 1, 1)
+        return (images * scale - shift).contiguous(memory_format=torch.channels_last)
+
+
+def load_dataset(
+    name: str = "auto", data_dir: str | Path = "", *, seed: int = 0, size: int = 32,
+    resize: bool = False, generated: tuple[int, int] = (20_000, 4_000),
+    cache_dir: str | Path | None = None,
+) -> Dataset:  # fmt: skip
+    """Load a data set by name or path.
+
+    Args:
+        name: ``cifar10``, ``generated``, a folder or tar of class folders, or ``auto``: CIFAR-10 if
+            it is found or can be downloaded, else the generated set, saying so in the log.
+        data_dir: where to look first; then ``$DYNLIB_DATA`` and the repository's ``data/``.
+        seed: of the validation split and of the generated images.
+        size: height and width of the images in pixels.
+        resize: bring images of another size to `size`; without it they are an error.
+        generated: numbers of training (with validation) and test images to generate.
+        cache_dir: for decoded images; default ``runs/cache`` of the repository.
+
+    Raises:
+        DataError: nothing found, an unreadable archive, or an image of the wrong size.
+    """
+    if data_dir and not Path(data_dir).is_dir():
+        raise DataError(f"data_dir {str(data_dir)!r} is not a folder; expected one with cifar10/")
+    if name == "generated":
+        parts = [generate(n, np.random.default_rng([seed, i])) for i, n in enumerate(generated)]
+        return _assemble(name, tuple(SHAPES), *parts, seed)
+    if name not in ("auto", "cifar10"):
+        return _from_path(Path(name), seed, size, resize, cache_dir)
+    places = [Path(p) for p in (data_dir, os.environ.get("DYNLIB_DATA", "")) if p]
+    places.append(_root() / "data")
+    for place in places:
+        if all((place / "cifar10" / f"{part}.tar").is_file() for part in ("train", "test")):
+            return _from_path(place / "cifar10", seed, 32, False, cache_dir, "cifar10")
+    try:
+        return _cifar10_from_torchvision(places, seed)
+    except (OSError, RuntimeError) as error:
+        looked = ", ".join(map(str, places))
+        if name == "cifar10":
+            raise DataError(
+                f"CIFAR-10 not found: no cifar10/train.tar and cifar10/test.tar in {looked}, and "
+                f"its download failed ({error}); set DYNLIB_DATA, or use dataset 'generated'"
+            ) from error
+    log.warning("CIFAR-10 is neither in %s nor downloadable: using the generated set", looked)
+    return load_dataset("generated", seed=seed, generated=generated)
+
+
+def _root() -> Path:
+    return Path(__file__).resolve().parents[1]
+
+
+def _assemble(name, classes, train: Images, test: Images, seed: int) -> Dataset:
+    """Split validation images off the training images, always the same ones for one seed."""
+    order = torch.from_numpy(np.random.default_rng([seed, 77]).permutation(len(train)))
+    held = max(1, int(VAL_SHARE * len(train)))
+    val, train = train.take(order[:held]), train.take(order[held:])
+    sample = train.images[:10_000].double() / 255
+    mean, std = sample.mean((0, 2, 3)).float(), sample.std((0, 2, 3)).float()
+    return Dataset(name, tuple(classes), train, val, test, mean, std)
+
+
+def _from_path(path: Path, seed, size, resize, cache_dir, name=None) -> Dataset:
+    """A folder or tar of class folders, with or without a train and a test part."""
+    name = name or path.stem
+    parts = []
+    for split in (("train",), ("test", "val", "validation")):
+        found = [q for s in split for q in (path / s, path / f"{s}.tar") if q.exists()]
+        parts += found[:1]
+    if len(parts) == 2:
+        (train, classes), (test, others) = (_decode(p, size, resize, cache_dir) for p in parts)
+        if classes != others:
+            raise DataError(f"{parts[0]} and {parts[1]} hold different class folders")
+        return _assemble(name, classes, train, test, seed)
+    if not path.exists():
+        raise DataError(f"data set {str(path)!r}: no such name, folder or tar")
+    whole, classes = _decode(path, size, resize, cache_dir)
+    order = torch.from_numpy(np.random.default_rng([seed, 78]).permutation(len(whole)))
+    held = max(1, len(whole) // 6)
+    return _assemble(name, classes, whole.take(order[held:]), whole.take(order[:held]), seed)
+
+
+def _decode(path: Path, size: int, resize: bool, cache_dir) -> tuple[Images, tuple[str, ...]]:
+    """Decode every image once; the result is cached under a key of the path, its size and date."""
+    stat = path.stat()
+    key = f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}|{size}|{resize}"
+    folder = Path(cache_dir) if cache_dir else _root() / "runs" / "cache"
+    cache = folder / f"{path.stem}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npz"
+    if cache.is_file():
+        try:
+            with np.load(cache, allow_pickle=False) as file:
+                arrays = {k: file[k] for k in ("images", "labels", "classes")}
+            return _images(arrays["images"], arrays["labels"]), tuple(arrays["classes"].tolist())
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            log.warning("%s cannot be read (%s): decoding again", cache, error)
+
+    from dynlib._vision import timm
+
+    try:
+        reader = timm.data.create_reader("", root=str(path))
+    except Exception as error:
+        raise DataError(f"{path}: expected class folders with images: {error}") from error
+    images = np.empty((len(reader), 3, size, size), np.uint8)
+    labels = np.empty(len(reader), np.int64)
+    for i in tqdm(range(len(reader)), desc=f"decode {path.name}", disable=None):
+        try:  # the reader, not timm's dataset, which replaces an unreadable image by the next one
+            stream, labels[i] = reader[i]
+            with stream, Image.open(stream) as file:
+                image = file.convert("RGB")
+        except Exception as error:
+            raise DataError(
+                f"{path}: image {reader.filename(i)} cannot be decoded: {error}"
+            ) from error
+        if image.size != (size, size):
+            if not resize:
+                raise DataError(
+                    f"{path}: image {reader.filename(i)} is {image.size[0]} x {image.size[1]} px, "
+                    f"expected {size} x {size}; pass resize=True to bring all to one size"
+                )
+            image = image.resize((size, size))
+        images[i] = np.asarray(image).transpose(2, 0, 1)
+    # timm names the mapping differently for folders and for tars.
+    index = getattr(reader, "class_to_idx", None) or reader.class_name_to_idx
+    classes = tuple(sorted(index, key=index.get))
+    folder.mkdir(parents=True, exist_ok=True)
+    part = cache.with_name(f"{cache.name}.{os.getpid()}.part")
+    with part.open("wb") as file:
+        np.savez(file, images=images, labels=labels, classes=np.array(classes))
+    part.replace(cache)
+    return _images(images, labels), classes
+
+
+def _images(images: np.ndarray, labels: np.ndarray, difficulty=None) -> Images:
+    hard = None if difficulty is None else torch.from_numpy(difficulty)
+    return Images(torch.from_numpy(images), torch.from_numpy(labels), hard)
+
+
+@contextmanager
+def _short_timeout(seconds: float):
+    """No machine without a network should wait for minutes before it falls back."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(seconds)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+def _cifar10_from_torchvision(places: list[Path], seed: int) -> Dataset:
+    from dynlib._vision import torchvision
+
+    have = [p for p in places if (p / "cifar-10-batches-py").is_dir()]
+    target = have[0] if have else _root() / "runs" / "cache"
+    with _short_timeout(10):
+        sets = [
+            torchvision.datasets.CIFAR10(str(target), train=train, download=True)
+            for train in (True, False)
+        ]
+    parts = [_images(s.data.transpose(0, 3, 1, 2).copy(), np.array(s.targets)) for s in sets]
+    return _assemble("cifar10", tuple(CIFAR10), *parts, seed)
+
+
+def augment(
+    images: torch.Tensor, generator: torch.Generator, *, flip: torch.Tensor | None = None,
+    pad: int = 2, cutout: int = 0,
+) -> torch.Tensor:  # fmt: skip
+    """Flip, padded crop and cutout for a batch (N, C, H, W), each image by its own draw.
+
+    Args:
+        images: uint8 or float; the result has the same type and shape.
+        generator: source of the draws.
+        flip: (N,) bool, which images to mirror; drawn when absent. A trainer passes alternating
+            ones, which see both views of an image in every two epochs (arXiv 2404.00498, 3.6).
+        pad: pixels of reflected border that the crop may move into.
+        cutout: side of the square that is blanked in each image; 0 for none.
+    """
+    count, _, height, width = images.shape
+
+    def draw(high):
+        return torch.randint(high, (count,), generator=generator)
+
+    if flip is None:
+        flip = draw(2).bool()
+    images = torch.where(flip.view(-1, 1, 1, 1), images.flip(3), images)
+    if pad:
+        bordered = F.pad(images.float(), (pad,) * 4, "reflect").to(images.dtype)
+        windows = bordered.unfold(2, height, 1).unfold(3, width, 1)
+        images = windows[torch.arange(count), :, draw(2 * pad + 1), draw(2 * pad + 1)]
+    if cutout:
+        y, x = draw(height).view(-1, 1), draw(width).view(-1, 1)
+        rows = (torch.arange(height) - y).abs() * 2 < cutout
+        columns = (torch.arange(width) - x).abs() * 2 < cutout
+        hole = rows[:, None, :, None] & columns[:, None, None, :]
+        images = images.masked_fill(hole, 0 if images.is_floating_point() else 128)
+    return images
+
+
+def generate(count: int, rng: np.random.Generator, size: int = 32) -> Images:
+    """Draw `count` images of ten shapes whose difficulty is known.
+
+    Difficulty, 0 (easy) to 1 (hard), is the mean of three independent uniform draws: clutter (how
+    many strokes cross the image), scale (how small the shape is) and noise (standard deviation of
+    the pixels). It lets a policy that spends less on easy inputs be checked against the truth.
+    """
+    labels = rng.integers(len(SHAPES), size=count)
+    clutter, small, noise = rng.random((3, count)).astype(np.float32)
+    images = np.empty((count, 3, size, size), np.uint8)
+    for start in range(0, count, 1000):
+        part = slice(start, start + 1000)
+        images[part] = _draw(labels[part], clutter[part], small[part], noise[part], rng, size)
+    return _images(images, labels, (clutter + small + noise) / 3)
+
+
+def _draw(labels, clutter, small, noise, rng, size) -> np.ndarray:
+    count = len(labels)
+    axis = np.linspace(-1, 1, size, dtype=np.float32)
+
+    def column(low, high, *shape):
+        return rng.uniform(low, high, (count, *(shape or (1, 1)))).astype(np.float32)
+
+    # Shape coordinates u, v: the grid moved, turned and scaled, one unit = radius of the shape.
+    radius = (0.75 - 0.45 * small)[:, None, None]
+    x = axis[None, None, :] - column(-1, 1) * (0.95 - radius)
+    y = axis[None, :, None] - column(-1, 1) * (0.95 - radius)
+    angle = column(-0.6, 0.6)
+    u = (x * np.cos(angle) + y * np.sin(angle)) / radius
+    v = (y * np.cos(angle) - x * np.sin(angle)) / radius
+    inside = np.empty((count, size, size), bool)
+    for label in range(len(SHAPES)):
+        of = labels == label
+        inside[of] = _shape(SHAPES[label], u[of], v[of])
+
+    background, colour = column(0.1, 0.9, 3, 1, 1), column(0, 1, 3, 1, 1)
+    # A shape must differ from its background in brightness, or its difficulty would be unknown.
+    colour = np.where(background > 0.5, colour * 0.5, 0.5 + colour * 0.5)
+    image = np.broadcast_to(background, (count, 3, size, size)).copy()
+    for stroke in range(6):
+        turn, offset = column(0, np.pi), column(-0.9, 0.9)
+        along = axis[None, None, :] * np.cos(turn) + axis[None, :, None] * np.sin(turn)
+        on = (np.abs(along - offset) < 0.05) & (clutter * 6 > stroke)[:, None, None]
+        image = np.where(on[:, None], column(0, 1, 3, 1, 1), image)
+    image = np.where(inside[:, None], colour, image)
+    image += rng.standard_normal(image.shape, np.float32) * (0.25 * noise)[:, None, None, None]
+    return (image.clip(0, 1) * 255).astype(np.uint8)
+
+
+def _shape(name: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    r, box = np.hypot(u, v), np.maximum(np.abs(u), np.abs(v))
+    if name == "disc":
+        return r < 0.9
+    if name == "square":
+        return box < 0.75
+    if name == "triangle":
+        return (v < 0.6) & (v > 2 * np.abs(u) - 0.9)
+    if name == "plus":
+        return (np.minimum(np.abs(u), np.abs(v)) < 0.28) & (box < 0.95)
+    if name == "ring":
+        return (r < 0.95) & (r > 0.55)
+    if name == "star":
+        return r < 0.62 + 0.35 * np.cos(5 * np.arctan2(u, -v))
+    if name == "crescent":
+        return (r < 0.95) & (np.hypot(u - 0.45, v) > 0.75)
+    if name == "bar":
+        return (np.abs(u) < 0.95) & (np.abs(v) < 0.3)
+    if name == "corner":
+        return (box < 0.85) & ((u < -0.3) | (v > 0.3))
+    return (np.hypot(np.abs(u) - 0.5, np.abs(v) - 0.5)) < 0.38
+
+
+def with_train(dataset: Dataset, count: int, seed: int = 0) -> Dataset:
+    """`dataset` with only `count` training images, drawn at random: for short runs."""
+    order = torch.from_numpy(np.random.default_rng([seed, 79]).permutation(len(dataset.train)))
+    return replace(dataset, train=dataset.train.take(order[:count]))

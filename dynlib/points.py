@@ -1,0 +1,195 @@
+"""Operating points and decision logs: what search and profiling hand to the runtime manager.
+
+Both are plain files, a CSV table and JSON lines, so that any other program can read a run and
+compute its numbers again.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from dynlib import DynlibError
+from dynlib.report.files import atomic_write
+
+TEXT_COLUMNS = ("model", "subnet", "backend", "precision", "board", "unit", "source")
+KEY_COLUMNS = (
+    "model", "subnet", "exit_threshold", "backend", "precision", "board", "unit", "cores",
+    "threads", "quota", "cpu_mhz", "gpu_mhz", "emc_mhz", "batch",
+)  # fmt: skip
+VALUE_COLUMNS = (
+    "accuracy_val_pct", "accuracy_test_pct", "latency_ms", "latency_std_ms", "latency_p95_ms",
+    "energy_mj", "power_mw", "idle_power_mw", "memory_mb", "macs_m", "params_m",
+)  # fmt: skip
+COLUMNS = (*KEY_COLUMNS, *VALUE_COLUMNS, "source")
+REQUIRED = ("model", "subnet", "board", "unit", "batch", "latency_ms", "source")
+SOURCES = ("measured", "replayed", "simulated", "estimated", "predicted", "published")
+
+LOG_SCHEMA = 1
+LOG_EVENTS = ("arrive", "start", "finish", "drop", "decide", "set", "sample")
+LOG_FIELDS = (
+    "t_s", "event", "app", "frame", "subnet", "exit_threshold", "unit", "cores", "quota", "batch",
+    "cpu_mhz", "gpu_mhz", "emc_mhz", "deadline_ms", "latency_ms", "power_mw", "energy_mj",
+    "temp_c", "reason",
+)  # fmt: skip
+_LOG_FIELDS = frozenset(LOG_FIELDS)
+
+
+class TableError(DynlibError):
+    """An operating-point table or decision log is malformed; names file, row and column."""
+
+
+def make_table(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
+    """Build a valid operating-point table from dictionaries; missing values stay unknown (NaN).
+
+    Raises `TableError` for unknown columns and whatever `check_table` finds.
+    """
+    rows = list(rows)
+    unknown = sorted({key for row in rows for key in row} - set(COLUMNS))
+    if unknown:
+        raise TableError(f"unknown operating-point columns {unknown}; the schema is {COLUMNS}")
+    return check_table(pd.DataFrame(rows, columns=list(COLUMNS)), "table")
+
+
+def check_table(table: pd.DataFrame, name: str | Path = "table") -> pd.DataFrame:
+    """Return `table` with its types set; raises `TableError` naming `name`, row and column."""
+    missing = [c for c in COLUMNS if c not in table.columns]
+    extra = [c for c in table.columns if c not in COLUMNS]
+    if missing or extra:
+        raise TableError(f"{name}: missing columns {missing}, unknown columns {extra}")
+    if table.empty:
+        raise TableError(f"{name}: the table has no rows")
+    table = table[list(COLUMNS)].reset_index(drop=True).copy()
+    for column in COLUMNS:
+        if column in TEXT_COLUMNS:
+            table[column] = table[column].astype(object).where(table[column].notna(), None)
+            continue
+        numbers = pd.to_numeric(table[column], errors="coerce").astype(float)
+        bad = (numbers.isna() & table[column].notna()) | np.isinf(numbers) | (numbers < 0)
+        if bad.any():
+            _fail(name, bad, column, table, "a number >= 0")
+        table[column] = numbers
+    for column in REQUIRED:
+        if table[column].isna().any():
+            _fail(name, table[column].isna(), column, table, "a value")
+    for column, high in (("accuracy_val_pct", 100), ("accuracy_test_pct", 100)):
+        if (table[column] > high).any():
+            _fail(name, table[column] > high, column, table, f"at most {high}")
+    if (table["latency_ms"] <= 0).any():
+        _fail(name, table["latency_ms"] <= 0, "latency_ms", table, "a time above zero")
+    if (~table["source"].isin(SOURCES)).any():
+        _fail(name, ~table["source"].isin(SOURCES), "source", table, f"one of {SOURCES}")
+    twice = table.duplicated(list(KEY_COLUMNS))
+    if twice.any():
+        _fail(name, twice, "subnet", table, "one row per sub-network, setting and clock")
+    return table
+
+
+def _fail(name, bad: pd.Series, column: str, table: pd.DataFrame, expected: str):
+    row = int(np.flatnonzero(bad)[0])
+    raise TableError(
+        f"{name}, row {row + 1}, column {column!r}: got {table[column].iloc[row]!r}, "
+        f"expected {expected}"
+    )
+
+
+def write_table(table: pd.DataFrame, path: str | Path) -> Path:
+    """Check and write a table as CSV through a temporary file; an earlier file survives errors."""
+    path = Path(path)
+    table = check_table(table, path)
+    return atomic_write(path, table.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
+
+
+def read_table(path: str | Path) -> pd.DataFrame:
+    """Read a CSV table; raises `TableError` naming the file and what is wrong with it."""
+    try:
+        table = pd.read_csv(path)
+    except (OSError, ValueError) as error:
+        raise TableError(f"{path}: cannot read an operating-point table: {error}") from error
+    return check_table(table, path)
+
+
+def pareto_mask(values: np.ndarray) -> np.ndarray:
+    """Which rows of `values` (points, objectives), all minimised, no other row dominates.
+
+    Of several equal rows the first is kept. Rows with NaN never belong.
+    """
+    values = np.asarray(values, dtype=float)
+    keep = np.zeros(len(values), dtype=bool)
+    front = np.empty((0, values.shape[1]))
+    # In lexicographic order nobody is dominated by a later row, so one growing front is enough.
+    for i in np.lexsort(values.T[::-1]):
+        row = values[i]
+        if np.isnan(row).any() or (front <= row).all(axis=1).any():
+            continue
+        keep[i] = True
+        front = np.vstack([front, row])
+    return keep
+
+
+def pareto_front(table: pd.DataFrame, minimise: Sequence[str], maximise: Sequence[str] = ()):
+    """The rows of `table` that no other row dominates, sorted by the first column."""
+    columns = [*minimise, *maximise]
+    signs = np.array([1.0] * len(minimise) + [-1.0] * len(maximise))
+    mask = pareto_mask(table[columns].to_numpy(float) * signs)
+    return table[mask].sort_values(columns[0]).reset_index(drop=True)
+
+
+def hypervolume(values: np.ndarray, reference: Sequence[float]) -> float:
+    """Area that the points (n, 2), both objectives minimised, dominate below `reference`."""
+    values = np.asarray(values, dtype=float)
+    reference = np.asarray(reference, dtype=float)
+    inside = values[(values < reference).all(axis=1)]
+    front = inside[pareto_mask(inside)] if len(inside) else inside
+    front = front[np.argsort(front[:, 0])]
+    right = np.append(front[1:, 0], reference[0])
+    return float(((right - front[:, 0]) * (reference[1] - front[:, 1])).sum())
+
+
+class DecisionLog:
+    """Collects the events of one run in time order; `write` stores them as JSON lines."""
+
+    def __init__(self, **header: Any):
+        self.header = {"schema": LOG_SCHEMA, **header}
+        self.events: list[dict[str, Any]] = []
+
+    def add(self, t_s: float, event: str, **values: Any) -> None:
+        """Append an event; raises `TableError` for unknown names and for time going back."""
+        if event not in LOG_EVENTS:
+            raise TableError(f"unknown log event {event!r}; expected one of {LOG_EVENTS}")
+        if not _LOG_FIELDS.issuperset(values):
+            raise TableError(f"unknown log fields {sorted(set(values) - _LOG_FIELDS)}")
+        if self.events and t_s < self.events[-1]["t_s"]:
+            raise TableError(f"log time goes back: {t_s} s after {self.events[-1]['t_s']} s")
+        self.events.append({"t_s": t_s, "event": event, **values})
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return iter(self.events)
+
+    def write(self, path: str | Path) -> Path:
+        """Write header and events in one step."""
+        lines = (json.dumps(line, sort_keys=True) for line in (self.header, *self.events))
+        return atomic_write(path, "".join(f"{line}\n" for line in lines))
+
+    @classmethod
+    def read(cls, path: str | Path) -> "DecisionLog":
+        """Read a log back; raises `TableError` naming file and line. A cut last line is dropped."""
+        path = Path(path)
+        lines = path.read_text().splitlines()
+        parsed = []
+        for number, line in enumerate(lines, 1):
+            try:
+                parsed.append(json.loads(line))
+            except ValueError as error:
+                if number == len(lines):
+                    break
+                raise TableError(f"{path}, line {number}: not JSON: {error}") from error
+        if not parsed or parsed[0].get("schema") != LOG_SCHEMA:
+            raise TableError(f"{path}: no header of a decision log with schema {LOG_SCHEMA}")
+        log = cls(**parsed[0])
+        for event in parsed[1:]:
+            log.add(**event)
+        return log
