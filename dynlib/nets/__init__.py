@@ -1,0 +1,1 @@
+"""Elastic networks: the super-network, its families, and what serves it."""

@@ -1,0 +1,155 @@
+"""From trained weights to a checkpoint worth shipping: chosen points, statistics, accuracies.
+
+`python -m dynlib.training.ship --out data/checkpoints/cifar10.safetensors` trains (resuming from
+its state file) and ships; the suite's full profile calls the same functions.
+"""
+
+import argparse
+import logging
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from tqdm.auto import tqdm
+
+from dynlib.data import Dataset, load_dataset
+from dynlib.nets.supernet import Supernet
+from dynlib.points import pareto_front
+from dynlib.report.files import atomic_write
+from dynlib.report.provenance import repo_root
+from dynlib.space import SearchSpace, SubnetConfig
+from dynlib.training.trainer import Recipe, bf16_pays, evaluate, train
+
+# The space of the shipped CIFAR-10 network: 112 to 11 MMACs.
+CIFAR_SPACE = SearchSpace(
+    resolution=(28, 30, 32),
+    depth=((1,), (1, 2), (1, 2)),
+    width=((24, 32, 40, 48, 64), (64, 80, 96, 128, 160, 192), (96, 128, 160, 192, 224, 256)),
+)
+# A smaller one for the generated set and for short training runs: 20 to 2 MMACs.
+SMALL_SPACE = SearchSpace(
+    resolution=(28, 30, 32),
+    depth=((1,), (1, 2), (1, 2)),
+    width=((8, 16, 24, 32), (24, 32, 48, 64), (32, 48, 64, 96)),
+)
+
+
+def checkpoint_path(dataset: str) -> Path:
+    """Where the shipped checkpoint for a data set lies."""
+    return repo_root() / "data" / "checkpoints" / f"{dataset}.safetensors"
+
+
+def macs_m(supernet: Supernet, config: SubnetConfig) -> float:
+    """Millions of multiply-accumulates for one image."""
+    return sum(layer.macs for layer in supernet.layers(config)) / 1e6
+
+
+def params_m(supernet: Supernet, config: SubnetConfig) -> float:
+    """Millions of parameters, including normalisation and biases."""
+    return sum(p.numel() for p in supernet.slices(config).values()) / 1e6
+
+
+def choose_points(
+    supernet: Supernet, dataset: Dataset, *, count: int = 8, candidates: int = 120, seed: int = 0,
+) -> list[SubnetConfig]:  # fmt: skip
+    """Pick sub-networks spread evenly in log MACs over the front of validation accuracy.
+
+    Both ends of the space are always among them; the others come from random candidates.
+    """
+    rng = np.random.default_rng([seed, 5])
+    ends = [supernet.space.smallest, supernet.space.largest]
+    drawn = dict.fromkeys([*ends, *(supernet.space.sample(rng) for _ in range(candidates))])
+    held = dataset.val.take(slice(0, 2000))
+    rows = []
+    for config in tqdm(drawn, desc="choose points", disable=None):
+        accuracy = evaluate(supernet, config, dataset, held, bf16=bf16_pays())
+        rows.append({"config": config, "macs": macs_m(supernet, config), "accuracy": accuracy})
+        del supernet.statistics[config]
+    best = pareto_front(pd.DataFrame(rows), ["macs"], ["accuracy"])
+    inner = best[~best["config"].isin(ends)].reset_index(drop=True)
+    low, high = (np.log(macs_m(supernet, config)) for config in ends)
+    chosen = []
+    for target in np.linspace(low, high, count)[1:-1]:
+        rest = inner[~inner["config"].isin(chosen)]
+        if rest.empty:
+            break
+        chosen.append(rest["config"].loc[(np.log(rest["macs"]) - target).abs().idxmin()])
+    return sorted([*ends, *chosen], key=lambda c: macs_m(supernet, c))
+
+
+def accuracy_table(
+    supernet: Supernet, configs: list[SubnetConfig], dataset: Dataset, *, bf16: bool = False
+) -> pd.DataFrame:
+    """MACs, parameters, validation and test accuracy of each configuration, on all images."""
+    rows = [
+        {
+            "subnet": str(config), "macs_m": macs_m(supernet, config),
+            "params_m": params_m(supernet, config),
+            "accuracy_val_pct": evaluate(supernet, config, dataset, dataset.val, bf16=bf16),
+            "accuracy_test_pct": evaluate(supernet, config, dataset, dataset.test, bf16=bf16),
+            "source": "measured",
+        }
+        for config in tqdm(configs, desc="evaluate", disable=None)
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def ship(
+    supernet: Supernet, dataset: Dataset, path: str | Path, *, half: bool = True,
+    candidates: int = 120, **provenance,
+) -> pd.DataFrame:  # fmt: skip
+    """Choose the operating points, store their statistics, and write checkpoint and accuracies.
+
+    Writes `path` and beside it ``<name>.accuracy.csv``, which is also returned.
+    """
+    path = Path(path)
+    if half:  # statistics and accuracies must belong to the weights as they are stored
+        with torch.no_grad():
+            for parameter in supernet.net.parameters():
+                parameter.copy_(parameter.half())
+    configs = choose_points(supernet, dataset, candidates=candidates)
+    table = accuracy_table(supernet, configs, dataset)
+    supernet.save(
+        path, half=half, dataset=dataset.name, mean=dataset.mean.tolist(),
+        std=dataset.std.tolist(), class_names=list(dataset.classes), **provenance,
+    )  # fmt: skip
+    atomic_write(path.with_suffix(".accuracy.csv"), table.to_csv(index=False, float_format="%.4f"))
+    return table
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Train a super-network and ship its checkpoint."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--dataset", default="cifar10")
+    parser.add_argument("--data-dir", default="")
+    parser.add_argument("--epochs", type=int, default=36)
+    parser.add_argument("--lr", type=float, default=0.2)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--small", action="store_true", help="the small space")
+    parser.add_argument("--out", type=Path, required=True, help="checkpoint to write")
+    parser.add_argument("--state", type=Path, help="training state, resumed if it exists")
+    args = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    dataset = load_dataset(args.dataset, args.data_dir, seed=args.seed)
+    recipe = Recipe(epochs=args.epochs, lr=args.lr)
+    torch.manual_seed(args.seed)
+    space = SMALL_SPACE if args.small else CIFAR_SPACE
+    supernet = Supernet(space, len(dataset.classes))
+    state = args.state or args.out.with_suffix(".state.pt")
+    history = train(supernet, dataset, recipe, seed=args.seed, state_file=state)
+    seconds = float(history["seconds"].sum())
+    table = ship(
+        supernet, dataset, args.out, recipe=asdict(recipe), seed=args.seed,
+        train_images=len(dataset.train), seconds=seconds, torch=torch.__version__,
+        threads=torch.get_num_threads(),
+    )  # fmt: skip
+    atomic_write(
+        args.out.with_suffix(".history.csv"), history.to_csv(index=False, float_format="%.5g")
+    )
+    logging.getLogger(__name__).info("%s", table.to_string())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,172 @@
+"""Data sets: decoding, splits, augmentation, and the generated set."""
+
+import io
+import tarfile
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dynlib import data
+from dynlib.data import DataError, augment, generate, load_dataset, with_train
+
+
+def picture(value: int, size=(32, 32)) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", size, (value, 255 - value, 30)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for label in ("cat", "dog"):
+        for i in range(12):
+            path = tmp_path / "set" / label / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(picture(10 * i))
+    return tmp_path / "set"
+
+
+def test_a_folder_of_classes_is_split_three_ways(folder, tmp_path):
+    dataset = load_dataset(str(folder), cache_dir=tmp_path / "cache")
+    assert dataset.classes == ("cat", "dog")
+    assert len(dataset.train) + len(dataset.val) + len(dataset.test) == 24
+    assert min(len(dataset.train), len(dataset.val), len(dataset.test)) > 0
+    assert dataset.train.images.shape[1:] == (3, 32, 32)
+
+
+def test_decoding_happens_once_and_a_broken_cache_is_decoded_again(folder, tmp_path, monkeypatch):
+    cache = tmp_path / "cache"
+    first = load_dataset(str(folder), cache_dir=cache)
+    (file,) = cache.iterdir()
+    good = file.read_bytes()
+    file.write_bytes(good[:100])
+    again = load_dataset(str(folder), cache_dir=cache)
+    assert torch.equal(first.train.images, again.train.images)
+    assert file.read_bytes() == good
+    from dynlib._vision import timm
+
+    monkeypatch.setattr(timm.data, "create_dataset", None)  # decoding would fail now
+    cached = load_dataset(str(folder), cache_dir=cache)
+    assert torch.equal(first.train.labels, cached.train.labels)
+
+
+def test_a_tar_gives_the_same_images_as_its_folder(folder, tmp_path):
+    tar = tmp_path / "set.tar"
+    with tarfile.open(tar, "w") as file:
+        file.add(folder, "set")
+    one = load_dataset(str(folder), cache_dir=tmp_path / "a")
+    two = load_dataset(str(tar), cache_dir=tmp_path / "b")
+    assert one.classes == two.classes
+    assert one.train.images.sum() == two.train.images.sum()
+
+
+def test_an_image_of_the_wrong_size_is_named(folder, tmp_path):
+    (folder / "cat" / "odd.png").write_bytes(picture(3, (40, 32)))
+    with pytest.raises(DataError, match=r"odd.*40 x 32 px, expected 32 x 32"):
+        load_dataset(str(folder), cache_dir=tmp_path / "cache")
+    dataset = load_dataset(str(folder), cache_dir=tmp_path / "cache", resize=True)
+    assert dataset.train.images.shape[2:] == (32, 32)
+
+
+def test_a_truncated_image_is_an_error_and_leaves_no_cache(folder, tmp_path):
+    (folder / "cat" / "cut.png").write_bytes(picture(3)[:60])
+    with pytest.raises(DataError, match="cannot be decoded"):
+        load_dataset(str(folder), cache_dir=tmp_path / "cache")
+    assert not list(tmp_path.glob("cache/*"))
+
+
+def test_missing_places_are_named(tmp_path, monkeypatch):
+    with pytest.raises(DataError, match="nowhere"):
+        load_dataset("cifar10", str(tmp_path / "nowhere"))
+    with pytest.raises(DataError, match="no such name"):
+        load_dataset(str(tmp_path / "absent"))
+    monkeypatch.delenv("DYNLIB_DATA", raising=False)
+    monkeypatch.setattr(data, "_root", lambda: tmp_path)
+    monkeypatch.setattr(data, "_cifar10_from_torchvision", _offline)
+    with pytest.raises(DataError, match="DYNLIB_DATA"):
+        load_dataset("cifar10")
+
+
+def _offline(*_):
+    raise OSError("no network")
+
+
+def test_without_any_data_auto_generates_and_says_so(tmp_path, monkeypatch, caplog):
+    monkeypatch.delenv("DYNLIB_DATA", raising=False)
+    monkeypatch.setattr(data, "_root", lambda: tmp_path)
+    monkeypatch.setattr(data, "_cifar10_from_torchvision", _offline)
+    dataset = load_dataset("auto", generated=(100, 20))
+    assert dataset.name == "generated"
+    assert "generated" in caplog.text
+
+
+def test_the_split_is_fixed_and_disjoint():
+    one, two = (load_dataset("generated", generated=(300, 30)) for _ in range(2))
+    assert torch.equal(one.val.images, two.val.images)
+    train = {image.numpy().tobytes() for image in one.train.images}
+    assert not train & {image.numpy().tobytes() for image in one.val.images}
+    assert len(one.val) == 30
+    other = load_dataset("generated", generated=(300, 30), seed=1)
+    assert not torch.equal(one.val.images, other.val.images)
+
+
+def test_normalised_training_images_have_zero_mean_and_unit_variance():
+    dataset = load_dataset("generated", generated=(500, 20))
+    images = dataset.normalise(dataset.train.images)
+    assert images.is_contiguous(memory_format=torch.channels_last)
+    assert images.mean((0, 2, 3)).abs().max() < 1e-3
+    assert (images.std((0, 2, 3)) - 1).abs().max() < 1e-3
+
+
+def test_generated_images_know_their_difficulty():
+    images = generate(400, np.random.default_rng(0))
+    again = generate(400, np.random.default_rng(0))
+    assert torch.equal(images.images, again.images)
+    assert images.difficulty.min() >= 0
+    assert images.difficulty.max() <= 1
+    assert set(images.labels.tolist()) == set(range(10))
+    # Noise is a third of the difficulty, so hard images are rougher from pixel to pixel.
+    rough = (images.images[..., 1:].float() - images.images[..., :-1].float()).abs().mean((1, 2, 3))
+    hard = images.difficulty > images.difficulty.median()
+    assert rough[hard].mean() > 1.3 * rough[~hard].mean()
+
+
+def test_augmentation_keeps_pixels_and_depends_only_on_the_generator():
+    images = generate(16, np.random.default_rng(1)).images
+    one, two = (augment(images, torch.Generator().manual_seed(3), cutout=8) for _ in range(2))
+    assert torch.equal(one, two)
+    assert one.dtype == torch.uint8
+    assert one.shape == images.shape
+    still = augment(images, torch.Generator(), flip=torch.zeros(16, dtype=torch.bool), pad=0)
+    assert torch.equal(still, images)
+    mirrored = augment(images, torch.Generator(), flip=torch.ones(16, dtype=torch.bool), pad=0)
+    assert torch.equal(mirrored, images.flip(3))
+
+
+def test_every_crop_is_a_window_of_the_padded_image():
+    images = torch.arange(2 * 3 * 8 * 8, dtype=torch.uint8).reshape(2, 3, 8, 8)
+    none = torch.zeros(2, dtype=torch.bool)
+    crops = augment(images, torch.Generator().manual_seed(0), flip=none, pad=2)
+    padded = torch.nn.functional.pad(images.float(), (2,) * 4, "reflect").byte()
+    for crop, whole in zip(crops, padded, strict=True):
+        windows = [whole[:, y : y + 8, x : x + 8] for y in range(5) for x in range(5)]
+        assert any(torch.equal(crop, window) for window in windows)
+
+
+def test_cutout_blanks_one_square():
+    ones = torch.ones(64, 1, 16, 16)
+    none = torch.zeros(64, dtype=torch.bool)
+    cut = augment(ones, torch.Generator().manual_seed(0), flip=none, pad=0, cutout=4)
+    blanked = (cut == 0).sum((1, 2, 3))
+    assert blanked.max() <= 25
+    assert blanked.min() >= 4
+
+
+def test_cifar10_from_the_tars(data_root, tmp_path):
+    dataset = load_dataset("cifar10", str(data_root))
+    assert dataset.classes == tuple(data.CIFAR10)
+    assert (len(dataset.train), len(dataset.val), len(dataset.test)) == (45_000, 5_000, 8_000)
+    assert torch.bincount(dataset.test.labels).min() > 700
+    assert len(with_train(dataset, 100).train) == 100

@@ -1,0 +1,132 @@
+"""Operating-point tables, Pareto sets, hypervolumes and decision logs."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from dynlib.points import (
+    COLUMNS,
+    DecisionLog,
+    TableError,
+    hypervolume,
+    make_table,
+    pareto_front,
+    pareto_mask,
+    read_table,
+    write_table,
+)
+
+ROW = {
+    "model": "net", "subnet": "r32-d1-w8", "board": "b", "unit": "gpu", "batch": 1,
+    "latency_ms": 2.5, "source": "measured", "accuracy_val_pct": 90.0,
+}  # fmt: skip
+
+points = arrays(float, st.tuples(st.integers(1, 25), st.just(2)), elements=st.integers(0, 6))
+
+
+def test_a_table_survives_the_file(tmp_path):
+    table = make_table([ROW, ROW | {"subnet": "other", "gpu_mhz": 510.0}])
+    path = write_table(table, tmp_path / "t.csv")
+    back = read_table(path)
+    assert list(back.columns) == list(COLUMNS)
+    pd.testing.assert_frame_equal(table, back)
+    assert np.isnan(back["energy_mj"]).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"latency_ms": "fast"}, "latency_ms"),
+        ({"latency_ms": 0}, "above zero"),
+        ({"latency_ms": float("inf")}, "latency_ms"),
+        ({"energy_mj": -1}, "energy_mj"),
+        ({"accuracy_val_pct": 101}, "accuracy_val_pct"),
+        ({"source": "guessed"}, "source"),
+        ({"subnet": None}, "subnet"),
+        ({"latency_s": 1}, "latency_s"),
+    ],
+)
+def test_a_bad_value_names_the_column(change, words):
+    with pytest.raises(TableError, match=words):
+        make_table([ROW | change])
+
+
+def test_a_bad_row_is_named_with_its_file_and_the_old_file_survives(tmp_path):
+    path = write_table(make_table([ROW]), tmp_path / "t.csv")
+    before = path.read_text()
+    with pytest.raises(TableError, match="row 2"):
+        write_table(pd.concat([make_table([ROW])] * 2), path)
+    assert path.read_text() == before
+    path.write_text(before.replace("2.5", "oops"))
+    with pytest.raises(TableError, match=r"t\.csv, row 1, column 'latency_ms'"):
+        read_table(path)
+    path.write_text("a,b\n1,2\n")
+    with pytest.raises(TableError, match="missing columns"):
+        read_table(path)
+    with pytest.raises(TableError, match="cannot read"):
+        read_table(tmp_path / "none.csv")
+
+
+@given(points)
+def test_the_pareto_mask_equals_the_quadratic_oracle(values):
+    mask = pareto_mask(values)
+    for i, row in enumerate(values):
+        dominated = ((values <= row).all(1) & (values < row).any(1)).any()
+        twin = ((values[:i] == row).all(1)).any()
+        assert mask[i] == (not dominated and not twin)
+
+
+@given(points, st.randoms(use_true_random=False))
+def test_the_front_does_not_depend_on_row_order_and_is_idempotent(values, random):
+    table = pd.DataFrame(values, columns=["a", "b"])
+    order = list(range(len(table)))
+    random.shuffle(order)
+    front = pareto_front(table, ["a"], ["b"])
+    pd.testing.assert_frame_equal(front, pareto_front(table.iloc[order], ["a"], ["b"]))
+    pd.testing.assert_frame_equal(front, pareto_front(front, ["a"], ["b"]))
+
+
+@given(points)
+def test_the_hypervolume_counts_the_dominated_unit_squares(values):
+    squares = sum(bool((values <= (x, y)).all(1).any()) for x in range(7) for y in range(7))
+    assert hypervolume(values, (7, 7)) == squares
+
+
+def test_points_beyond_the_reference_add_nothing():
+    assert hypervolume(np.array([[2.0, 2.0]]), (1, 1)) == 0
+    assert hypervolume(np.array([[0.0, 0.0], [np.nan, 1.0]]), (1, 2)) == 2
+
+
+def test_a_log_round_trips_and_a_cut_last_line_costs_only_that_line(tmp_path):
+    log = DecisionLog(seed=3)
+    log.add(0.0, "arrive", app="a", frame=0)
+    log.add(0.5, "finish", app="a", frame=0, latency_ms=500.0)
+    path = log.write(tmp_path / "log.jsonl")
+    back = DecisionLog.read(path)
+    assert back.header == log.header
+    assert back.events == log.events
+    whole = path.read_text()
+    path.write_text(whole[:-9])
+    assert DecisionLog.read(path).events == log.events[:1]
+    path.write_text(whole.replace('{"app": "a", "event": "arrive"', "{", 1))
+    with pytest.raises(TableError, match="line 2"):
+        DecisionLog.read(path)
+    path.write_text(json.dumps({"seed": 1}) + "\n")
+    with pytest.raises(TableError, match="no header"):
+        DecisionLog.read(path)
+
+
+def test_a_log_refuses_unknown_names_and_time_going_back():
+    log = DecisionLog()
+    log.add(1.0, "sample", power_mw=5.0)
+    with pytest.raises(TableError, match="unknown log event"):
+        log.add(1.0, "jump")
+    with pytest.raises(TableError, match="powr"):
+        log.add(1.0, "sample", powr=5.0)
+    with pytest.raises(TableError, match="goes back"):
+        log.add(0.5, "sample", power_mw=5.0)

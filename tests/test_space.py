@@ -1,0 +1,71 @@
+"""Configurations and search spaces."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dynlib.space import ConfigError, LayerSpec, SearchSpace, SubnetConfig
+
+SPACE = SearchSpace((28, 32), ((1,), (1, 2)), ((8, 16), (16, 24, 32)))
+
+
+def seeds():
+    return st.integers(0, 2**32 - 1).map(np.random.default_rng)
+
+
+@given(seeds())
+def test_a_sample_round_trips_through_string_indices_and_dict(rng):
+    config = SPACE.sample(rng)
+    assert config in SPACE
+    assert SubnetConfig.parse(str(config)) == config
+    assert SPACE.decode(SPACE.encode(config)) == config
+    assert SearchSpace.from_dict(SPACE.to_dict()) == SPACE
+
+
+def test_strings_are_unique_and_count_the_space():
+    assert len({str(c) for c in SPACE}) == SPACE.size == 2 * 1 * 2 * 2 * 3
+    assert SPACE.largest == SubnetConfig(32, (1, 2), (16, 32))
+    assert SPACE.smallest == SubnetConfig(28, (1, 1), (8, 16))
+
+
+@given(seeds(), st.floats(0, 1))
+def test_a_mutation_stays_in_the_space(rng, p):
+    assert SPACE.mutate(SPACE.largest, rng, p) in SPACE
+
+
+def test_mutating_with_probability_zero_changes_nothing():
+    rng = np.random.default_rng(0)
+    config = SPACE.sample(rng)
+    assert SPACE.mutate(config, rng, 0.0) == config
+
+
+@pytest.mark.parametrize("text", ["", "r32", "r32-d1-w", "r32-d1.2-w8,16", "x", "r-1-d1-w1"])
+def test_a_malformed_string_is_refused(text):
+    with pytest.raises(ConfigError, match="expected"):
+        SubnetConfig.parse(text)
+
+
+def test_a_configuration_outside_names_the_axis():
+    with pytest.raises(ConfigError, match="width1 is 99"):
+        SPACE.check(SubnetConfig(32, (1, 2), (16, 99)))
+    with pytest.raises(ConfigError, match="stages"):
+        SPACE.check(SubnetConfig(32, (1,), (16,)))
+    assert SubnetConfig(32, (1,), (16,)) not in SPACE
+
+
+def test_a_space_needs_ascending_choices_and_known_keys():
+    with pytest.raises(ConfigError, match="width0"):
+        SearchSpace((32,), ((1,),), ((16, 8),))
+    with pytest.raises(ConfigError, match="keys"):
+        SearchSpace.from_dict({"resolution": [32]})
+    with pytest.raises(ConfigError, match="one entry per stage"):
+        SubnetConfig(32, (1, 2), (16,))
+
+
+def test_a_layer_counts_its_work():
+    layer = LayerSpec("conv", 16, 32, kernel=3, in_size=8, out_size=8)
+    assert layer.params == 9 * 16 * 32
+    assert layer.macs == layer.params * 64
+    assert layer.bytes_moved == 4 * (16 * 64 + 32 * 64 + layer.params)
+    assert LayerSpec("conv", 32, 32, 3, groups=32).params == 9 * 32

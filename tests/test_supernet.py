@@ -1,0 +1,175 @@
+"""One weight store: slices, statistics, extraction, checkpoints."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
+
+from dynlib.nets.resnet import ResNet, layers, whiten_stem
+from dynlib.nets.serve import SubnetServer
+from dynlib.nets.supernet import CheckpointError, MissingStatisticsError, Supernet, calibrate
+from dynlib.space import ConfigError, SearchSpace, SubnetConfig
+
+SPACE = SearchSpace((12, 16), ((1,), (0, 1, 2)), ((4, 8), (6, 8, 12)))
+ALL = st.sampled_from(list(SPACE))
+
+
+@pytest.fixture(scope="module")
+def supernet():
+    torch.manual_seed(0)
+    net = Supernet(SPACE)
+    for config in SPACE:
+        calibrate(net, config, [torch.randn(32, 3, 16, 16)])
+    return net
+
+
+@settings(deadline=None)
+@given(ALL)
+def test_prepared_and_extracted_networks_agree_bit_for_bit(supernet, config):
+    images = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    prepared, alone = supernet.prepare(config), supernet.extract(config)
+    assert torch.equal(prepared(images), alone(images))
+
+
+@settings(deadline=None)
+@given(ALL)
+def test_prepared_parameters_are_views_and_extracted_ones_are_not(supernet, config):
+    store = {p.untyped_storage().data_ptr() for p in supernet.net.parameters()}
+    for net, shared in ((supernet.prepare(config), True), (supernet.extract(config), False)):
+        for name, parameter in net.named_parameters():
+            assert (parameter.untyped_storage().data_ptr() in store) is shared, name
+
+
+@settings(deadline=None)
+@given(ALL)
+def test_a_slow_obvious_network_gives_the_same_output(supernet, config):
+    """Copy every prefix by hand into a freshly built static network and compare."""
+    plain = ResNet(config)
+    big = dict(supernet.net.named_parameters())
+    with torch.no_grad():
+        for name, parameter in plain.named_parameters():
+            source = big[name]
+            for axis, size in enumerate(parameter.shape):
+                source = source.narrow(axis, 0, size)
+            parameter.copy_(source)
+    plain.load_state_dict(supernet.statistics[config], strict=False)
+    images = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(2))
+    torch.testing.assert_close(plain.eval()(images), supernet.prepare(config)(images))
+
+
+@settings(deadline=None, max_examples=20)
+@given(ALL)
+def test_layers_count_the_macs_that_torch_counts(config):
+    with FlopCounterMode(display=False) as counter:
+        ResNet(config).eval()(torch.randn(1, 3, 16, 16))
+    assert sum(layer.macs for layer in layers(config)) == counter.get_total_flops() / 2
+
+
+def test_work_grows_along_every_axis():
+    def work(config):
+        specs = layers(config)
+        return sum(s.macs for s in specs), sum(s.params for s in specs)
+
+    for config in SPACE:
+        index = SPACE.encode(config)
+        for axis, (name, choices) in enumerate(SPACE.axes()):
+            if index[axis] + 1 < len(choices):
+                larger = SPACE.decode(index + np.eye(len(index), dtype=int)[axis])
+                assert work(larger)[0] > work(config)[0], name
+                assert work(larger)[1] >= work(config)[1], name
+
+
+def test_gradients_reach_only_the_prefix():
+    torch.manual_seed(0)
+    net = Supernet(SPACE)
+    net(torch.randn(8, 3, 16, 16), SPACE.smallest).sum().backward()
+    gradient = net.net.stages[1].conv.weight.grad
+    assert gradient[:6, :4].abs().sum() > 0
+    assert gradient[6:].abs().sum() == 0
+    assert gradient[:, 4:].abs().sum() == 0
+
+
+def test_calibration_gives_the_statistics_of_the_images():
+    torch.manual_seed(0)
+    net = Supernet(SPACE)
+    config, images = SPACE.largest, torch.randn(64, 3, 16, 16)
+    calibrate(net, config, [images])
+    frozen = net.prepare(config)(images)
+    # With the very batch it was calibrated on, only the unbiased variance makes a difference.
+    torch.testing.assert_close(frozen, net(images, config), rtol=0.05, atol=0.05)
+
+
+def test_missing_statistics_and_foreign_configurations_are_refused():
+    net = Supernet(SPACE)
+    with pytest.raises(MissingStatisticsError, match="calibrate"):
+        net.prepare(SPACE.largest)
+    with pytest.raises(ConfigError, match="width0"):
+        net.prepare(SubnetConfig(16, (1, 1), (5, 6)))
+    with pytest.raises(Exception, match="no images"):
+        calibrate(net, SPACE.largest, [])
+
+
+def test_the_stem_whitens_patches():
+    torch.manual_seed(0)
+    net = ResNet(SPACE.largest)
+    images = torch.randn(256, 3, 16, 16).cumsum(2).cumsum(3) / 8
+    whiten_stem(net.stem, images, eps=1e-6)
+    out = net.stem(images)[:, :12].movedim(1, 3).reshape(-1, 12)
+    torch.testing.assert_close(out.T @ out / len(out), torch.eye(12), atol=0.02, rtol=0)
+    torch.testing.assert_close(net.stem.weight[:12], -net.stem.weight[12:])
+
+
+def test_a_checkpoint_round_trips(supernet, tmp_path):
+    path = supernet.save(tmp_path / "net.safetensors", dataset="x")
+    back, provenance = Supernet.from_checkpoint(path)
+    assert provenance == {"dataset": "x"}
+    images = torch.randn(2, 3, 16, 16)
+    for config in (SPACE.smallest, SPACE.largest):
+        assert torch.equal(back.prepare(config)(images), supernet.prepare(config)(images))
+    half = supernet.save(tmp_path / "half.safetensors", half=True)
+    assert half.stat().st_size < path.stat().st_size
+
+
+def test_a_bad_checkpoint_is_refused_before_a_weight_is_touched(supernet, tmp_path):
+    path = supernet.save(tmp_path / "net.safetensors")
+    victim = copy.deepcopy(supernet)
+    before = {k: v.clone() for k, v in victim.net.state_dict().items()}
+    whole = path.read_bytes()
+    for cut in (0, 7, 200, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:cut])
+        with pytest.raises(CheckpointError, match=r"net\.safetensors"):
+            victim.load(path)
+    other = Supernet(SearchSpace((16,), ((1,),), ((8,),)))
+    with pytest.raises(CheckpointError, match="another space"):
+        victim.load(other.save(tmp_path / "other.safetensors"))
+    wrong = copy.deepcopy(supernet)
+    wrong.net.head = torch.nn.Linear(12, 7)
+    with pytest.raises(CheckpointError, match=r"head\.bias has shape \(7,\), expected \(10,\)"):
+        victim.load(wrong.save(tmp_path / "wrong.safetensors"))
+    with pytest.raises(CheckpointError, match="none"):
+        victim.load(tmp_path / "none.safetensors")
+    assert all(torch.equal(v, before[k]) for k, v in victim.net.state_dict().items())
+
+
+def test_a_server_switches_between_frames(supernet):
+    server = SubnetServer(supernet, [SPACE.largest, SPACE.smallest])
+    images = torch.randn(1, 3, 16, 16)
+    outputs = {str(c): supernet.extract(c)(images) for c in (SPACE.largest, SPACE.smallest)}
+    for name in (*server.subnets, *server.subnets):
+        server.switch(name)
+        assert server.subnet == name
+        assert torch.equal(server(images), outputs[name])
+
+
+def test_a_refused_switch_leaves_the_old_network_serving(supernet):
+    server = SubnetServer(supernet, [SPACE.smallest])
+    with pytest.raises(ConfigError, match="not prepared"):
+        server.switch(SPACE.largest)
+    assert server.subnet == str(SPACE.smallest)
+    assert server(torch.randn(1, 3, 16, 16)).shape == (1, 10)
+    with pytest.raises(ConfigError, match="at least one"):
+        SubnetServer(supernet, [])
