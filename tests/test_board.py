@@ -1,0 +1,270 @@
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from dynlib.hardware.board import BOARD_DIR, Board, BoardError, list_boards, load_board
+from dynlib.hardware.host import host_board
+
+NX = "jetson-xavier-nx"
+NX_TEXT = (BOARD_DIR / f"{NX}.toml").read_text()
+ALL_UNITS = [(name, unit) for name in list_boards() for unit in load_board(name).units]
+
+
+def write(tmp_path, text):
+    path = tmp_path / "board.toml"
+    path.write_text(text)
+    return path
+
+
+def test_ten_boards_load():
+    assert len(list_boards()) == 10
+    for name in list_boards():
+        board = load_board(name)
+        assert board.digest == load_board(BOARD_DIR / f"{name}.toml").digest
+        assert board.cpus
+        assert hash(board) == hash(load_board(name))
+
+
+def test_hikey960_reproduces_the_kernel_energy_model():
+    board = load_board("hikey960")
+    powers = {u.name: [round(u.dynamic_mw(f)) for f in u.freqs] for u in board.units}
+    assert powers == {"big": [243, 500, 804, 1162, 1572], "little": [29, 70, 125, 188, 245]}
+    assert board.unit("big").dynamic_mw(903, 4) == pytest.approx(4 * 550 * 903 * 0.7**2 / 1e3)
+
+
+def test_xavier_nx_units_and_clocks():
+    board = load_board(NX)
+    assert [u.name for u in board.units] == ["carmel0", "carmel1", "carmel2", "gpu"]
+    assert board.gpu is board.unit("gpu")
+    assert (board.gpu.max_mhz, board.unit("carmel0").max_mhz) == (1109.25, 1907.2)
+    assert [u.settle_ms for u in board.units] == [1.0, 1.0, 1.0, 5.0]
+    assert board.memory.settle_ms == 8.0
+    assert all(u.stall_ms <= 0.1 for u in board.units)
+    assert dict(board.modes[-1].cores) == {"carmel0": 2, "carmel1": 2, "carmel2": 2}
+
+
+@pytest.mark.parametrize(("name", "bound"), [(NX, 0.03), ("jetson-nano", 0.04)])
+def test_power_of_a_busy_gpu_matches_the_measured_rows(name, bound):
+    board, rows = load_board(name), load_board(name).measured[0]
+    for mhz, mw in list(zip(rows.column("gpu_mhz"), rows.column("power_mw_c4"), strict=True))[1:]:
+        assert board.power_mw({"gpu": mhz}, {"gpu": 1.0}) == pytest.approx(mw, rel=bound)
+
+
+@pytest.mark.parametrize(("name", "bound"), [(NX, 0.055), ("jetson-nano", 0.06)])
+def test_power_of_a_partly_idle_gpu_matches_the_measured_rows(name, bound):
+    board, rows = load_board(name), load_board(name).measured[0]
+    for mhz, mw, ips1, _, ips4 in rows.rows[1:]:
+        assert board.power_mw({"gpu": mhz}, {"gpu": ips1 / ips4}) == pytest.approx(mw, rel=bound)
+
+
+def test_published_form_of_the_xavier_nx_fit():
+    """platforms.md 1.7: 4.30 + 0.00858*f*(V/Vmax)^2, at most 2.9 % off."""
+    gpu, rows = load_board(NX).gpu, load_board(NX).measured[0]
+    errors = [
+        (4.30 + 0.00858 * mhz * (gpu.voltage_mv(mhz) / 950) ** 2) / (mw / 1000) - 1
+        for mhz, mw in zip(rows.column("gpu_mhz"), rows.column("power_mw_c4"), strict=True)
+        if mhz > 114.75
+    ]
+    assert max(map(abs, errors)) == pytest.approx(0.029, abs=0.001)
+
+
+def test_sources():
+    board = load_board(NX)
+    assert board.source([]) == board.source(["gpu"]) == "simulated"
+    assert board.source(["gpu", "carmel0"]) == "estimated"
+    assert board.power_source == "estimated"
+    assert load_board("hikey960").source([]) == "estimated"
+    assert load_board("hikey960").unit("big").power_source == "estimated"
+
+
+def test_perturbed_touches_guesses_only():
+    board = load_board(NX)
+    more = board.perturbed(1.3)
+    assert (more.gpu, more.static_mw) == (board.gpu, board.static_mw)
+    before, after = board.unit("carmel0"), more.unit("carmel0")
+    assert after.c_uw_mhz_v2 == pytest.approx(1.3 * before.c_uw_mhz_v2)
+    assert after.opps == before.opps
+    assert after.dynamic_mw(1907.2) == pytest.approx(1.3 * before.dynamic_mw(1907.2))
+    assert after.cost == before.cost  # fitted
+    pi, less = load_board("raspberry-pi-5"), load_board("raspberry-pi-5").perturbed(0.7)
+    assert less.static_mw == pytest.approx(0.7 * pi.static_mw)
+    assert less.units[0].cost.overhead_us == pytest.approx(0.7 * pi.units[0].cost.overhead_us)
+    assert less.units[0].cost.cores == pi.units[0].cost.cores
+    for name in list_boards():
+        assert load_board(name).perturbed(1.0) == load_board(name)
+
+
+@settings(deadline=None)
+@given(st.sampled_from(ALL_UNITS), st.floats(0, 5000))
+def test_rounding_to_clocks(named, mhz):
+    _, unit = named
+    above, below = unit.at_or_above(mhz), unit.at_or_below(mhz)
+    assert {above, below} <= set(unit.freqs)
+    assert above >= mhz - 1e-6 or above == unit.max_mhz
+    assert below <= mhz + 1e-6 or below == unit.min_mhz
+    assert not [f for f in unit.freqs if mhz <= f < above]
+    assert not [f for f in unit.freqs if below < f <= mhz]
+    assert all(unit.at_or_above(f) == unit.at_or_below(f) == f for f in unit.freqs)
+
+
+@settings(deadline=None)
+@given(st.sampled_from(ALL_UNITS), st.floats(0, 1), st.floats(0, 1), st.data())
+def test_power_rises_with_clock_and_load(named, share_a, share_b, data):
+    board, unit = load_board(named[0]), named[1]
+    low, high = sorted(data.draw(st.tuples(*[st.sampled_from(unit.freqs)] * 2)))
+    less, more = sorted((share_a * unit.cores, share_b * unit.cores))
+    assert unit.power_mw(low, less) <= unit.power_mw(high, less) + 1e-9
+    assert unit.power_mw(low, less) <= unit.power_mw(low, more) + 1e-9
+    assert unit.power_mw(high, unit.cores) == pytest.approx(unit.dynamic_mw(high, unit.cores))
+    whole = board.power_mw({unit.name: high}, {unit.name: more})
+    assert board.static_mw <= whole <= board.power_mw({unit.name: high}, {unit.name: unit.cores})
+
+
+FAULTS = {
+    "kHz": ("[114.75, 846]", "[114750, 846]", ["gpu.opps[0]", "kHz", "MHz"]),
+    "Hz": ("[114.75, 846]", "[114750000, 846]", ["gpu.opps[0]", "Hz", "MHz"]),
+    "GHz": ("[114.75, 846]", "[0.11475, 846]", ["gpu.opps[0]", "GHz", "MHz"]),
+    "volts": ("[114.75, 846]", "[114.75, 0.846]", ["gpu.opps[0]", "looks like V", "mV"]),
+    "microvolts": ("[114.75, 846]", "[114.75, 846000]", ["gpu.opps[0]", "uV", "mV"]),
+    "no pair": ("[114.75, 846]", "[114.75]", ["gpu.opps[0]", "pair"]),
+    "unsorted": ("[204, 846]", "[104, 846]", ["gpu.opps[1]", "ascending"]),
+    "twice": ("[204, 846]", "[114.75, 846]", ["gpu.opps[1]", "ascending"]),
+    "typo": ("idle_fraction = 0.386", "idle_fractoin = 0.386", ["gpu.idle_fraction", "missing"]),
+    "negative": ("c_uw_mhz_v2 = 9523", "c_uw_mhz_v2 = -1", ["gpu.c_uw_mhz_v2", "-1"]),
+    "not a number": ("c_uw_mhz_v2 = 9523", "c_uw_mhz_v2 = nan", ["gpu.c_uw_mhz_v2"]),
+    "text": ("c_uw_mhz_v2 = 9523", 'c_uw_mhz_v2 = "9523"', ["gpu.c_uw_mhz_v2", "a number"]),
+    "true": ("c_uw_mhz_v2 = 9523", "c_uw_mhz_v2 = true", ["gpu.c_uw_mhz_v2", "a number"]),
+    "watts": ("static_mw = 4285", "static_mw = 4.285", ["power.static_mw", "W", "mW"]),
+    "status": ('c_status = "fitted"', 'c_status = "guess"', ["gpu.c_status", "published, fitted"]),
+    "governor": ('"nvhost_podgov"', '"nvhost_podgouv"', ["gpu.governor", "nvhost_podgov"]),
+    "share": ("idle_fraction = 0.386", "idle_fraction = 38.6", ["gpu.idle_fraction", "to 1"]),
+    "mode clock": ("gpu_mhz = 803.25", "gpu_mhz = 803250", ["power_mode[4].gpu_mhz", "kHz"]),
+    "no memory clocks": ("[204, 0], [408, 0]", "[204, 0], [408000, 0]", ["memory.opps[1]"]),
+    "ragged": ("  [204, 5490, 5.43, 5620, 7.36],", "  [204, 5490],", ["measured[0].rows"]),
+}
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("fault", FAULTS)
+def test_faulty_board_files_are_refused(tmp_path, fault):
+    old, new, expected = FAULTS[fault]
+    assert old in NX_TEXT
+    path = write(tmp_path, NX_TEXT.replace(old, new, 1))
+    with pytest.raises(BoardError) as caught:
+        load_board(path)
+    for part in (str(path), "expected", *expected):
+        assert part in str(caught.value)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("table", ["[power]", "[gpu]", "[gpu.cost]", "[[cluster]]", "[thermal]"])
+def test_unknown_keys_are_refused(tmp_path, table):
+    path = write(tmp_path, NX_TEXT.replace(table, f"{table}\nnotes_ = 1", 1))
+    with pytest.raises(BoardError, match=r"notes_.*unknown key \(did you mean 'note'"):
+        load_board(path)
+
+
+@pytest.mark.faults
+def test_empty_tables_are_refused(tmp_path):
+    start = NX_TEXT.index("opps = [", NX_TEXT.index("[gpu]"))
+    end = NX_TEXT.index("\n]", start)
+    with pytest.raises(BoardError, match=r"gpu\.opps"):
+        load_board(write(tmp_path, NX_TEXT[:start] + "opps = [" + NX_TEXT[end:]))
+    with pytest.raises(BoardError, match="name"):
+        load_board(write(tmp_path, ""))
+    no_clusters = NX_TEXT.replace("[[cluster]]", "[[klusters]]").replace("[cluster.", "[klusters.")
+    with pytest.raises(BoardError, match="cluster"):
+        load_board(write(tmp_path, no_clusters))
+
+
+@pytest.mark.faults
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(cut=st.integers(0, len(NX_TEXT) - 1))
+def test_a_truncated_file_is_refused_or_is_all_that_units_need(tmp_path, cut):
+    try:
+        board = load_board(write(tmp_path, NX_TEXT[:cut]))
+    except BoardError:
+        return
+    whole = load_board(NX)  # the cut fell after [power], among the tables that may be absent
+    assert (board.units, board.static_mw) == (whole.units, whole.static_mw)
+
+
+@pytest.mark.faults
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.binary(max_size=200) | st.text(max_size=200).map(str.encode))
+def test_noise_never_becomes_a_board(tmp_path, noise):
+    path = tmp_path / "board.toml"
+    path.write_bytes(noise)
+    with pytest.raises(BoardError, match=r"board\.toml"):
+        load_board(path)
+
+
+@pytest.mark.faults
+def test_unknown_boards_and_units_are_named_with_what_there_is(tmp_path):
+    with pytest.raises(BoardError, match=r"jetson-xavier-n'; did you mean jetson-xavier-nx.*auto"):
+        load_board("jetson-xavier-n")
+    with pytest.raises(BoardError, match=r"missing\.toml"):
+        load_board(tmp_path / "missing.toml")
+    board = load_board(NX)
+    with pytest.raises(BoardError, match="carmel0"):
+        board.unit("carmel")
+    with pytest.raises(BoardError, match="gpu"):
+        board.power_mw({"gpuu": 204}, {})
+    with pytest.raises(BoardError, match=r"expected 0\.\.1"):
+        board.power_mw({}, {"gpu": 1.5})
+    with pytest.raises(BoardError, match="highest clock"):
+        board.gpu.dynamic_mw(1200)
+
+
+def test_auto_is_this_machine_without_a_power_model():
+    board = load_board("auto")
+    assert isinstance(board, Board)
+    assert board.cpus
+    assert board == load_board("auto")
+    with pytest.raises(BoardError, match="no power model"):
+        board.power_mw({}, {})
+    with pytest.raises(BoardError, match="no power model"):
+        board.units[0].dynamic_mw(board.units[0].max_mhz)
+
+
+def test_auto_reads_cpufreq(tmp_path):
+    files = {
+        "policy0": {"scaling_available_frequencies": "1421000 903000\n", "related_cpus": "0 1\n"},
+        "policy10": {"cpuinfo_min_freq": "800000", "cpuinfo_max_freq": "3000000",
+                     "related_cpus": "10", "scaling_governor": "schedutil",
+                     "cpuinfo_transition_latency": "4294967295"},
+        "policy2": {"scaling_available_frequencies": "<unknown>", "related_cpus": "2"},
+    }  # fmt: skip
+    for policy, contents in files.items():
+        (tmp_path / policy).mkdir()
+        for name, text in contents.items():
+            (tmp_path / policy / name).write_text(text)
+    board = host_board(tmp_path)
+    assert [(u.name, u.freqs, u.cpus) for u in board.units] == [
+        ("policy0", (903.0, 1421.0), (0, 1)),
+        ("policy10", (800.0, 3000.0), (10,)),
+    ]
+    assert board.units[1].governor == "schedutil"
+    assert board.units[1].transition_latency_us == 0
+    assert len(host_board(tmp_path / "nothing").units) == 1
+
+
+def test_imports_without_torch():
+    code = (
+        "import sys; import dynlib.hardware.board, dynlib.hardware.latency, "
+        "dynlib.hardware.profiler, dynlib.hardware.governors as g; "
+        "from dynlib.hardware.board import load_board; load_board('auto'); "
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_replace_keeps_boards_frozen():
+    board = load_board(NX)
+    with pytest.raises(AttributeError):
+        board.name = "other"
+    assert replace(board, name="other").units == board.units
