@@ -1,0 +1,43 @@
+"""Files that are either whole or not there."""
+
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+
+FIGURE_SUFFIXES = (".png", ".pdf", ".csv")  # what a figure is kept as, the last its table
+
+
+def atomic_write(path: str | Path, content: str | bytes) -> Path:
+    """Replace the file at `path` in one step, so that no reader and no crash ever sees half of it.
+
+    Makes the folder if it is missing. Raises `OSError`, and then the old file is still there.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = content.encode() if isinstance(content, str) else content
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        Path(temporary).chmod(0o666 & ~umask)  # mkstemp makes files private
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    return path
+
+
+def sha256(path: str | Path) -> str:
+    """Hash of a file, or of a folder's files with their names; hexadecimal."""
+    path = Path(path)
+    if path.is_dir():
+        files = sorted(p for p in path.rglob("*") if p.is_file())
+        listing = "\n".join(f"{sha256(p)} {p.relative_to(path).as_posix()}" for p in files)
+        return hashlib.sha256(listing.encode()).hexdigest()
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

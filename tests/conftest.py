@@ -1,0 +1,22 @@
+import os
+from pathlib import Path
+
+import matplotlib
+import pytest
+from hypothesis import settings
+
+matplotlib.use("agg")
+settings.register_profile("ci", derandomize=True, deadline=None)
+settings.register_profile("dev", deadline=None)
+settings.load_profile("ci" if os.environ.get("CI") else "dev")
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """The folder of real data; without one the tests that need it skip and say so."""
+    given = os.environ.get("DYNLIB_DATA")
+    if not given:
+        pytest.skip("DYNLIB_DATA is not set: no real data")
+    root = Path(given)
+    assert root.is_dir(), f"DYNLIB_DATA={given} is no folder"
+    return root

@@ -1,0 +1,54 @@
+"""The suite's own notebooks keep the house rules; nothing is executed here."""
+
+import ast
+import json
+from pathlib import Path
+
+import pytest
+
+from dynlib.suite.notebooks import discover, source
+
+FOLDER = Path(__file__).parents[1] / "notebooks"
+PATHS = sorted(FOLDER.glob("*.ipynb"))
+MAX_LINES = 15
+BUDGET_MINUTES = {"quick": 20, "full": 60}
+
+
+def code_cells(path: Path) -> list[str]:
+    cells = json.loads(path.read_text())["cells"]
+    return [source(cell) for cell in cells if cell["cell_type"] == "code"]
+
+
+def test_names_parameters_and_promises():
+    """`discover` checks names, numbers, the tagged cell, its flat scalars, and the metadata."""
+    notebooks = discover(FOLDER)
+    assert [notebook.path for notebook in notebooks] == PATHS
+    assert sum(n.minutes["quick"] for n in notebooks) <= BUDGET_MINUTES["quick"]
+    for notebook in notebooks:
+        assert notebook.parameters["profile"] == "quick", notebook.name
+        assert notebook.parameters["out_dir"] in ("", "runs/quick"), notebook.name
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+def test_a_notebook_is_thin_and_stripped(path):
+    content = json.loads(path.read_text())
+    first = content["cells"][0]
+    assert first["cell_type"] == "markdown"
+    assert source(first).startswith("# ")
+    for cell in content["cells"]:
+        if cell["cell_type"] == "code":
+            assert not cell["outputs"], "outputs are not stripped (nbstripout)"
+            assert cell["execution_count"] is None
+    for text in code_cells(path):
+        lines = [line for line in text.splitlines() if line.strip()]
+        if "profile = " not in text:  # the parameters, one a line
+            assert len(lines) <= MAX_LINES, f"{len(lines)} lines in the cell\n{text}"
+        classes = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.ClassDef)]
+        assert not classes, "a class belongs into dynlib"
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+def test_a_notebook_uses_the_name_it_has(path):
+    text = "\n".join(code_cells(path))
+    assert f'start("{path.stem}"' in text.replace("notebook=", "")
+    assert "run.finish()" in code_cells(path)[-1]

@@ -1,0 +1,345 @@
+"""The runner: whatever goes wrong in a notebook makes the run fail, say so, and lose nothing."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import matplotlib
+import nbformat.v4 as v4
+import psutil
+import pytest
+
+import dynlib
+from dynlib.report.metrics import read_metrics
+from dynlib.suite import SuiteError
+from dynlib.suite.cli import main
+from dynlib.suite.keep import locked, replacing
+from dynlib.suite.notebooks import discover, read_notebook, select
+
+PARAMETERS = """\
+profile = "quick"
+seed = 0
+board = "auto"
+dataset = "generated"
+data_dir = ""
+out_dir = "runs/quick"
+value = 1.0
+mode = ""
+"""
+START = """\
+from dynlib.report import start
+run = start(NAME, {"profile": profile, "seed": seed, "out_dir": out_dir})
+"""
+WORK = """\
+run.output("table.csv").write_text(f"value\\n{value}\\n")
+run.metrics.add("a_ms", value, unit="ms", source="measured", what="a number", tolerance=0.1)
+run.metrics.add("b_ms", None, unit="ms", source="measured", what="another", why="no sensor")
+"""
+FIGURE = """\
+from matplotlib.figure import Figure
+from dynlib.report.figures import figure
+import pandas as pd
+if mode != "no figure":
+    figure("front")(lambda table: Figure())
+    run.draw("front", pd.DataFrame({"x": [1], "source": "measured"}))
+"""
+# One notebook with a mode for each way to fail: a kernel start costs more than all the rest.
+FAULTS = """\
+import os, signal, sys, time
+if mode == "exit":
+    sys.exit(0)
+if mode == "kill":
+    os.kill(os.getpid(), signal.SIGKILL)
+if mode == "raise":
+    raise ValueError("the thing broke")
+if mode == "sleep":
+    time.sleep(60)
+"""
+NAP = 'if mode == "naps": time.sleep(3)'
+
+
+def write_notebook(folder: Path, name: str, cells: list[str], **promises) -> Path:
+    book = v4.new_notebook()
+    book.cells = [v4.new_markdown_cell(f"# About {name}")]
+    for source in cells:
+        cell = v4.new_code_cell(source.replace("NAME", repr(name)))
+        if source.startswith("profile ="):
+            cell.metadata["tags"] = ["parameters"]
+        book.cells.append(cell)
+    book.metadata["dynlib"] = {"reads": [], "writes": [], "figures": [], "minutes": 1} | promises
+    path = folder / f"{name}.ipynb"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(book))
+    return path
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    """A repository with one notebook that works, unless told otherwise, and one that reads it."""
+    monkeypatch.chdir(tmp_path)
+    # A user's own kernel of the same name is neither used nor touched.
+    kernel = tmp_path / "home" / ".local" / "share" / "jupyter" / "kernels" / "python3"
+    kernel.mkdir(parents=True)
+    (kernel / "kernel.json").write_text("{}")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("MPLCONFIGDIR", matplotlib.get_configdir())
+    books = tmp_path / "notebooks"
+    write_notebook(
+        books,
+        "01_make_table",
+        [PARAMETERS, START, WORK, FAULTS, NAP, NAP, NAP, FIGURE, "run.finish()"],
+        writes=["01_make_table/table.csv"],
+        figures=["front"],
+    )
+    reader = ['text = run.input("01_make_table/table.csv").read_text()', "run.finish()"]
+    write_notebook(
+        books, "02_read_table", [PARAMETERS, START, *reader], reads=["01_make_table/table.csv"]
+    )
+    return tmp_path
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.fixture
+def earlier(root):
+    """Earlier results of the first notebook, made up, since only their survival matters."""
+    out = root / "runs" / "quick"
+    for path in ("01_make_table/table.csv", "01_make_table/old.bin", "figures/front.png"):
+        (out / path).parent.mkdir(parents=True, exist_ok=True)
+        (out / path).write_text(f"earlier {path}")
+    return out
+
+
+@pytest.mark.notebooks
+def test_runs_checks_and_promotes(root, capsys):
+    assert main([], root) == 0
+    out = root / "runs" / "quick"
+    shown = capsys.readouterr().out
+    assert "02_read_table  ok" in shown
+    assert "total" in shown
+    record = json.loads((out / "suite.json").read_text())
+    assert [row["status"] for row in record["notebooks"]] == ["ok", "ok"]
+    manifest = json.loads((out / "02_read_table" / "manifest.json").read_text())
+    assert list(manifest["inputs"]) == ["runs/quick/01_make_table/table.csv"]
+    assert files(root / "home") == {".local/share/jupyter/kernels/python3/kernel.json": b"{}"}
+
+    # Nothing is committed, and the code is not under git.
+    assert main(["--check", "--no-run"], root) == 2
+    assert "no committed metrics" in capsys.readouterr().out
+    assert main(["--promote", "--no-run"], root) == 2
+    assert "not committed" in capsys.readouterr().out
+    assert not (root / "data").exists()
+
+    assert main(["--promote", "--no-run", "--force"], root) == 0
+    results = root / "data" / "results"
+    assert sorted(files(results)) == sorted(
+        [
+            f"{n}/{f}.json"
+            for n in ("01_make_table", "02_read_table")
+            for f in ("metrics", "manifest")
+        ]
+        + ["01_make_table/table.csv"]
+    )
+    assert sorted(files(root / "figures")) == ["front.csv", "front.pdf", "front.png"]
+    assert str(root) not in "".join(p.read_text() for p in results.rglob("*.json"))
+    assert main(["--check", "--no-run"], root) == 0
+
+    # A second run of one notebook, with a value that moved.
+    capsys.readouterr()
+    assert main(["--only", "1", "--set", "value=1.2", "--check"], root) == 1
+    shown = capsys.readouterr().out
+    assert "a_ms moved: 1.0 -> 1.2" in shown
+    assert "02_read_table" not in shown
+    assert read_metrics(out / "01_make_table" / "metrics.json")["a_ms"]["value"] == 1.2
+    assert len(json.loads((out / "suite.json").read_text())["notebooks"]) == 2
+
+
+@pytest.mark.notebooks
+@pytest.mark.faults
+@pytest.mark.parametrize(
+    ("mode", "limits_s", "messages"),
+    [
+        ("exit", (60, 60), ["ended early in cell 5"]),
+        ("kill", (60, 60), ["the kernel died in cell 5"]),
+        ("raise", (60, 60), ["ValueError in cell 5", "the thing broke"]),
+        ("sleep", (4, 60), ["cell 5", "ran past its limit of 4 s a cell"]),
+        ("naps", (60, 7), ["ran past its limit of 7 s in cell"]),
+        ("no figure", (60, 60), ["declares figure 'front'", "front.png"]),
+    ],
+)
+def test_a_fault_fails_the_run_and_keeps_earlier_results(
+    root, earlier, capsys, mode, limits_s, messages
+):
+    before = files(earlier)
+    assert main(["--only", "01", "--set", f"mode={mode}"], root, limits_s) == 1
+    shown = capsys.readouterr().out
+    assert "01_make_table FAILED" in shown
+    for message in messages:
+        assert message in shown
+    after = files(earlier)
+    assert {name: after[name] for name in before} == before
+    new = set(after) - set(before) - {".lock"}
+    assert new == {"01_make_table/01_make_table.failed.ipynb", "suite.json"}
+    assert main(["--only", "01", "--promote", "--no-run", "--force"], root) == 2
+    assert "01_make_table is failed" in capsys.readouterr().out
+    mine = psutil.Process().children(recursive=True)
+    assert not [p for p in mine if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+
+
+@pytest.mark.notebooks
+@pytest.mark.faults
+def test_a_killed_suite_stops_its_kernel_and_loses_nothing(root, earlier):
+    before = files(earlier)
+    environment = {
+        **os.environ,
+        "DYNLIB_ROOT": str(root),
+        "PYTHONPATH": str(Path(dynlib.__file__).parents[1]),
+    }
+    code = "import sys; from dynlib.suite.cli import main; main(sys.argv[1:])"
+    suite = subprocess.Popen(
+        [sys.executable, "-c", code, "--only", "01", "--set", "mode=sleep"],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+    )
+    descendants: list[psutil.Process] = []
+    deadline = time.monotonic() + 40
+    while len(descendants) < 2 and time.monotonic() < deadline:  # papermill and its kernel
+        time.sleep(0.2)
+        descendants = psutil.Process(suite.pid).children(recursive=True)
+    assert len(descendants) >= 2
+    suite.send_signal(signal.SIGKILL)
+    suite.wait()
+    _, alive = psutil.wait_procs(descendants, timeout=10)
+    assert not alive
+    with locked(earlier):
+        after = files(earlier)
+    after.pop(".lock")
+    assert after == before
+
+
+def test_sets_aside_and_puts_back_at_every_point(root, earlier):
+    """A kill may come between any two renames; stand-ins for it are partly undone set-asides."""
+    notebook = discover(root / "notebooks")[0]
+    before = files(earlier)
+
+    def interrupted_run():
+        with locked(earlier), replacing(earlier, notebook):
+            assert not (earlier / "01_make_table").exists()
+            (earlier / "01_make_table").mkdir()
+            for path in ("01_make_table/half", "figures/front.png", "figures/front.csv"):
+                (earlier / path).write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted_run()
+    assert files(earlier) == before | {".lock": b""}
+
+    aside = earlier / ".previous" / "01_make_table"
+    (aside / "figures").mkdir(parents=True)
+    (earlier / "01_make_table").rename(aside / "results")  # killed before the figures moved
+    with locked(earlier):
+        assert files(earlier) == before | {".lock": b""}
+
+
+def test_success_replaces_earlier_results(root, earlier):
+    notebook = discover(root / "notebooks")[0]
+    with locked(earlier), replacing(earlier, notebook):
+        (earlier / "01_make_table").mkdir()
+        (earlier / "01_make_table" / "new").write_text("new")
+    assert set(files(earlier)) == {"01_make_table/new", ".lock"}
+
+
+def test_one_suite_at_a_time(root, capsys):
+    out = root / "runs" / "quick"
+    with locked(out):
+        assert main([], root) == 2
+    assert "another run is using" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--set", "vlaue=2"], "01_make_table: unknown parameter 'vlaue'; did you mean value"),
+        (["--set", "value=two"], "parameter 'value' takes float like 1.0, not 'two'"),
+        (["--set", "value=nan"], "not 'nan'"),
+        (["--set", "value"], "expected NAME=VALUE"),
+        (["--set", "profile=full"], "without an own option"),
+        (["--only", "9"], "no notebook '9'; there are 01_make_table, 02_read_table"),
+        (["--from", "three"], "no notebook 'three'"),
+        (["--board", "jetson-xavier-nxx"], "jetson-xavier-nx"),
+        (["--figures"], "no tables of figures"),
+    ],
+)
+def test_misuse_is_an_error_before_anything_runs(root, capsys, options, message):
+    assert main(options, root) == 2
+    assert message in capsys.readouterr().out
+    assert not list(root.glob("runs/quick/0*"))
+
+
+def test_a_missing_input_names_its_maker(root, capsys):
+    assert main(["--only", "2"], root) == 1
+    assert "reads 01_make_table/table.csv" in (shown := capsys.readouterr().out)
+    assert "run 01_make_table first" in shown
+
+
+def test_list(root, capsys):
+    assert main(["--list"], root) == 0
+    shown = capsys.readouterr().out
+    assert "01_make_table: About 01_make_table" in shown
+    assert "quick 1, full 1; figures: front" in shown
+
+
+def test_select(root):
+    notebooks = discover(root / "notebooks")
+    assert select(notebooks, None, None) == notebooks
+    assert select(notebooks, None, "02") == notebooks[1:]
+    assert select(notebooks, "01_make_table", None) == notebooks[:1]
+
+
+@pytest.mark.parametrize(
+    ("name", "cells", "promises", "message"),
+    [
+        ("1_bad", [PARAMETERS], {}, "NN_verb_object"),
+        ("03_no_tag", ["x = 1"], {}, "one cell tagged `parameters`, has 0"),
+        ("03_two_tags", [PARAMETERS, PARAMETERS], {}, "has 2"),
+        ("03_lacks", ["profile = 'quick'"], {}, "lacks seed, board"),
+        ("03_derived", [PARAMETERS + "double = 2 * value\n"], {}, "may only hold lines like"),
+        ("03_nested", [PARAMETERS + "sizes = [1, 2]\n"], {}, "may only hold"),
+        ("03_minutes", [PARAMETERS], {"minutes": {"quick": 1}}, "one for each of quick, full"),
+        ("03_zero", [PARAMETERS], {"minutes": 0}, "positive"),
+        ("03_more", [PARAMETERS], {"budget": 1}, "must have exactly"),
+        ("03_texts", [PARAMETERS], {"figures": "front"}, "must be a list of texts"),
+    ],
+)
+def test_a_notebook_that_breaks_the_contract(tmp_path, name, cells, promises, message):
+    path = write_notebook(tmp_path, name, cells, **promises)
+    with pytest.raises(SuiteError, match=message) as raised:
+        read_notebook(path)
+    assert name in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("promises", "message"),
+    [
+        ({"reads": ["04_later/table.csv"]}, "no earlier notebook writes"),
+        ({"reads": ["01_make_table/other.csv"]}, "no earlier notebook writes"),
+        ({"writes": ["01_make_table/x.csv"]}, "may write only below 03_more/"),
+        ({"figures": ["front"]}, "which 01_make_table draws"),
+    ],
+)
+def test_promises_that_cannot_be_kept(root, promises, message):
+    write_notebook(root / "notebooks", "03_more", [PARAMETERS], **promises)
+    with pytest.raises(SuiteError, match=message):
+        discover(root / "notebooks")
+
+
+def test_two_notebooks_with_one_number(root):
+    write_notebook(root / "notebooks", "02_another_one", [PARAMETERS])
+    with pytest.raises(SuiteError, match="same number"):
+        discover(root / "notebooks")
