@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dynlib.search.study import SearchError, front, paired_ratio, search, volumes
+from dynlib.search.study import SearchError, front, growth, paired_ratio, search, volumes
 from dynlib.space import SearchSpace
 
 SPACE = SearchSpace((16, 24, 32), ((1, 2), (1, 2)), ((8, 16, 24), (8, 16, 24)))
@@ -63,7 +63,11 @@ def test_volumes_use_one_reference_and_ratios_need_five_pairs():
     one, two = volumes(tables, GOALS)
     assert one > 0
     assert two > 0
-    assert volumes([tables[0], tables[0]], GOALS)[0] == volumes([tables[0], tables[0]], GOALS)[1]
+    same = volumes([tables[0]] * 2, GOALS)
+    assert same[0] == same[1]
+    for curve, end in zip(growth(tables, GOALS), (one, two), strict=True):
+        assert (np.diff(curve) >= 0).all()
+        assert curve[-1] == end
     mean, low, high = paired_ratio(np.array([2, 2.2, 1.8, 2, 2]), np.ones(5))
     assert low < mean < high
     assert mean == pytest.approx(2, rel=0.05)

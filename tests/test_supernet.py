@@ -27,7 +27,7 @@ def supernet():
     return net
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=20)
 @given(ALL)
 def test_prepared_and_extracted_networks_agree_bit_for_bit(supernet, config):
     images = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(1))
@@ -35,7 +35,7 @@ def test_prepared_and_extracted_networks_agree_bit_for_bit(supernet, config):
     assert torch.equal(prepared(images), alone(images))
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=20)
 @given(ALL)
 def test_prepared_parameters_are_views_and_extracted_ones_are_not(supernet, config):
     store = {p.untyped_storage().data_ptr() for p in supernet.net.parameters()}
@@ -44,7 +44,7 @@ def test_prepared_parameters_are_views_and_extracted_ones_are_not(supernet, conf
             assert (parameter.untyped_storage().data_ptr() in store) is shared, name
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=20)
 @given(ALL)
 def test_a_slow_obvious_network_gives_the_same_output(supernet, config):
     """Copy every prefix by hand into a freshly built static network and compare."""

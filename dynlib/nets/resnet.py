@@ -23,6 +23,7 @@ class Residual(nn.Module):
         self.norm = nn.BatchNorm2d(width)
 
     def forward(self, x):
+        """Shapes as in the class."""
         return x + F.relu(self.norm(self.conv(x)), inplace=True)
 
 
@@ -36,6 +37,7 @@ class Stage(nn.Module):
         self.blocks = nn.ModuleList(Residual(width) for _ in range(depth))
 
     def forward(self, x):
+        """Shapes as in the class."""
         x = F.relu(self.norm(F.max_pool2d(self.conv(x), 2)), inplace=True)
         for block in self.blocks:
             x = block(x)
@@ -59,6 +61,7 @@ class ResNet(nn.Module):
         self.head = nn.Linear(config.width[-1], classes)
 
     def forward(self, x):
+        """Shapes as in the class; images of another size are resized first."""
         size = self.config.resolution
         if x.shape[-1] != size:
             x = F.interpolate(x, (size, size), mode="bilinear", antialias=True)

@@ -13,12 +13,13 @@ from pathlib import Path
 
 import safetensors
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 from torch.func import functional_call
 
 from dynlib import DynlibError
 from dynlib.nets.resnet import ResNet, layers
+from dynlib.report.files import atomic_write
 from dynlib.space import LayerSpec, SearchSpace, SubnetConfig
 
 FORMAT = "dynlib-supernet-1"
@@ -132,7 +133,6 @@ class Supernet(nn.Module):
 
         `half` stores the weights as float16, which halves the file; statistics stay float32.
         """
-        path = Path(path)
         tensors = {
             f"net.{k}": v.detach().to("cpu", torch.float16 if half else v.dtype).contiguous()
             for k, v in self.net.named_parameters()
@@ -140,11 +140,7 @@ class Supernet(nn.Module):
         for config, statistics in self.statistics.items():
             tensors |= {f"{config}/{k}": v.contiguous() for k, v in statistics.items()}
         about = {"space": self.space.to_dict(), "classes": self.classes, "provenance": provenance}
-        part = path.with_name(path.name + ".part")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, part, {"format": FORMAT, "about": json.dumps(about)})
-        part.replace(path)
-        return path
+        return atomic_write(path, save(tensors, {"format": FORMAT, "about": json.dumps(about)}))
 
     def load(self, path: str | Path) -> dict:
         """Replace weights and statistics by those of a checkpoint; returns its provenance.

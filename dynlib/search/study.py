@@ -87,12 +87,20 @@ def front(table: pd.DataFrame, directions: Mapping[str, str]) -> pd.DataFrame:
     return pareto_front(table.drop_duplicates("subnet"), minimise, maximise)
 
 
-def volumes(tables: Sequence[pd.DataFrame], directions: Mapping[str, str]) -> np.ndarray:
-    """Hypervolume of each table of trials; the reference is the worst corner of their union."""
+def growth(tables: Sequence[pd.DataFrame], directions: Mapping[str, str]) -> list[np.ndarray]:
+    """Hypervolume of each table after each of its trials.
+
+    The reference point of all is the worst corner of their union.
+    """
     signs = np.array([1.0 if d == "minimize" else -1.0 for d in directions.values()])
     points = [t[list(directions)].to_numpy(float) * signs for t in tables]
     reference = np.concatenate(points).max(axis=0)
-    return np.array([hypervolume(p, reference) for p in points])
+    return [np.array([hypervolume(p[: i + 1], reference) for i in range(len(p))]) for p in points]
+
+
+def volumes(tables: Sequence[pd.DataFrame], directions: Mapping[str, str]) -> np.ndarray:
+    """Hypervolume of each table of trials at its end; see `growth`."""
+    return np.array([curve[-1] for curve in growth(tables, directions)])
 
 
 def paired_ratio(ours: np.ndarray, theirs: np.ndarray, confidence: float = 0.95):

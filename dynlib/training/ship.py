@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
+from dynlib import DynlibError
 from dynlib.data import Dataset, load_dataset
 from dynlib.nets.supernet import Supernet
 from dynlib.points import pareto_front
@@ -39,6 +40,21 @@ SMALL_SPACE = SearchSpace(
 def checkpoint_path(dataset: str) -> Path:
     """Where the shipped checkpoint for a data set lies."""
     return repo_root() / "data" / "checkpoints" / f"{dataset}.safetensors"
+
+
+def shipped(dataset: Dataset) -> tuple[Supernet, dict]:
+    """The shipped super-network for `dataset`, and its provenance.
+
+    Raises `DynlibError` when none is shipped for it.
+    """
+    path = checkpoint_path(dataset.name)
+    if not path.is_file():
+        ready = sorted(p.stem for p in path.parent.glob("*.safetensors"))
+        raise DynlibError(
+            f"no checkpoint {path.name} in data/checkpoints, which holds {ready}; train one with "
+            f"python -m dynlib.training.ship --dataset {dataset.name} --out {path}"
+        )
+    return Supernet.from_checkpoint(path)
 
 
 def macs_m(supernet: Supernet, config: SubnetConfig) -> float:

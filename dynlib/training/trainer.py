@@ -133,7 +133,7 @@ def train(
                 images = dataset.normalise(views.to(device))
                 configs = [supernet.space.largest, supernet.space.smallest]
                 configs += [supernet.space.sample(rng) for _ in range(recipe.random_subnets)]
-                losses.append(_step(supernet, images, batch.labels, configs, recipe, bf16))
+                losses.append(sandwich_step(supernet, images, batch.labels, configs, recipe, bf16))
                 for solver in solvers:
                     solver.step()
                     solver.zero_grad()
@@ -153,8 +153,11 @@ def train(
     return pd.DataFrame(history)
 
 
-def _step(supernet, images, labels, configs, recipe: Recipe, bf16: bool) -> list[float]:
-    """Accumulate the gradients of one sandwich; the first configuration teaches the others."""
+def sandwich_step(supernet, images, labels, configs, recipe: Recipe, bf16: bool) -> list[float]:
+    """Accumulate the gradients of one sandwich and return the losses.
+
+    The first configuration learns from the labels (N,) and teaches the others.
+    """
     labels, losses, target = labels.to(images.device), [], None
     for config in configs:
         with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):

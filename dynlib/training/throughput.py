@@ -1,0 +1,67 @@
+"""Training speed, against a network that everybody knows: ResNet-20 of He et al. (2015)."""
+
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+
+class BasicBlock(nn.Module):
+    """(N, I, H, W) -> (N, O, H / stride, W / stride), with a parameter-free shortcut (option A)."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int):
+        super().__init__()
+        self.stride, self.padding = stride, (outputs - inputs) // 2
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.norm1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.norm2 = nn.BatchNorm2d(outputs)
+
+    def forward(self, x):
+        """Shapes as in the class."""
+        y = self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x)))))
+        shortcut = x[:, :, :: self.stride, :: self.stride]
+        return F.relu(y + F.pad(shortcut, (0, 0, 0, 0, self.padding, self.padding)))
+
+
+def resnet20(classes: int = 10) -> nn.Module:
+    """(N, 3, 32, 32) -> (N, classes); 40.8 MMACs and 0.27 M parameters (He et al., section 4.2)."""
+    widths = [16] * 3 + [32] * 3 + [64] * 3
+    inputs = [16, *widths[:-1]]
+    blocks = [BasicBlock(i, o, 2 if o > i else 1) for i, o in zip(inputs, widths, strict=True)]
+    stem = [nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU()]
+    return nn.Sequential(
+        *stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, classes)
+    )
+
+
+def images_per_s(step: Callable[[], object], batch: int, steps: int = 8) -> float:
+    """Images per second of `step`, which handles `batch` images: median after two warm-up calls."""
+    times = []
+    for _ in range(steps + 2):
+        started = time.perf_counter()
+        step()
+        times.append(time.perf_counter() - started)
+    return batch / statistics.median(times[2:])
+
+
+def reference_step(batch: int = 256, *, bf16: bool, seed: int = 0) -> Callable[[], object]:
+    """One forward, backward and SGD step of ResNet-20 on random images, channels_last."""
+    generator = torch.Generator().manual_seed(seed)
+    net = resnet20().to(memory_format=torch.channels_last)
+    images = torch.randn(batch, 3, 32, 32, generator=generator)
+    images = images.contiguous(memory_format=torch.channels_last)
+    labels = torch.randint(10, (batch,), generator=generator)
+    solver = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9, nesterov=True)
+
+    def step():
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            loss = F.cross_entropy(net(images), labels)
+        solver.zero_grad()
+        loss.backward()
+        solver.step()
+
+    return step

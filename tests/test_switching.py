@@ -1,0 +1,34 @@
+"""Timing of switches, on a clock that the test turns."""
+
+import numpy as np
+import pytest
+
+from dynlib.hardware.profiler import ProfileError
+from dynlib.hardware.switching import profile_switches
+
+
+def test_switch_and_frames_are_timed_apart():
+    now = [0]
+    seen = []
+
+    def switch(name):
+        now[0] += 3_000
+        seen.append(name)
+
+    def frame():
+        now[0] += 1_000_000
+
+    table = profile_switches(
+        switch, frame, ["a", "b", "c"], count=50, rng=np.random.default_rng(0), clock=lambda: now[0]
+    )
+    assert set(table["switch_us"]) == {3.0}
+    assert set(table["first_frame_us"]) == set(table["next_frame_us"]) == {1000.0}
+    assert set(table["subnet"]) == {"a", "b", "c"}
+    visits = ["a", *table["subnet"]]
+    assert all(one != two for one, two in zip(visits, visits[1:], strict=False))
+    assert seen[-50:] == list(table["subnet"])
+
+
+def test_one_subnet_cannot_be_switched():
+    with pytest.raises(ProfileError, match="two sub-networks"):
+        profile_switches(print, print, ["a"], count=5, rng=np.random.default_rng(0))
