@@ -51,7 +51,7 @@ class Images:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Training, validation and test images; `mean` and `std` (3,) of the training pixels, 0 to 1."""
+    """Training, validation and test images; `mean`, `std` (3,) of the training pixels, 0 to 1."""
 
     name: str
     classes: tuple[str, ...]

@@ -1,5 +1,7 @@
 """Timing of switches, on a clock that the test turns."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -25,7 +27,7 @@ def test_switch_and_frames_are_timed_apart():
     assert set(table["first_frame_us"]) == set(table["next_frame_us"]) == {1000.0}
     assert set(table["subnet"]) == {"a", "b", "c"}
     visits = ["a", *table["subnet"]]
-    assert all(one != two for one, two in zip(visits, visits[1:], strict=False))
+    assert all(one != two for one, two in pairwise(visits))
     assert seen[-50:] == list(table["subnet"])
 
 

@@ -167,3 +167,127 @@ def switch_overhead(table: pd.DataFrame) -> Figure:
     axes.set(xlabel="", ylabel="prepared / static copy")
     axes.tick_params(axis="x", labelrotation=20)
     return drawn
+
+
+_POLICIES = {"linux": "Linux default", "manager": "manager", "accuracy": "manager, for accuracy"}
+_SERIES = {
+    "latency_ms": "latency (ms)", "accuracy_pct": "accuracy (%)", "clock_mhz": "GPU clock (MHz)",
+    "power_mw": "board power (W)",
+}  # fmt: skip
+
+
+def _timeline(table: pd.DataFrame) -> Figure:
+    """One column per policy; latency with its deadline, accuracy, clock and power over time."""
+    policies = [p for p in _POLICIES if p in set(table["policy"])]
+    drawn, axes = plt.subplots(
+        len(_SERIES), len(policies), figsize=(9.6, 6.4), sharex=True, sharey="row", squeeze=False
+    )
+    for column, policy in enumerate(policies):
+        mine = table[table["policy"] == policy]
+        for panel, (what, label) in zip(axes[:, column], _SERIES.items(), strict=True):
+            rows = mine[mine["what"] == what]
+            for i, (name, part) in enumerate(rows.groupby("name", sort=False)):
+                values = part["value"] / (1e3 if what == "power_mw" else 1)
+                if what in ("clock_mhz", "power_mw"):
+                    step = {"drawstyle": "steps-post", "lw": 0.6, "color": f"C{i}"}
+                    panel.plot(part["t_s"], values, **step)
+                else:
+                    panel.plot(part["t_s"], values, ".", ms=3, color=f"C{i}", label=name)
+            if what == "latency_ms":
+                for _, part in mine[mine["what"] == "deadline_ms"].groupby("name", sort=False):
+                    panel.plot(part["t_s"], part["value"], color="C3", lw=1, drawstyle="steps-post")
+                panel.set_ylim(0, 1.3 * mine.loc[mine["what"] == "deadline_ms", "value"].max())
+                if rows["name"].nunique() > 1:
+                    panel.legend(fontsize="small")
+            if column == 0:
+                panel.set_ylabel(label)
+        axes[0, column].set_title(_POLICIES[policy])
+        axes[-1, column].set_xlabel("time (s)")
+    return drawn
+
+
+@figure("manage_one_timeline")
+def manage_one_timeline(table: pd.DataFrame) -> Figure:
+    """A competitor comes and goes three times (S4); red: the deadline."""
+    return _timeline(table)
+
+
+@figure("manage_two_timeline")
+def manage_two_timeline(table: pd.DataFrame) -> Figure:
+    """Two applications on one GPU (T1); red: the deadlines."""
+    return _timeline(table)
+
+
+def _bars(table: pd.DataFrame) -> Figure:
+    """Energy per on-time frame, accuracy and misses of every policy, one group per scenario."""
+    names = {"energy_per_frame_mj": "board energy per on-time frame (mJ)",
+             "accuracy_mean_pct": "mean accuracy (%)",
+             "deadline_miss_pct": "missed frames (%)"}  # fmt: skip
+    points = list(dict.fromkeys(table["points"]))
+    drawn, axes = plt.subplots(
+        len(points), len(names), figsize=(9.6, 3.2 * len(points)), squeeze=False
+    )
+    for row, source in zip(axes, points, strict=True):
+        mine = table[table["points"] == source].replace({"policy": _POLICIES})
+        for panel, (column, label) in zip(row, names.items(), strict=True):
+            sns.barplot(
+                mine, x="scenario", y=column, hue="policy", errorbar="sd", ax=panel,
+                err_kws={"lw": 1},
+                hue_order=[p for p in _POLICIES.values() if p in set(mine["policy"])],
+            )  # fmt: skip
+            panel.set(xlabel="", ylabel=label)
+            if column == "accuracy_mean_pct":
+                low, high = mine[column].min(), mine[column].max()
+                panel.set_ylim(low - (high - low) - 0.5, high + 0.2 * (high - low) + 0.2)
+            if column == "deadline_miss_pct":
+                panel.axhline(1, color="C3", lw=0.8, ls="--")
+            if panel is not row[0]:
+                panel.get_legend().remove()
+        sns.move_legend(row[0], "lower left", bbox_to_anchor=(0, 1), ncols=3, title=f"{source}:")
+    return drawn
+
+
+@figure("manage_one_energy")
+def manage_one_energy(table: pd.DataFrame) -> Figure:
+    """One application: what manager and baseline spend, deliver and miss, over seeds."""
+    return _bars(table)
+
+
+@figure("manage_two_energy")
+def manage_two_energy(table: pd.DataFrame) -> Figure:
+    """Two applications: what manager and baseline spend, deliver and miss, over seeds."""
+    return _bars(table)
+
+
+@figure("manage_two_ladder")
+def manage_two_ladder(table: pd.DataFrame) -> Figure:
+    """On which reading of "energy saved" a published reduction is reached."""
+    drawn, axes = plt.subplots(figsize=(7.2, 2.8))
+    gap = [table["reduction_pct"] - table["low"], table["high"] - table["reduction_pct"]]
+    axes.barh(table["rung"], table["reduction_pct"], xerr=gap, color="C0", height=0.6)
+    for i, value in enumerate(table["reduction_pct"]):
+        axes.text(value + 1.5, i, f"{value:.0f} %", va="center")
+    published = table["published_pct"].iloc[0]
+    axes.axvline(published, color="C3", ls="--", lw=1)
+    axes.text(published, -0.75, f"published: {published:.0f} %", color="C3", ha="center")
+    axes.set(xlabel="saved against the Linux default (%)", ylabel="", xlim=(0, 100))
+    axes.invert_yaxis()
+    return drawn
+
+
+@figure("manage_two_sensitivity")
+def manage_two_sensitivity(table: pd.DataFrame) -> Figure:
+    """The saving if every guessed coefficient of the board were 30 % lower or higher."""
+    drawn, axes = plt.subplots(figsize=(5.2, 3.2))
+    for i, (scenario, rows) in enumerate(table.groupby("scenario")):
+        rows = rows.sort_values("factor")
+        gap = [rows["energy_reduction_pct"] - rows["energy_reduction_pct_low"],
+               rows["energy_reduction_pct_high"] - rows["energy_reduction_pct"]]  # fmt: skip
+        axes.errorbar(
+            100 * (rows["factor"] - 1), rows["energy_reduction_pct"], gap, fmt="o-", capsize=3,
+            color=f"C{i}", label=scenario,
+        )  # fmt: skip
+    axes.set(xlabel="change of every guessed coefficient (%)", ylabel="energy saved (%)")
+    axes.set_ylim(0, None)
+    axes.legend()
+    return drawn

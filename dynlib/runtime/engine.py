@@ -1,0 +1,397 @@
+"""One discrete-event engine for managers and schedulers.
+
+A job is one frame: a list of segments (a whole network is one), run on one unit at a time. Its
+speed follows the clock of the unit, competitors there stretch it, and power is constant between
+events. A unit runs one job at a time; at a segment boundary a more urgent one may overtake.
+
+Rules a number depends on:
+- a frame whose deadline has passed before it starts is dropped; one that runs is never aborted;
+- a requested clock acts after the unit's settling time, a newer request replaces an older one, and
+  when it acts the unit stands still for the stall time (drawing the power of the new clock);
+- competitors that stretch execution by x keep 1 - 1/x of the unit busy while none of our jobs runs;
+- changing an app's sub-network costs `switch_ms` before its next frame, at full power;
+- noise of frame k of app a is a function of (seed, a, k) alone: every policy meets the same frames.
+"""
+
+import heapq
+import math
+from collections.abc import Mapping, Sequence
+from time import perf_counter
+
+from dynlib import DynlibError
+from dynlib.hardware.board import Board
+from dynlib.hardware.governors import make_governor
+from dynlib.points import DecisionLog
+from dynlib.report.metrics import weakest
+from dynlib.runtime.parts import EPS_MS, AppRun, Job, UnitRun
+from dynlib.runtime.state import Action, Finished, Policy, State
+from dynlib.runtime.tables import Tables
+from dynlib.runtime.workload import (
+    ANNOUNCE_MS,
+    CLOSED_LOOP,
+    Requirement,
+    Workload,
+    requirement_at,
+)
+
+SWITCH_MS = 1.0  # bar of the switching notebook: p99 below 1 ms in one process
+# Among events at one instant: requirements first, then the hardware, then frames, then decisions.
+_CHANGE, _DONE, _CLOCK, _ARRIVE, _TICK, _WAKE = range(6)
+
+
+class EngineError(DynlibError):
+    """A policy asked for what the board or the table does not have."""
+
+
+class Engine:
+    """One run of a workload on a board; `run` does it all."""
+
+    def __init__(
+        self,
+        workload: Workload,
+        board: Board,
+        tables: Tables,
+        policy: Policy,
+        seed: int = 0,
+        *,
+        switch_ms: float = SWITCH_MS,
+        segments: Mapping[str, Sequence[float]] | None = None,
+        decision_ms: list[float] | None = None,
+    ):
+        self.workload, self.board, self.tables, self.policy = workload, board, tables, policy
+        self.switch_ms, self.decision_ms = switch_ms, decision_ms
+        board.power_mw({}, {})  # raises for a board without a power model
+        self.now_ms, self.heap, self.order, self.wake = 0.0, [], 0, 0
+        self.units: dict[str, UnitRun] = {}
+        for unit in board.units:
+            name = policy.governors.get(unit.name)
+            self.units[unit.name] = UnitRun(unit, make_governor(name, unit) if name else None)
+        self.apps: dict[str, AppRun] = {}
+        for app in workload.apps:
+            if app.model not in tables:
+                raise EngineError(f"app {app.name!r}: no table for model {app.model!r}; "
+                                  f"there are {sorted(tables)}")  # fmt: skip
+            shares = (segments or {}).get(app.model, (1.0,))
+            self.apps[app.name] = AppRun(app, workload, tables[app.model], seed, shares)
+        for change in workload.changes:
+            if change.unit:
+                board.unit(change.unit)  # raises for an unknown one
+        self.finished: list[Finished] = []
+        self.memory = None
+        self.ask = False
+        self.last_power_mw = math.nan
+        self.limits = {name: unit.cap_mhz for name, unit in self.units.items()}
+        self.urgency = _ORDERS[policy.order]
+        self.log = DecisionLog(
+            scenario=workload.name, policy=policy.name, seed=seed, board=board.name,
+            board_sha256=board.digest, workload_sha256=workload.digest,
+            table_sha256={name: table.digest for name, table in tables.items()},
+            source=str(weakest(board.power_source, *(t.source for t in tables.values()))),
+            horizon_s=workload.horizon_s,
+        )  # fmt: skip
+
+    def run(self) -> DecisionLog:
+        """Run to the horizon; the log ends with a sample there."""
+        horizon_ms = self.workload.horizon_s * 1000
+        self._sample()
+        self._schedule()
+        handlers = {_CHANGE: self._on_change, _CLOCK: self._on_clock, _DONE: self._on_done,
+                    _ARRIVE: self._on_arrive, _TICK: self._on_tick}  # fmt: skip
+        self._push(0.0, _WAKE)
+        heap = self.heap
+        while heap and heap[0][0] < horizon_ms:
+            self.now_ms = now_ms = heap[0][0]
+            while heap and heap[0][0] <= now_ms:
+                _, kind, _, item = heapq.heappop(heap)
+                if kind == _WAKE:
+                    self.ask = self.ask or item in (None, self.wake)
+                else:
+                    handlers[kind](item)
+            self._settle()
+        self.now_ms = horizon_ms
+        for run in self.apps.values():
+            for job in (*run.jobs, *run.waiting):
+                self._log("drop", app=run.app.name, frame=job.frame, reason="horizon")
+        self._sample(last=True)
+        return self.log
+
+    def _push(self, t_ms: float, kind: int, item=None) -> None:
+        # The running number makes ties deterministic and keeps items from being compared.
+        self.order += 1
+        heapq.heappush(self.heap, (t_ms, kind, self.order, item))
+
+    def _log(self, event: str, **values) -> None:
+        self.log.add(self.now_ms / 1000, event, **values)
+
+    def _schedule(self) -> None:
+        for change in self.workload.changes:
+            t_ms = change.t_s * 1000
+            self._push(t_ms, _CHANGE, change)
+            if change.announced and change.app and not self.policy.static:
+                self._push(max(t_ms - ANNOUNCE_MS, 0.0), _WAKE)
+        for run in self.apps.values():
+            start_ms = run.app.start_s * 1000
+            self._push(start_ms, _CHANGE, run)
+            if run.app.announced and not self.policy.static:
+                self._push(max(start_ms - ANNOUNCE_MS, 0.0), _WAKE)
+            if run.app.end_s is not None:
+                self._push(run.app.end_s * 1000, _CHANGE, run)
+            if run.app.arrival in CLOSED_LOOP:
+                self._push(start_ms, _ARRIVE, run)
+            else:
+                self._next_arrival(run)
+        for unit in self.units.values():
+            if unit.governor:
+                self._push(unit.governor.period_ms, _TICK, unit)
+
+    def _settle(self) -> None:
+        # After all events of an instant: decide, start what can start, write down the power.
+        if self.ask:
+            self.ask = False
+            self._decide()
+        for unit in self.units.values():
+            if unit.job is None:
+                self._dispatch(unit)
+        self._sample()
+
+    def _sample(self, last: bool = False) -> None:
+        power_mw = self.board.static_mw + sum(u.power_mw() for u in self.units.values())
+        if power_mw != self.last_power_mw or last:
+            self.last_power_mw = power_mw
+            self._log("sample", power_mw=power_mw)
+
+    def _on_change(self, change) -> None:
+        # Competitors are not observable, so a stretch alone is no reason to ask the policy.
+        self.ask = self.ask or isinstance(change, AppRun) or change.stretch is None
+        if isinstance(change, AppRun):
+            change.gone = self.now_ms >= self.workload.end_ms(change.app)
+            return
+        if change.app:
+            run = self.apps[change.app]
+            need = requirement_at(run.steps, self.now_ms)
+            # What is asked for is known; how often others ask only when they say so.
+            run.known = need if change.announced else need._replace(period_ms=run.known.period_ms)
+            return
+        unit = self.units[change.unit]
+        unit.advance(self.now_ms)
+        self._wake_governor(unit)
+        if change.stretch is not None:
+            unit.stretch = change.stretch
+        if change.cap_mhz is not None:
+            cap_mhz = change.cap_mhz or unit.spec.max_mhz
+            unit.cap_mhz = self.limits[change.unit] = unit.spec.at_or_below(cap_mhz)
+            if unit.governor:
+                unit.governor.set_limits(None, unit.cap_mhz)
+            self._request(unit, min(unit.target_mhz, unit.cap_mhz), "cap")
+        self._reschedule(unit)
+
+    def _next_arrival(self, run: AppRun) -> None:
+        item = next(run.arrivals, None)
+        if item is not None:
+            self._push(item[0], _ARRIVE, (run, item[1]))
+
+    def _on_arrive(self, item) -> None:
+        if isinstance(item, AppRun):
+            need = requirement_at(item.steps, self.now_ms)
+            ended = self.now_ms >= self.workload.end_ms(item.app)
+            if ended or not self.workload.fits(self.now_ms, need):
+                return
+            for _ in range(item.app.frames if item.app.arrival == "multi-stream" else 1):
+                self._arrive(item, need)
+        else:
+            self._arrive(*item)
+            self._next_arrival(item[0])
+
+    def _arrive(self, run: AppRun, need: Requirement) -> None:
+        job = Job(run, run.frames, self.now_ms, need)
+        run.frames += 1
+        run.last_arrival_ms = self.now_ms
+        run.waiting.append(job)
+        self._log("arrive", app=run.app.name, frame=job.frame, deadline_ms=need.deadline_ms)
+        self.ask = self.ask or not self.policy.static
+
+    def _drop_expired(self, run: AppRun) -> None:
+        # Deadlines within an app need not be in order of arrival when the requirement changes.
+        for job in [j for j in run.waiting if self.now_ms >= j.deadline_at_ms - EPS_MS]:
+            run.waiting.remove(job)
+            self._log("drop", app=run.app.name, frame=job.frame, reason="deadline passed")
+            self._next_query(run)
+
+    def _dispatch(self, unit: UnitRun) -> None:
+        name, best = unit.spec.name, None
+        for run in self.apps.values():
+            paused = [j for j in run.jobs if j.point.unit == name]
+            if run.waiting:
+                self._drop_expired(run)
+            placed = run.placement is not None and run.placement.unit == name
+            for job in (*paused, *([run.waiting[0]] if placed and run.waiting else ())):
+                if best is None or self.urgency(job) < self.urgency(best):
+                    best = job
+        if best is None:
+            return
+        unit.advance(self.now_ms)
+        self._wake_governor(unit)
+        run = best.app
+        if best.point is None:
+            run.waiting.popleft()
+            run.jobs.append(best)
+            best.point = point = run.table.point(*run.placement)
+            variance = math.log1p(point.noise_cv**2)
+            best.noise = math.exp(math.sqrt(variance) * run.draw(best.frame) - variance / 2)
+            if run.served not in (None, point.subnet):
+                best.fixed_ms = self.switch_ms
+            run.served = point.subnet
+            self._log("start", app=run.app.name, frame=best.frame, subnet=point.subnet,
+                      unit=name, cores=point.cores)  # fmt: skip
+        if best.share <= 0:
+            best.share = run.segments[best.segment]
+        unit.job = best
+        self._reschedule(unit)
+
+    def _reschedule(self, unit: UnitRun) -> None:
+        unit.token += 1
+        if unit.job is not None:
+            begin_ms = max(self.now_ms, unit.frozen_ms) + unit.job.fixed_ms
+            left_ms = max(unit.job.share, 0.0) * unit.job_ms(unit.job)
+            self._push(begin_ms + left_ms, _DONE, (unit, unit.token))
+
+    def _on_done(self, item) -> None:
+        unit, token = item
+        if token != unit.token:
+            return
+        unit.advance(self.now_ms)
+        job, unit.job = unit.job, None
+        job.share = 0.0
+        job.segment += 1
+        if job.segment < len(job.app.segments):
+            return
+        run = job.app
+        run.jobs.remove(job)
+        latency_ms = self.now_ms - job.arrival_ms
+        subnet, where = job.point.subnet, job.point.unit
+        self._log("finish", app=run.app.name, frame=job.frame, subnet=subnet, unit=where,
+                  latency_ms=latency_ms)  # fmt: skip
+        self.finished.append(Finished(run.app.name, subnet, where, tuple(job.ran.items())))
+        self._next_query(run)
+        self.ask = self.ask or not self.policy.static
+
+    def _next_query(self, run: AppRun) -> None:
+        if run.app.arrival in CLOSED_LOOP and not run.jobs and not run.waiting:
+            self._push(self.now_ms, _ARRIVE, run)
+
+    def _on_clock(self, item) -> None:
+        unit, mhz, asked = item
+        if asked != unit.asked:
+            return
+        unit.advance(self.now_ms)
+        unit.mhz = mhz
+        unit.frozen_ms = self.now_ms + unit.spec.stall_ms
+        self._log_clock(unit, mhz, "acts")
+        self._reschedule(unit)
+
+    def _request(self, unit: UnitRun, mhz: float, reason: str) -> None:
+        if mhz not in unit.freq_index:
+            raise EngineError(f"{unit.spec.name}: {mhz} MHz is not one of its clocks "
+                              f"{unit.spec.freqs}")  # fmt: skip
+        mhz = min(mhz, unit.cap_mhz)
+        if mhz != unit.target_mhz:
+            unit.target_mhz = mhz
+            unit.asked += 1
+            self._log_clock(unit, mhz, reason)
+            # A request that returns to the present clock only cancels the one under way.
+            if mhz != unit.mhz:
+                self._push(self.now_ms + unit.spec.settle_ms, _CLOCK, (unit, mhz, unit.asked))
+
+    def _log_clock(self, unit: UnitRun, mhz: float, reason: str) -> None:
+        field = "gpu_mhz" if unit.spec.kind == "gpu" else "cpu_mhz"
+        self._log("set", unit=unit.spec.name, reason=reason, **{field: mhz})
+
+    def _on_tick(self, unit: UnitRun) -> None:
+        unit.advance(self.now_ms)
+        governor, idle = unit.governor, unit.busy_ms == 0
+        window_ms = self.now_ms - unit.window_ms
+        target = governor.update(self.now_ms, unit.busy_ms, window_ms, unit.mhz)
+        unit.window_ms, unit.busy_ms = self.now_ms, 0.0
+        self._request(unit, target, unit.spec.governor)
+        # A CPU at rest at its lowest clock stays there: its governor sleeps until work comes. The
+        # GPU's keeps running means that every poll moves.
+        at_rest = idle and unit.job is None and unit.stretch == 1 and unit.mhz == unit.spec.min_mhz
+        unit.asleep = unit.spec.kind == "cpu" and at_rest and target == unit.mhz
+        if not unit.asleep:
+            self._push(self.now_ms + governor.period_ms, _TICK, unit)
+
+    def _wake_governor(self, unit: UnitRun) -> None:
+        if not unit.asleep:
+            return
+        unit.asleep = False
+        period_ms = unit.governor.period_ms
+        missed = int((self.now_ms - unit.window_ms) / period_ms + EPS_MS)
+        if missed:
+            # The ticks slept through, as one idle window, so that the load signal decays.
+            last_ms = unit.window_ms + missed * period_ms
+            unit.governor.update(last_ms, 0.0, last_ms - unit.window_ms, unit.mhz)
+            unit.window_ms = last_ms
+        self._push(unit.window_ms + period_ms, _TICK, unit)
+
+    def _decide(self) -> None:
+        state = self._state()
+        begin = perf_counter()
+        action = self.policy.decide(state, dict(self.limits))
+        if self.decision_ms is not None:
+            self.decision_ms.append((perf_counter() - begin) * 1000)
+        self.finished = []
+        self._apply(action)
+
+    def _apply(self, action: Action) -> None:
+        self.memory = action.memory
+        for name, placement in action.placements.items():
+            run = self.apps[name]
+            if placement != run.placement:
+                run.table.point(*placement)  # raises for an unknown one
+                run.placement = placement
+                self._log("decide", app=name, subnet=placement.subnet, unit=placement.unit,
+                          reason=action.reason)  # fmt: skip
+        for name, mhz in action.clocks.items():
+            if name not in self.units:
+                raise EngineError(f"board {self.board.name!r} has no unit {name!r}")
+            if self.units[name].governor is None:
+                self._request(self.units[name], mhz, "policy")
+        if action.wake_ms is not None and action.wake_ms > self.now_ms:
+            self.wake += 1
+            self._push(action.wake_ms, _WAKE, self.wake)
+
+    def _state(self) -> State:
+        for unit in self.units.values():
+            unit.advance(self.now_ms)
+        seen = (run.observe(self.now_ms) for run in self.apps.values())
+        clocks = {name: unit.mhz for name, unit in self.units.items()}
+        targets = {name: unit.target_mhz for name, unit in self.units.items()}
+        return State(self.now_ms, tuple(app for app in seen if app), clocks, targets,
+                     self.last_power_mw, tuple(self.finished), self.memory)  # fmt: skip
+
+
+_ORDERS = {
+    "fifo": lambda job: (job.arrival_ms, job.app.app.name, job.frame),
+    "edf": lambda job: (job.deadline_at_ms, job.arrival_ms, job.app.app.name, job.frame),
+    "priority": lambda job: (-job.app.app.priority, job.deadline_at_ms, job.app.app.name,
+                             job.frame),
+}  # fmt: skip
+
+
+def run(
+    workload: Workload, board: Board, tables: Tables, policy: Policy, seed: int = 0, **options
+) -> DecisionLog:
+    """Simulate `workload` on `board` under `policy`; same arguments, same log, bit for bit.
+
+    Args:
+        tables: model name -> its points; the engine reads latencies there and powers from `board`,
+            so that a board with other coefficients can be run against the tables of the first.
+        policy: see `dynlib.runtime.state`.
+        seed: of arrivals and noise.
+        options: `switch_ms` (cost of another sub-network), `segments` (model -> shares of its
+            latency between which it can be preempted), `decision_ms` (a list that collects how
+            long each decision took on this machine).
+
+    Raises `EngineError` for a clock, unit, sub-network or model that does not exist.
+    """
+    return Engine(workload, board, tables, policy, seed, **options).run()

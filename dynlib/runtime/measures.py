@@ -1,0 +1,266 @@
+"""What a run is worth, computed from its log: any other program can do the same sums.
+
+The measures of specs/scenarios.md: a dropped, late or below-floor frame is missed; energy is that
+of the board, static power included.
+"""
+
+import math
+from collections.abc import Mapping
+from itertools import pairwise
+
+import numpy as np
+import pandas as pd
+from scipy.special import stdtrit
+
+from dynlib import DynlibError
+from dynlib.hardware.board import Board
+from dynlib.points import DecisionLog
+from dynlib.runtime.tables import Tables
+from dynlib.runtime.workload import Workload, requirement_at
+
+MISS_LIMIT_PCT = 1.0
+_EPS_MS = 1e-6
+
+
+def energy_mj(log: DecisionLog) -> float:
+    """Board energy of a run: power is constant from one sample to the next."""
+    samples = [(e["t_s"], e["power_mw"]) for e in log if e["event"] == "sample"]
+    return sum((t1 - t0) * power_mw for (t0, power_mw), (t1, _) in pairwise(samples))
+
+
+def frames_of(log: DecisionLog, workload: Workload, tables: Tables) -> pd.DataFrame:
+    """One row per offered frame: when, where and with what it ran, and what came of it.
+
+    Columns: app, frame, arrival_s, deadline_ms, floor_pct, subnet, unit, start_s, finish_s,
+    latency_ms, accuracy_val_pct, accuracy_pct (test), on_time, reason.
+    """
+    apps = {app.name: (app.model, workload.timeline(app)) for app in workload.apps}
+    rows: dict[tuple[str, int], dict] = {}
+    for event in log:
+        kind = event["event"]
+        if kind == "arrive":
+            need = requirement_at(apps[event["app"]][1], event["t_s"] * 1000)
+            rows[event["app"], event["frame"]] = {
+                "app": event["app"], "frame": event["frame"], "arrival_s": event["t_s"],
+                "deadline_ms": event["deadline_ms"], "floor_pct": need.floor_pct,
+                "on_time": False, "reason": "unfinished",
+            }  # fmt: skip
+        elif kind == "start":
+            rows[event["app"], event["frame"]] |= {
+                "subnet": event["subnet"], "unit": event["unit"], "start_s": event["t_s"]
+            }  # fmt: skip
+        elif kind == "drop":
+            rows[event["app"], event["frame"]]["reason"] = event["reason"]
+        elif kind == "finish":
+            row = rows[event["app"], event["frame"]]
+            point = tables[apps[event["app"]][0]].point(event["subnet"], event["unit"])
+            late = event["latency_ms"] > row["deadline_ms"] + _EPS_MS
+            below = point.accuracy_val_pct < row["floor_pct"] - 1e-9
+            row |= {
+                "finish_s": event["t_s"], "latency_ms": event["latency_ms"],
+                "accuracy_val_pct": point.accuracy_val_pct,
+                "accuracy_pct": point.accuracy_test_pct, "on_time": not late and not below,
+                "reason": "late" if late else "below floor" if below else "",
+            }  # fmt: skip
+    frames = pd.DataFrame(list(rows.values()), columns=list(_FRAME_COLUMNS))
+    return frames.astype({"on_time": bool})  # also without any frame
+
+
+_FRAME_COLUMNS = (
+    "app", "frame", "arrival_s", "deadline_ms", "floor_pct", "subnet", "unit", "start_s",
+    "finish_s", "latency_ms", "accuracy_val_pct", "accuracy_pct", "on_time", "reason",
+)  # fmt: skip
+
+
+def summarise(log: DecisionLog, workload: Workload, tables: Tables, board: Board) -> dict:
+    """The numbers of one run.
+
+    Keys: offered, on_time, missed, dropped, late, below_floor; deadline_miss_pct; accuracy_mean_pct
+    over on-time frames (test accuracy); energy_mj of the board and above_idle_mj over the horizon,
+    both also per on-time frame (`..._per_frame_mj`, infinite without any); latency_p50_ms and
+    latency_p95_ms of finished frames; network_switches, clock_changes, decisions (changes of
+    placement); source; apps: per app offered, missed and miss_pct, accuracy_mean_pct.
+    """
+    frames = frames_of(log, workload, tables)
+    good = frames[frames["on_time"]]
+    offered, on_time = len(frames), len(good)
+    total_mj = energy_mj(log)
+    above_mj = total_mj - board.power_mw({}, {}) * workload.horizon_s
+    done = frames["latency_ms"].dropna()
+    ran = frames.dropna(subset=["start_s"]).sort_values(["app", "start_s", "frame"])
+    switched = (ran["subnet"] != ran["subnet"].shift()) & (ran["app"] == ran["app"].shift())
+    kinds = [e["event"] for e in log]
+    acted = sum(e["event"] == "set" and e["reason"] == "acts" for e in log)
+    reasons = frames["reason"].value_counts()
+    late, below = (int(reasons.get(r, 0)) for r in ("late", "below floor"))
+    apps = {}
+    for app in workload.apps:
+        mine = frames[frames["app"] == app.name]
+        missed = int((~mine["on_time"]).sum())
+        apps[app.name] = {
+            "offered": len(mine), "missed": missed, "miss_pct": _pct(missed, len(mine)),
+            "accuracy_mean_pct": _mean(mine[mine["on_time"]]["accuracy_pct"]),
+        }  # fmt: skip
+    return {
+        "scenario": workload.name, "policy": log.header["policy"], "seed": log.header["seed"],
+        "offered": offered, "on_time": on_time, "missed": offered - on_time,
+        "dropped": offered - on_time - late - below, "late": late, "below_floor": below,
+        "deadline_miss_pct": _pct(offered - on_time, offered),
+        "accuracy_mean_pct": _mean(good["accuracy_pct"]),
+        "energy_mj": total_mj, "above_idle_mj": above_mj,
+        "energy_per_frame_mj": total_mj / on_time if on_time else np.inf,
+        "above_idle_per_frame_mj": above_mj / on_time if on_time else np.inf,
+        "latency_p50_ms": float(done.quantile(0.5)) if len(done) else np.nan,
+        "latency_p95_ms": float(done.quantile(0.95)) if len(done) else np.nan,
+        "network_switches": int(switched.sum()), "clock_changes": acted,
+        "decisions": kinds.count("decide"), "source": log.header["source"], "apps": apps,
+    }  # fmt: skip
+
+
+def reductions(
+    runs: pd.DataFrame, baseline: str = "linux", manager: str = "manager"
+) -> pd.DataFrame:
+    """What the manager saves against the baseline, in percent: one row per scenario and seed.
+
+    `runs`: from `simulate_many`; raises `DynlibError` unless both policies ran every scenario with
+    the same seeds. Columns: scenario, seed, counts; energy_reduction_pct (board energy per on-time
+    frame), above_idle_reduction_pct (energy above idle per on-time frame), same_time_reduction_pct
+    (board energy over the horizon), latency_reduction_pct (p95).
+
+    By specs/scenarios.md an energy reduction counts only where the manager misses no more than the
+    baseline or 1 %, whichever is larger: elsewhere at most 0 is reported. A latency reduction
+    counts likewise only at no more energy per on-time frame.
+    """
+    pairs = runs.set_index(["scenario", "seed"])
+    base, managed = (pairs[pairs["policy"] == name] for name in (baseline, manager))
+    if base.empty or set(base.index) != set(managed.index) or not base.index.is_unique:
+        raise DynlibError(
+            f"cannot compare {manager!r} with {baseline!r}: expected one run of each per scenario "
+            f"and seed, got {len(managed)} and {len(base)}"
+        )
+    managed = managed.loc[base.index]
+    allowed = np.maximum(base["deadline_miss_pct"], MISS_LIMIT_PCT)
+    out = pd.DataFrame({"counts": managed["deadline_miss_pct"] <= allowed + 1e-9})
+    for key, column in _REDUCTIONS.items():
+        saved = _reduction_pct(base[column], managed[column])
+        out[key] = np.where(out["counts"], saved, np.minimum(saved, 0.0))
+    faster = _reduction_pct(base["latency_p95_ms"], managed["latency_p95_ms"])
+    cheaper = managed["energy_per_frame_mj"] <= base["energy_per_frame_mj"]
+    out["latency_reduction_pct"] = np.where(cheaper, faster, np.minimum(faster, 0.0))
+    return out.reset_index()
+
+
+_REDUCTIONS = {
+    "energy_reduction_pct": "energy_per_frame_mj",
+    "above_idle_reduction_pct": "above_idle_per_frame_mj",
+    "same_time_reduction_pct": "energy_mj",
+}
+_SIDE_BY_SIDE = ("deadline_miss_pct", "accuracy_mean_pct", "energy_per_frame_mj", "latency_p95_ms")
+
+
+def compare(runs: pd.DataFrame, baseline: str = "linux", manager: str = "manager") -> pd.DataFrame:
+    """`reductions` per scenario: means over seeds, each with the bounds of its 95 % t-interval.
+
+    Columns: scenario, n, counted_pct (seeds whose reduction counts), each reduction with _low and
+    _high, and side by side with _baseline and _manager: deadline_miss_pct, accuracy_mean_pct,
+    energy_per_frame_mj, latency_p95_ms.
+    """
+    rows = []
+    for name, saved in reductions(runs, baseline, manager).groupby("scenario", sort=False):
+        row = {"scenario": name, "n": len(saved), "counted_pct": 100 * saved["counts"].mean()}
+        for key in (*_REDUCTIONS, "latency_reduction_pct"):
+            row[key], row[f"{key}_low"], row[f"{key}_high"] = mean_interval(saved[key])
+        mine = runs[runs["scenario"] == name].groupby("policy")
+        means = mine[list(_SIDE_BY_SIDE)].mean()
+        for column in _SIDE_BY_SIDE:
+            row[f"{column}_baseline"] = means.loc[baseline, column]
+            row[f"{column}_manager"] = means.loc[manager, column]
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def headline(
+    runs: pd.DataFrame, baseline: str = "linux", manager: str = "manager"
+) -> dict[str, tuple[float, float, float]]:
+    """The numbers for a notebook's metrics: key -> (value, low, high), 95 % over seeds.
+
+    energy_reduction_mean_pct over the scenarios, energy_reduction_best_pct (the scenario with the
+    best mean), deadline_miss_pct and accuracy_mean_pct of the manager, and of the baseline as
+    deadline_miss_baseline_pct and accuracy_mean_baseline_pct.
+    """
+    saved = reductions(runs, baseline, manager)
+    by_scenario = saved.groupby("scenario")["energy_reduction_pct"]
+    best = saved[saved["scenario"] == by_scenario.mean().idxmax()]
+    result = {
+        "energy_reduction_mean_pct": saved.groupby("seed")["energy_reduction_pct"].mean(),
+        "energy_reduction_best_pct": best["energy_reduction_pct"],
+    }
+    for what in ("deadline_miss", "accuracy_mean"):
+        for side, policy in (("", manager), ("_baseline", baseline)):
+            mine = runs[runs["policy"] == policy]
+            result[f"{what}{side}_pct"] = mine.groupby("seed")[f"{what}_pct"].mean()
+    return {key: mean_interval(values) for key, values in result.items()}
+
+
+def timeline(log: DecisionLog, workload: Workload, tables: Tables) -> pd.DataFrame:
+    """A run as a figure shows it, from its log: one row per value that anything took.
+
+    Columns: t_s, what, name, value. `what` is latency_ms, deadline_ms and accuracy_pct of the frame
+    of app `name` that arrived then; clock_mhz of unit `name`; or power_mw of the board.
+    """
+    rows = []
+    for frame in frames_of(log, workload, tables).to_dict("records"):
+        for what in ("latency_ms", "deadline_ms", "accuracy_pct"):
+            rows.append((frame["arrival_s"], what, frame["app"], frame[what]))
+    for event in log:
+        if event["event"] == "set" and event["reason"] == "acts":
+            mhz = event.get("gpu_mhz", event.get("cpu_mhz"))
+            rows.append((event["t_s"], "clock_mhz", event["unit"], mhz))
+        elif event["event"] == "sample":
+            rows.append((event["t_s"], "power_mw", "board", event["power_mw"]))
+    table = pd.DataFrame(rows, columns=["t_s", "what", "name", "value"])
+    return table.dropna().sort_values("t_s", kind="stable", ignore_index=True)
+
+
+def published_ladder(same_unit: Mapping, on_cpu: Mapping) -> pd.DataFrame:
+    """On which rung a published reduction such as 89 % is reached (end of specs/scenarios.md).
+
+    `same_unit` and `on_cpu` are rows of `compare`: the baseline runs both models on the GPU (T1),
+    or the second one on the CPU cluster (T2). Columns: rung, reduction_pct, low, high.
+    """
+    rungs = [
+        ("same board time", same_unit, "same_time_reduction_pct"),
+        ("same work (per on-time frame)", same_unit, "energy_reduction_pct"),
+        ("second model on the CPU, same work", on_cpu, "energy_reduction_pct"),
+        ("second model on the CPU, above idle", on_cpu, "above_idle_reduction_pct"),
+    ]
+    return pd.DataFrame(
+        [{"rung": rung, "reduction_pct": row[key], "low": row[f"{key}_low"],
+          "high": row[f"{key}_high"]} for rung, row, key in rungs]
+    )  # fmt: skip
+
+
+def mean_interval(values: np.ndarray) -> tuple[float, float, float]:
+    """Mean and 95 % t-interval over seeds; the bounds are NaN for a single value."""
+    values = np.asarray(values, float)
+    mean, n = float(values.mean()), len(values)
+    if n < 2:
+        return mean, math.nan, math.nan
+    half = float(stdtrit(n - 1, 0.975) * values.std(ddof=1)) / math.sqrt(n)
+    return mean, mean - half, mean + half
+
+
+def _reduction_pct(base: pd.Series, managed: pd.Series) -> np.ndarray:
+    base, managed = base.to_numpy(float), managed.to_numpy(float)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        saved = 100 * (1 - managed / base)
+    # Equal is no reduction, also where nobody served a frame and both are infinite.
+    return np.where(base == managed, 0.0, saved)
+
+
+def _pct(part: int, whole: int) -> float:
+    return 100 * part / whole if whole else 0.0
+
+
+def _mean(values: pd.Series) -> float:
+    return float(values.mean()) if len(values) else float("nan")

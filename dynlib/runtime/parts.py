@@ -1,0 +1,142 @@
+"""What the engine keeps about frames, apps and units while it runs."""
+
+from collections import deque
+from collections.abc import Sequence
+
+import numpy as np
+
+from dynlib.hardware.board import Unit
+from dynlib.runtime.state import AppState, Placement, Running, Waiting
+from dynlib.runtime.tables import Point, PointTable
+from dynlib.runtime.workload import (
+    ANNOUNCE_MS,
+    App,
+    Requirement,
+    Workload,
+    app_rng,
+    requirement_at,
+)
+
+EPS_MS = 1e-9
+
+
+class Job:
+    """One frame on its way."""
+
+    __slots__ = ("app", "arrival_ms", "deadline_at_ms", "fixed_ms", "frame", "need", "noise",
+                 "point", "ran", "segment", "share")  # fmt: skip
+
+    def __init__(self, app: "AppRun", frame: int, arrival_ms: float, need: Requirement):
+        self.app, self.frame, self.arrival_ms, self.need = app, frame, arrival_ms, need
+        self.deadline_at_ms = arrival_ms + need.deadline_ms
+        self.point: Point | None = None
+        self.segment = 0
+        self.share = 0.0  # of the whole latency, left in the current segment
+        self.fixed_ms = 0.0  # left of the switch to another sub-network
+        self.ran: dict[float, float] = {}
+
+
+class AppRun:
+    """The state of one app."""
+
+    __slots__ = ("announced", "app", "arrivals", "frames", "gone", "jobs", "known",
+                 "last_arrival_ms", "noise",
+                 "placement", "rng", "segments", "served", "steps", "table", "waiting")  # fmt: skip
+
+    def __init__(self, app: App, workload: Workload, table: PointTable, seed: int,
+                 segments: Sequence[float]):  # fmt: skip
+        self.app, self.table, self.segments = app, table, segments
+        self.steps = workload.timeline(app)
+        self.known = requirement_at(self.steps, app.start_s * 1000)
+        self.announced = {
+            c.t_s * 1000 for c in workload.changes if c.app == app.name and c.announced
+        }
+        self.arrivals = workload.arrivals(app, seed)
+        self.rng, self.noise = app_rng(seed, app.name, "noise"), np.empty(0)
+        self.waiting: deque[Job] = deque()
+        self.jobs: list[Job] = []  # started, not finished
+        self.placement: Placement | None = None
+        self.served: str | None = None
+        self.last_arrival_ms: float | None = None
+        self.frames, self.gone = 0, False
+
+    def draw(self, frame: int) -> float:
+        """Standard normal number of one frame."""
+        while frame >= len(self.noise):
+            self.noise = np.append(self.noise, self.rng.standard_normal(1024))
+        return float(self.noise[frame])
+
+    def observe(self, now_ms: float) -> AppState | None:
+        """What a policy may know of the app now; None before it is known and after it has gone."""
+        app, start_ms = self.app, self.app.start_s * 1000
+        known_ms = start_ms - (ANNOUNCE_MS if app.announced else 0.0)
+        if now_ms < known_ms or (self.gone and not self.waiting and not self.jobs):
+            return None
+        waiting = tuple(
+            Waiting(j.arrival_ms, j.deadline_at_ms, j.need.floor_pct)
+            for j in self.waiting
+            if now_ms < j.deadline_at_ms - EPS_MS
+        )
+        running = tuple(
+            Running(j.point.subnet, j.point.unit, j.deadline_at_ms, j.need.floor_pct,
+                    tuple(j.ran.items()))
+            for j in self.jobs
+        )  # fmt: skip
+        upcoming = tuple(
+            (t_ms, need)
+            for t_ms, need in self.steps[1:]
+            if now_ms < t_ms <= now_ms + ANNOUNCE_MS + EPS_MS and t_ms in self.announced
+        )
+        return AppState(app.name, app.model, self.known, app.arrival, app.priority, app.start_unit,
+                        start_ms, self.last_arrival_ms, waiting, running, upcoming)  # fmt: skip
+
+
+class UnitRun:
+    """The state of one unit."""
+
+    __slots__ = ("asked", "asleep", "busy_ms", "cap_mhz", "freq_index", "frozen_ms", "governor",
+                 "job", "mhz", "power", "since_ms", "spec", "stretch", "target_mhz", "token",
+                 "window_ms")  # fmt: skip
+
+    def __init__(self, spec: Unit, governor):
+        self.spec, self.governor = spec, governor
+        self.mhz = self.target_mhz = spec.min_mhz
+        self.freq_index = {f: i for i, f in enumerate(spec.freqs)}
+        self.cap_mhz = spec.max_mhz
+        self.stretch = 1.0
+        self.job: Job | None = None
+        self.since_ms = self.frozen_ms = self.window_ms = self.busy_ms = 0.0
+        # Numbers of the newest completion and clock request; events of older ones are void.
+        self.token = self.asked = 0
+        self.asleep = False
+        self.power: dict[tuple[float, float], float] = {}
+
+    def job_ms(self, job: Job) -> float:
+        """Duration of the whole job at the present clock and contention."""
+        return job.point.latency_ms[self.freq_index[self.mhz]] * job.noise * self.stretch
+
+    def advance(self, now_ms: float) -> None:
+        """Account for the time since the last call."""
+        dt = now_ms - self.since_ms
+        if dt <= 0:
+            return
+        job = self.job
+        if job is None:
+            self.busy_ms += dt * (1 - 1 / self.stretch)
+        else:
+            self.busy_ms += dt
+            job.ran[self.mhz] = job.ran.get(self.mhz, 0.0) + dt
+            work = now_ms - max(self.since_ms, self.frozen_ms)
+            if work > 0:
+                fixed = min(work, job.fixed_ms)
+                job.fixed_ms -= fixed
+                job.share -= (work - fixed) / self.job_ms(job)
+        self.since_ms = now_ms
+
+    def power_mw(self) -> float:
+        """Power of the unit at this instant."""
+        key = (self.mhz, self.job.point.cores if self.job else
+               (1 - 1 / self.stretch) * self.spec.cores)  # fmt: skip
+        if key not in self.power:
+            self.power[key] = self.spec.power_mw(*key)
+        return self.power[key]

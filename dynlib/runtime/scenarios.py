@@ -1,0 +1,139 @@
+"""The fixed scenarios of specs/scenarios.md, as data: relative quantities, filled in from a table.
+
+S6, S7, S10 and S11 need heat, lost units, power caps and a memory clock, which the engine does not
+have yet.
+"""
+
+from collections.abc import Callable, Mapping
+from difflib import get_close_matches
+
+import numpy as np
+
+from dynlib.hardware.board import Board
+from dynlib.runtime.tables import PointTable
+from dynlib.runtime.workload import App, Change, Workload, WorkloadError
+
+HORIZON_S = 60.0
+
+
+class _Scale:
+    """L, A_max, A_min and A_mid of one table: the largest and smallest network of its main unit."""
+
+    def __init__(self, table: PointTable):
+        self.model, self.unit = table.model, table.main_unit
+        self.l_ms = table.largest.latency_ms[-1]
+        # A slower network need not be the better one in a measured table.
+        accuracies = [p.accuracy_val_pct for p in table.on(table.main_unit)]
+        self.a_max, self.a_min = max(accuracies), min(accuracies)
+        self.a_mid = (self.a_max + self.a_min) / 2
+
+    def app(self, period_l: float, floor_pct: float, name: str = "app", **more) -> App:
+        """A periodic app, deadline = period = `period_l` times L."""
+        period_ms = period_l * self.l_ms
+        more = {"start_unit": self.unit, "period_ms": period_ms, "deadline_ms": period_ms} | more
+        return App(name, self.model, accuracy_floor_pct=max(floor_pct, 0.0), **more)
+
+    def period(self, t_s: float, period_l: float, app: str = "app") -> Change:
+        """Period and deadline become `period_l` times L."""
+        return Change(t_s, app, period_ms=period_l * self.l_ms, deadline_ms=period_l * self.l_ms)
+
+
+def _s4(s: _Scale, rng: np.random.Generator):
+    # Published Fig. 7: the second and third visit of the competitor come at random times.
+    starts = np.sort(rng.uniform([12.0, 36.0], [26.0, 50.0]))
+    visits = [(2.5, 10.0), *((t, t + 7.5) for t in starts.round(3).tolist())]
+    steps = [(t, x) for start, end in visits for t, x in ((start, 1.33), (end, 1.0))]
+    changes = [Change(t, unit=s.unit, stretch=x, announced=False) for t, x in steps]
+    # 60 ms at 10 fps, where L is 61.735 ms; as shares of L it is the same scenario on any table.
+    period_ms, deadline_ms = (s.l_ms * ms / 61.735 for ms in (100.0, 60.0))
+    return [s.app(1, s.a_min, period_ms=period_ms, deadline_ms=deadline_ms)], changes
+
+
+def _s8(s: _Scale, rng: np.random.Generator):
+    app = s.app(2.5, s.a_min, arrival="server", deadline_ms=4 * s.l_ms)
+    bursts = [(t + dt, k) for t in range(10, 60, 10) for dt, k in ((0.0, 1.25), (2.0, 2.5))]
+    return [app], [Change(t, "app", period_ms=k * s.l_ms, announced=False) for t, k in bursts]
+
+
+_ONE: dict[str, Callable] = {
+    "S1": lambda s, rng: ([s.app(2, s.a_max - 1.5)], []),
+    "S2": lambda s, rng: ([s.app(2.5, s.a_min)], [s.period(20, 1.25), s.period(40, 4)]),
+    "S3": lambda s, rng: (
+        [s.app(2, s.a_max)],
+        [Change(t, "app", accuracy_floor_pct=a) for t, a in ((20, s.a_min), (40, s.a_mid))],
+    ),
+    "S4": _s4,
+    "S8": _s8,
+    "S9": lambda s, rng: ([s.app(3.6, s.a_min)], [s.period(20, 1.2), s.period(40, 7.2)]),
+}
+
+_SEVERAL: dict[str, Callable] = {
+    "T1": lambda s, cpu: ([s[0].app(4, s[0].a_max - 1.5, "a"), s[1].app(4, s[1].a_mid, "b")], []),
+    "T2": lambda s, cpu: (
+        [s[0].app(4, s[0].a_min, "a"), s[1].app(40, s[1].a_min, "b", start_unit=cpu)],
+        [],
+    ),
+    "T3": lambda s, cpu: (
+        [
+            s[0].app(4, s[0].a_mid, "low"),
+            s[1].app(2, s[1].a_mid, "high", priority=1, start_s=15.0, end_s=45.0, announced=False),
+        ],
+        [],
+    ),
+    "T4": lambda s, cpu: (
+        [
+            s[i].app(period, floor, "abcd"[i])
+            for i, (period, floor) in enumerate(
+                # A floor of A_max leaves one point: the static app.
+                [(6, s[0].a_min), (8, s[1].a_mid), (12, s[2].a_max - 1.5), (20, s[3].a_max)]
+            )
+        ],
+        [],
+    ),
+    "T5": lambda s, cpu: (
+        [
+            s[i].app(period, s[i].a_mid, f"app{i}", start_s=3.0 * i, end_s=40.0 + 2 * i)
+            for i, period in enumerate((12, 16, 20, 24, 30, 40, 50, 60))
+        ],
+        [],
+    ),
+    "T6": lambda s, cpu: (
+        [s[i].app(1.4, s[i].a_max, "ab"[i]) for i in range(2)],
+        [
+            c
+            for i in range(2)
+            for c in (
+                s[i].period(20, 6, "ab"[i]),
+                Change(20, "ab"[i], accuracy_floor_pct=s[i].a_min),
+            )
+        ],
+    ),
+}
+
+SCENARIOS = ("S1", "S2", "S3", "S4", "S5", *list(_ONE)[4:], *_SEVERAL)
+
+
+def scenario(name: str, tables: Mapping[str, PointTable], board: Board, seed: int = 0) -> Workload:
+    """A scenario of specs/scenarios.md for these tables on `board`.
+
+    Scenarios with one app use the first table; with several, the tables in turn. Where the text
+    names no floor (T2, T3, T5), T2 has A_min, T3 and T5 A_mid. `seed` draws what is random in a
+    scenario (S4: when the competitor returns). Raises `WorkloadError` for an unknown name.
+    """
+    if name not in SCENARIOS:
+        close = get_close_matches(name, SCENARIOS, n=2)
+        hint = f"did you mean {' or '.join(close)}? " if close else ""
+        raise WorkloadError(f"unknown scenario {name!r}; {hint}known: {', '.join(SCENARIOS)}")
+    scales = [_Scale(table) for table in tables.values()]
+    if name == "S5":
+        one = scales[0]
+        unit = board.unit(one.unit)
+        steps = ((15.0, unit.at_or_below(0.72 * unit.max_mhz)), (35.0, 0.0))
+        changes = [Change(t, unit=one.unit, cap_mhz=f, announced=False) for t, f in steps]
+        apps = [one.app(2, one.a_mid)]
+    elif name in _ONE:
+        apps, changes = _ONE[name](scales[0], np.random.default_rng([seed, 4]))
+    else:
+        cpu = next((u.name for u in board.cpus if tables[scales[-1].model].on(u.name)), "")
+        apps, changes = _SEVERAL[name]([scales[i % len(scales)] for i in range(8)], cpu)
+    return Workload(name, HORIZON_S, tuple(apps), tuple(changes))

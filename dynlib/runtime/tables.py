@@ -1,0 +1,190 @@
+"""Operating points as the manager looks them up: one model on one board, at every clock."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from dynlib.hardware.board import Board, BoardError
+from dynlib.hardware.latency import clock_scale
+from dynlib.points import TableError, make_table
+from dynlib.report.metrics import weakest
+
+# specs/thesis.md 4.5, nets_6: (name, measured top-1 %, measured ms on the GPU, MMAC, M parameters).
+GPU_LEVELS = (
+    ("level0", 74.202, 41.159, 235.5, 5.339), ("level1", 74.968, 45.421, 254.0, 5.900),
+    ("level2", 76.134, 49.436, 288.8, 6.340), ("level3", 77.540, 51.079, 375.5, 7.121),
+    ("level4", 78.346, 56.747, 522.1, 7.766), ("level5", 79.030, 61.735, 731.1, 9.718),
+)  # fmt: skip
+# specs/thesis.md 1.6, Fig. 4b: (name, top-1 %, ms on the CPU).
+CPU_LEVELS = (
+    ("cpu0", 72.5, 501.0), ("cpu1", 76.3, 683.0), ("cpu2", 77.1, 875.0), ("cpu3", 77.5, 1173.0),
+    ("cpu4", 78.1, 1555.0), ("cpu5", 78.4, 1639.0), ("cpu6", 78.5, 1858.0),
+)  # fmt: skip
+PUBLISHED_MODEL = "ofa-mbv3-w1.2"
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A sub-network on a unit; the tuples have one entry per clock of the unit, ascending.
+
+    `active_mw` is what running draws above the same unit waiting at its lowest clock.
+    """
+
+    subnet: str
+    unit: str
+    cores: float
+    accuracy_val_pct: float
+    accuracy_test_pct: float
+    noise_cv: float
+    latency_ms: tuple[float, ...]
+    active_mw: tuple[float, ...]
+
+
+class PointTable:
+    """The operating points of one model on `board`.
+
+    Args:
+        table: an operating-point table with one row per sub-network, unit and clock (`gpu_mhz` for
+            a GPU, `cpu_mhz` for a CPU cluster; neither: measured at the highest clock).
+        board: gives the clocks, and the power the manager expects; latency at a clock the table
+            lacks is taken from the next measured clock by a + b/f with the unit's memory share.
+
+    Decisions use the validation accuracy; the test accuracy is for reporting (it falls back on the
+    other where it is unknown). Raises `TableError` for another board's unit, or two rows for one
+    sub-network, unit and clock.
+    """
+
+    def __init__(self, table: pd.DataFrame, board: Board):
+        models = sorted(set(table["model"]))
+        if len(models) != 1:
+            raise TableError(f"expected the table of one model, got {models}")
+        self.model: str = models[0]
+        self.frame = table
+        self.source = str(weakest(*set(table["source"])))
+        self.digest = hashlib.sha256(table.to_csv(index=False).encode()).hexdigest()
+        self.points: dict[tuple[str, str], Point] = {}
+        for (subnet, unit), rows in table.groupby(["subnet", "unit"], sort=False):
+            self.points[subnet, unit] = _point(subnet, unit, rows, board)
+        by_unit: dict[str, list[Point]] = {}
+        for point in self.points.values():
+            by_unit.setdefault(point.unit, []).append(point)
+        self._on = {unit: tuple(sorted(points, key=lambda p: p.latency_ms[-1]))
+                    for unit, points in by_unit.items()}  # fmt: skip
+
+    def on(self, unit: str) -> tuple[Point, ...]:
+        """The points on `unit`, fastest first; none where the model does not run there."""
+        return self._on.get(unit, ())
+
+    def point(self, subnet: str, unit: str) -> Point:
+        """One point; raises `TableError` when the model has none there."""
+        if (subnet, unit) not in self.points:
+            raise TableError(f"model {self.model!r} has no sub-network {subnet!r} on {unit!r}")
+        return self.points[subnet, unit]
+
+    @property
+    def units(self) -> tuple[str, ...]:
+        """The units the model runs on."""
+        return tuple(self._on)
+
+    @property
+    def main_unit(self) -> str:
+        """The unit whose fastest point is the fastest of all."""
+        return min(self._on, key=lambda unit: self._on[unit][0].latency_ms[-1])
+
+    @property
+    def largest(self) -> Point:
+        """The slowest point of the main unit at its highest clock: the largest network."""
+        return self._on[self.main_unit][-1]
+
+    @property
+    def smallest(self) -> Point:
+        """The fastest point of the main unit: the smallest network."""
+        return self._on[self.main_unit][0]
+
+
+Tables = Mapping[str, PointTable]
+
+
+def published_frame(board: Board) -> pd.DataFrame:
+    """The published points (specs/scenarios.md, source a) over the clocks of `board`.
+
+    GPU: the six levels of specs/thesis.md 4.5 (nets_6). CPU: the seven points of its Fig. 4b. How
+    many cores ran is not published: they are taken as one cluster, all cores busy, and any cluster
+    alike. Only the latency at the highest clock is published; the other clocks follow a + b/f, and
+    power and energy are the board's, so the whole table is labelled with the board's own source.
+    """
+    rows = []
+    for unit in board.units:
+        gpu = unit.kind == "gpu"
+        busy = 1.0 if gpu else float(unit.cores)
+        idle_mw = board.power_mw({}, {})
+        for name, accuracy_pct, latency_ms, *size in GPU_LEVELS if gpu else CPU_LEVELS:
+            for mhz in unit.freqs:
+                scaled_ms = latency_ms * clock_scale(mhz, unit.max_mhz, unit.memory_share)
+                power_mw = board.power_mw({unit.name: mhz}, {unit.name: busy})
+                rows.append(
+                    {
+                        "model": PUBLISHED_MODEL, "subnet": name, "board": board.name,
+                        "unit": unit.name, "cores": busy, "batch": 1,
+                        "gpu_mhz" if gpu else "cpu_mhz": mhz,
+                        "accuracy_val_pct": accuracy_pct, "accuracy_test_pct": accuracy_pct,
+                        "latency_ms": scaled_ms, "power_mw": power_mw,
+                        "idle_power_mw": idle_mw, "energy_mj": power_mw * scaled_ms / 1000,
+                        "source": board.source([unit.name]),
+                        **dict(zip(("macs_m", "params_m"), size, strict=False)),
+                    }
+                )  # fmt: skip
+    return make_table(rows)
+
+
+def published_tables(board: Board) -> dict[str, PointTable]:
+    """`published_frame` as the tables a run takes: one model, `ofa-mbv3-w1.2`."""
+    return {PUBLISHED_MODEL: PointTable(published_frame(board), board)}
+
+
+def _point(subnet: str, unit_name: str, rows: pd.DataFrame, board: Board) -> Point:
+    try:
+        unit = board.unit(unit_name)
+    except BoardError as error:
+        raise TableError(f"operating points of {subnet!r}: {error}") from error
+    column = "gpu_mhz" if unit.kind == "gpu" else "cpu_mhz"
+    mhz = rows[column].fillna(unit.max_mhz).map(unit.at_or_above)
+    off = (mhz - rows[column]).abs() > 0.5
+    if off.any():
+        raise TableError(
+            f"{subnet!r} on {unit_name!r}: {column} {rows[column][off].iloc[0]:g} is no clock of "
+            f"the unit; expected one of {unit.freqs}"
+        )
+    if mhz.duplicated().any():
+        raise TableError(f"{subnet!r} on {unit_name!r}: two rows for one clock; pick one setting")
+    measured = dict(zip(mhz, rows["latency_ms"], strict=True))
+    cores = rows["cores"].iloc[0]
+    busy = 1.0 if unit.kind == "gpu" else float(unit.cores if np.isnan(cores) else cores)
+    std = (rows["latency_std_ms"] / rows["latency_ms"]).median()
+    val, test = (float(rows[c].iloc[0]) for c in ("accuracy_val_pct", "accuracy_test_pct"))
+    val = test if np.isnan(val) else val
+    if np.isnan(val):
+        raise TableError(f"{subnet!r} on {unit_name!r}: no accuracy, expected accuracy_val_pct")
+    return Point(
+        subnet=subnet,
+        unit=unit_name,
+        cores=busy,
+        accuracy_val_pct=val,
+        accuracy_test_pct=val if np.isnan(test) else test,
+        noise_cv=unit.noise_cv if np.isnan(std) else float(std),
+        latency_ms=tuple(_latency_ms(measured, f, unit) for f in unit.freqs),
+        active_mw=tuple(unit.power_mw(f, busy) - unit.idle_mw(unit.min_mhz) for f in unit.freqs),
+    )
+
+
+def _latency_ms(measured: dict[float, float], mhz: float, unit) -> float:
+    if mhz in measured:
+        return measured[mhz]
+    near = min((f for f in measured if f >= mhz), default=max(measured))
+    share = unit.memory_share
+    return measured[near] * (
+        clock_scale(mhz, unit.max_mhz, share) / clock_scale(near, unit.max_mhz, share)
+    )

@@ -1,0 +1,52 @@
+"""A tiny board and table with round numbers, shared by the tests of dynlib.runtime."""
+
+from dynlib.hardware.board import Board, Opp, Unit
+from dynlib.points import make_table
+from dynlib.runtime import App, Placement, PointTable, Static, Workload
+
+MHZ = (250.0, 500.0, 1000.0)
+
+
+def unit(name="gpu", kind="gpu", **values):
+    values = {
+        "cores": 1, "c_uw_mhz_v2": 4000.0, "idle_fraction": 0.25, "stall_ms": 0.0,
+        "settle_ms": 5.0 if kind == "gpu" else 1.0, "noise_cv": 0.0,
+        "governor": "nvhost_podgov" if kind == "gpu" else "schedutil",
+        "opps": (Opp(250.0, 500.0), Opp(500.0, 500.0), Opp(1000.0, 1000.0)),
+    } | values  # fmt: skip
+    return Unit(name, kind, **values)
+
+
+def board(*units, static_mw=1000.0):
+    units = units or (unit(), unit("cpu", "cpu", cores=2))
+    return Board("tiny", "", units, None, static_mw, "fitted", (), None, (), (), "0" * 64)
+
+
+def tables(on, nets=(("small", 70.0, 10.0), ("large", 80.0, 20.0)), units=("gpu",), model="net"):
+    """Latency is inversely proportional to the clock; the CPU is ten times slower."""
+    rows = []
+    for name in units:
+        kind = on.unit(name).kind
+        for net, accuracy_pct, ms in nets:
+            for mhz in on.unit(name).freqs:
+                slow = 1 if kind == "gpu" else 10
+                rows.append({
+                    "model": model, "subnet": net, "board": on.name, "unit": name, "batch": 1,
+                    f"{kind}_mhz": mhz, "accuracy_val_pct": accuracy_pct,
+                    "latency_ms": slow * ms * on.unit(name).max_mhz / mhz, "source": "simulated",
+                })  # fmt: skip
+    return {model: PointTable(make_table(rows), on)}
+
+
+def periodic(period_ms=100.0, name="app", horizon_s=10.0, changes=(), **values):
+    values = {"deadline_ms": period_ms, "period_ms": period_ms} | values
+    return Workload("case", horizon_s, (App(name, "net", **values),), tuple(changes))
+
+
+def fixed(subnet="large", mhz=1000.0, where="gpu", app="app", **values):
+    clocks = {} if mhz is None else {where: mhz}
+    return Static("fixed", {app: Placement(subnet, where)}, clocks, **values)
+
+
+def events(log, kind):
+    return [e for e in log if e["event"] == kind]

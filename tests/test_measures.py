@@ -1,0 +1,146 @@
+import numpy as np
+import pandas as pd
+import pytest
+from runtime_cases import board, fixed, periodic, tables, unit
+
+from dynlib import DynlibError
+from dynlib.points import DecisionLog
+from dynlib.runtime import (
+    Change,
+    compare,
+    energy_mj,
+    frames_of,
+    headline,
+    published_ladder,
+    reductions,
+    run,
+    simulate_many,
+    summarise,
+    timeline,
+)
+from dynlib.runtime.measures import mean_interval
+
+BOARD = board(unit(noise_cv=0.02))
+TABLES = tables(BOARD)
+
+
+def test_a_log_read_back_gives_the_same_numbers(tmp_path):
+    workload = periodic(45.0, horizon_s=5.0)
+    log = run(workload, BOARD, TABLES, fixed("large", 500.0), 4)
+    again = DecisionLog.read(log.write(tmp_path / "log.jsonl"))
+    assert summarise(again, workload, TABLES, BOARD) == summarise(log, workload, TABLES, BOARD)
+
+
+def test_energy_is_additive_over_time():
+    log = run(periodic(45.0, horizon_s=5.0), BOARD, TABLES, fixed("large", 500.0), 4)
+    samples = [(e["t_s"], e["power_mw"]) for e in log if e["event"] == "sample"]
+    middle = len(samples) // 2
+    parts = []
+    for piece in (samples[: middle + 1], samples[middle:]):
+        part = DecisionLog()
+        for t_s, power_mw in piece:
+            part.add(t_s, "sample", power_mw=power_mw)
+        parts.append(energy_mj(part))
+    assert sum(parts) == pytest.approx(energy_mj(log))
+
+
+def test_frames_below_the_floor_and_late_ones_are_missed():
+    changes = [Change(1.0, "app", accuracy_floor_pct=75.0), Change(2.0, "app", deadline_ms=5.0)]
+    workload = periodic(100.0, horizon_s=3.0, changes=changes)
+    log = run(workload, BOARD, TABLES, fixed("small", 1000.0))
+    frames = frames_of(log, workload, TABLES)
+    counts = frames.groupby(["on_time", "reason"]).size().to_dict()
+    assert counts == {(True, ""): 10, (False, "below floor"): 10, (False, "late"): 10}
+    summary = summarise(log, workload, TABLES, BOARD)
+    assert (summary["on_time"], summary["below_floor"], summary["late"]) == (10, 10, 10)
+    assert summary["deadline_miss_pct"] == pytest.approx(200 / 3)
+    assert summary["accuracy_mean_pct"] == 70.0
+    assert summary["energy_per_frame_mj"] == pytest.approx(summary["energy_mj"] / 10)
+    idle_mj = BOARD.power_mw({}, {}) * 3
+    assert summary["above_idle_mj"] == pytest.approx(summary["energy_mj"] - idle_mj)
+
+
+def _runs(misses, energies, scenario="S"):
+    """One row per (policy, seed): misses and energies are (baseline, manager) lists."""
+    return pd.DataFrame([
+        {"scenario": scenario, "policy": policy, "seed": seed, "deadline_miss_pct": miss,
+         "energy_mj": energy, "energy_per_frame_mj": energy, "above_idle_per_frame_mj": energy - 50,
+         "latency_p95_ms": energy, "accuracy_mean_pct": 75.0}
+        for policy, ms, es in zip(("linux", "manager"), misses, energies, strict=True)
+        for seed, (miss, energy) in enumerate(zip(ms, es, strict=True))
+    ])  # fmt: skip
+
+
+def test_a_reduction_counts_only_without_more_misses():
+    runs = _runs(([0, 0, 5, 0], [0.9, 1.1, 4, 2]), ([100] * 4, [80, 80, 80, 130]))
+    saved = reductions(runs)
+    assert saved["energy_reduction_pct"].tolist() == pytest.approx([20, 0, 20, -30])
+    assert saved["above_idle_reduction_pct"].tolist() == pytest.approx([40, 0, 40, -60])
+    assert saved["latency_reduction_pct"].tolist() == pytest.approx([20, 20, 20, -30])
+    table = compare(runs)
+    assert table["counted_pct"].item() == 50
+    assert table["energy_reduction_pct"].item() == pytest.approx(2.5)
+    assert table["deadline_miss_pct_manager"].item() == pytest.approx(2.0)
+
+
+def test_a_timeline_holds_what_the_log_says():
+    workload = periodic(100.0, horizon_s=2.0)
+    log = run(workload, BOARD, TABLES, fixed("large", 500.0), 1)
+    table = timeline(log, workload, TABLES)
+    assert table["t_s"].is_monotonic_increasing
+    frames = frames_of(log, workload, TABLES)
+    shown = table.loc[table["what"] == "latency_ms", "value"]
+    assert list(shown) == list(frames["latency_ms"].dropna())
+    power = table[table["what"] == "power_mw"]
+    assert len(power) == sum(event["event"] == "sample" for event in log)
+    assert set(table.loc[table["what"] == "clock_mhz", "value"]) <= set(BOARD.unit("gpu").freqs)
+
+
+def test_headline_has_mean_and_best_scenario():
+    runs = pd.concat([_runs(([0] * 3, [0] * 3), ([100] * 3, [80] * 3), "A"),
+                      _runs(([0] * 3, [0] * 3), ([100] * 3, [60, 61, 59]), "B")])  # fmt: skip
+    numbers = headline(runs)
+    assert numbers["energy_reduction_mean_pct"][0] == pytest.approx(30)
+    assert numbers["energy_reduction_best_pct"][0] == pytest.approx(40)
+    value, low, high = numbers["energy_reduction_best_pct"]
+    assert low < value < high
+    assert numbers["accuracy_mean_pct"][0] == 75.0
+
+
+def test_nobody_served_anything_is_no_reduction():
+    runs = _runs(([100, 100], [100, 0]), ([np.inf, np.inf], [np.inf, 10]))
+    assert reductions(runs)["energy_reduction_pct"].tolist() == [0, 100]
+
+
+def test_unpaired_runs_are_refused():
+    runs = _runs(([0, 0], [0, 0]), ([1, 1], [1, 1]))
+    with pytest.raises(DynlibError, match=r"2 and 0"):
+        compare(runs, baseline="nobody")
+    with pytest.raises(DynlibError, match=r"1 and 2"):
+        compare(runs.iloc[:3])
+
+
+def test_the_ladder_names_its_rungs():
+    row = compare(_runs(([0] * 2, [0] * 2), ([100] * 2, [80] * 2))).iloc[0]
+    ladder = published_ladder(row, row)
+    assert ladder["reduction_pct"].tolist() == pytest.approx([20, 20, 20, 40])
+
+
+def test_interval_over_seeds():
+    # Student's table: 2.776 for 4 degrees of freedom and 97.5 %.
+    mean, low, high = mean_interval([1.0, 2.0, 3.0, 4.0, 5.0])
+    half = 2.776 * np.std([1, 2, 3, 4, 5], ddof=1) / 5**0.5
+    assert (mean, low, high) == pytest.approx((3.0, 3 - half, 3 + half), rel=1e-3)
+    assert all(np.isnan(mean_interval([1.0])[1:]))
+
+
+def test_simulate_many_gives_one_labelled_row_per_run():
+    make = lambda seed: periodic(100.0, horizon_s=2.0)  # noqa: E731
+    policies = {"a": lambda make: fixed("large"), "none": lambda make: None,
+                "b": lambda make: fixed("small")}  # fmt: skip
+    frame = simulate_many({"x": make, "y": make}, BOARD, TABLES, policies, seeds=(1, 2))
+    assert frame[["scenario", "policy", "seed"]].duplicated().sum() == 0
+    assert len(frame) == 8
+    # The tiny board's coefficients are marked as guesses.
+    assert set(frame["source"]) == {"estimated"}
+    assert compare(frame, "a", "b")["n"].tolist() == [2, 2]

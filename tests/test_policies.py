@@ -1,0 +1,134 @@
+import pytest
+from runtime_cases import board, fixed, periodic, tables, unit
+
+from dynlib.hardware.board import load_board
+from dynlib.points import TableError, make_table
+from dynlib.runtime import (
+    App,
+    PointTable,
+    Workload,
+    best_static,
+    compare,
+    linux_default,
+    published_frame,
+    published_tables,
+    run,
+    scenario,
+    sensitivity,
+    simulate_many,
+    summarise,
+)
+
+BOARD = board(unit(noise_cv=0.03))
+TABLES = tables(BOARD)
+
+
+def test_linux_default_takes_the_largest_network_that_misses_at_most_one_percent():
+    for period_ms in (12.0, 17.0, 25.0, 60.0):
+        make = lambda seed, p=period_ms: periodic(p, horizon_s=20.0)  # noqa: E731
+        policy = linux_default(make, BOARD, TABLES)
+        chosen = policy.placements["app"].subnet
+        misses = {}
+        for net in ("large", "small"):
+            trial = fixed(net, None, governors={"gpu": "nvhost_podgov"})
+            rows = []
+            for seed in (9001, 9002, 9003):
+                log = run(make(seed), BOARD, TABLES, trial, seed)
+                rows.append(summarise(log, make(seed), TABLES, BOARD))
+            misses[net] = 100 * sum(r["missed"] for r in rows) / sum(r["offered"] for r in rows)
+        expected = "large" if misses["large"] <= 1 else "small"
+        assert chosen == expected, (period_ms, misses)
+        assert policy.governors["gpu"] == "nvhost_podgov"
+
+
+def test_linux_default_keeps_every_app_where_it_starts():
+    on = load_board("jetson-xavier-nx")
+    points = published_tables(on)
+    policy = linux_default(lambda seed: scenario("T2", points, on, seed), on, points, seeds=(9001,))
+    assert [policy.placements[app].unit for app in "ab"] == ["gpu", "carmel0"]
+    assert policy.governors == {"gpu": "nvhost_podgov", "carmel0": "schedutil",
+                                "carmel1": "schedutil", "carmel2": "schedutil"}  # fmt: skip
+
+
+def test_best_static_is_the_cheapest_of_all_settings_without_misses():
+    make = lambda seed: periodic(45.0, horizon_s=10.0, accuracy_floor_pct=75.0)  # noqa: E731
+    policy = best_static(make, BOARD, TABLES, seeds=(9001,))
+    assert policy.clocks == {"gpu": 500.0}
+    assert policy.placements["app"].subnet == "large"
+    hopeless = lambda seed: periodic(5.0, horizon_s=1.0)  # noqa: E731
+    assert best_static(hopeless, BOARD, TABLES, seeds=(9001,)) is None
+
+
+def test_best_static_of_two_apps_shares_the_clock():
+    apps = tuple(App(n, "net", 60.0, period_ms=60.0) for n in "ab")
+    make = lambda seed: Workload("w", 5.0, apps)  # noqa: E731
+    policy = best_static(make, BOARD, TABLES, seeds=(9001,))
+    assert {p.subnet for p in policy.placements.values()} == {"small"}
+    assert policy.clocks == {"gpu": 500.0}
+
+
+def test_the_manager_saves_energy_on_the_published_points():
+    on = load_board("jetson-xavier-nx")
+    points = published_tables(on)
+    runs = simulate_many(["S2", "S4", "T2"], on, points, seeds=(300, 301))
+    table = compare(runs).set_index("scenario")
+    assert (table["energy_reduction_pct"] > 5).all()
+    assert (table["counted_pct"] == 100).all()
+
+
+def test_the_sign_of_the_saving_does_not_hang_on_guessed_coefficients():
+    on = load_board("jetson-xavier-nx")
+    table = sensitivity(["T2"], on, published_tables, seeds=(300,))
+    assert table["factor"].tolist() == [0.7, 1.0, 1.3]
+    assert (table["energy_reduction_pct"] > 0).all()
+    # The baseline runs the second app on the CPU, whose coefficient is a guess.
+    assert table["energy_reduction_pct"].is_monotonic_increasing
+
+
+def test_published_points_are_the_published_numbers_at_the_highest_clock():
+    on = load_board("jetson-xavier-nx")
+    frame = published_frame(on)
+    top = frame[frame["gpu_mhz"] == on.gpu.max_mhz].set_index("subnet")
+    assert top["latency_ms"].round(3).tolist() == [41.159, 45.421, 49.436, 51.079, 56.747, 61.735]
+    table = published_tables(on)["ofa-mbv3-w1.2"]
+    assert (table.main_unit, table.largest.subnet, table.smallest.subnet) == (
+        "gpu", "level5", "level0")  # fmt: skip
+    assert table.source in ("simulated", "estimated")
+    half = frame[(frame["gpu_mhz"] == 510) & (frame["subnet"] == "level5")]["latency_ms"].item()
+    share = on.gpu.memory_share
+    assert half == pytest.approx(61.735 * (share + (1 - share) * on.gpu.max_mhz / 510))
+
+
+def _row(**values):
+    return {"model": "net", "subnet": "a", "board": "tiny", "unit": "gpu", "batch": 1,
+            "gpu_mhz": 1000.0, "accuracy_val_pct": 70.0, "latency_ms": 10.0,
+            "source": "measured"} | values  # fmt: skip
+
+
+def test_a_table_is_filled_in_at_the_clocks_it_lacks():
+    on = board(unit(memory_share=0.2))
+    point = PointTable(make_table([_row()]), on).point("a", "gpu")
+    assert point.latency_ms == pytest.approx((10 * (0.2 + 0.8 * 4), 10 * (0.2 + 0.8 * 2), 10))
+    assert point.accuracy_test_pct == 70.0
+    measured = PointTable(make_table([_row(), _row(gpu_mhz=250.0, latency_ms=33.0)]), on)
+    assert measured.point("a", "gpu").latency_ms[0] == 33.0
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([_row(unit="dsp")], r"'a'.*dsp"),
+        ([_row(gpu_mhz=600.0)], r"gpu_mhz 600"),
+        ([_row(), _row(precision="fp16")], r"two rows for one clock"),
+        ([_row(), _row(model="other")], r"one model"),
+        ([_row(accuracy_val_pct=None)], r"no accuracy"),
+    ],
+)
+def test_a_table_of_another_board_or_setting_is_refused(rows, message):
+    with pytest.raises(TableError, match=message):
+        PointTable(make_table(rows), BOARD)
+
+
+def test_missing_points_are_named():
+    with pytest.raises(TableError, match=r"'huge'.*'gpu'"):
+        TABLES["net"].point("huge", "gpu")
