@@ -67,6 +67,9 @@ class Supernet(nn.Module):
         """The layers of a sub-network, for MACs, parameters and board models."""
         return self._describe(self.space.check(config), self.classes)
 
+    def _work(self, config: SubnetConfig) -> float:
+        return sum(layer.macs for layer in self.layers(config))
+
     def slices(self, config: SubnetConfig) -> dict[str, torch.Tensor]:
         """For each parameter of the sub-network the view of the shared weights it consists of."""
         store = dict(self.net.named_parameters())
@@ -145,6 +148,7 @@ class Supernet(nn.Module):
     def load(self, path: str | Path) -> dict:
         """Replace weights and statistics by those of a checkpoint; returns its provenance.
 
+        The statistics are ordered by the work of their sub-networks, smallest first.
         Nothing is changed unless the whole file fits. Raises `CheckpointError`.
         """
         about, tensors = _read(path)
@@ -165,7 +169,7 @@ class Supernet(nn.Module):
         with torch.no_grad():
             for name, parameter in own.items():
                 parameter.copy_(stored[name])
-        self.statistics = statistics
+        self.statistics = dict(sorted(statistics.items(), key=lambda item: self._work(item[0])))
         return about["provenance"]
 
     @classmethod

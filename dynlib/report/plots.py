@@ -5,10 +5,19 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from dynlib.report.figures import figure
 
 WIDE = (9.6, 3.8)
+
+
+def _plain_log(axis) -> None:
+    """A logarithmic axis with numbers that read like numbers."""
+    formatter = FuncFormatter(lambda value, _: f"{value:g}")
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(formatter)
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _front(axes, table: pd.DataFrame, x: str, y: str, **style) -> None:
@@ -25,6 +34,7 @@ def quickstart_tradeoff(table: pd.DataFrame) -> Figure:
     ):
         panel.plot(table[x], table["accuracy_test_pct"], "o-", color="C0")
         panel.set(xlabel=label, xscale="log")
+        _plain_log(panel.xaxis)
     axes[0].set(ylabel="test accuracy (%)")
     static = table["params_m"].sum()
     shared = table["params_m"].max()
@@ -44,7 +54,7 @@ def quickstart_frames(table: pd.DataFrame) -> Figure:
     for change in changes:
         axes.axvline(table["frame"][change], color="0.8", lw=0.8, zorder=0)
     axes.set(xlabel="frame", ylabel="latency (ms)", ylim=(0, None))
-    axes.set_title("switching between two frames: no gap, no slow first frame")
+    axes.set_title("the sub-network changes every 40 frames, between two frames")
     sns.move_legend(axes, "center left", bbox_to_anchor=(1, 0.5), title=None)
     return drawn
 
@@ -74,7 +84,7 @@ def supernet_accuracy(table: pd.DataFrame) -> Figure:
     ):
         axes.plot(table["macs_m"], table[column], style, label=label, markersize=5)
     axes.set(xlabel="work (MMACs)", ylabel="accuracy (%)", xscale="log")
-    axes.set_xticks(t := [10, 20, 40, 80], map(str, t))
+    _plain_log(axes.xaxis)
     axes.legend(loc="lower right")
     return drawn
 
@@ -101,17 +111,19 @@ def profile_board(table: pd.DataFrame) -> Figure:
     units = list(dict.fromkeys(table["unit"]))
     drawn, axes = plt.subplots(1, len(units), figsize=WIDE, squeeze=False)
     for panel, unit in zip(axes[0], units, strict=True):
-        rows = table[table["unit"] == unit]
+        rows = table[table["unit"] == unit].assign(MMACs=lambda t: t["macs_m"].round(1))
         sns.lineplot(
-            rows, x="latency_ms", y="energy_mj", hue="macs_m", palette="viridis", sort=False,
-            marker="o", markersize=4, ax=panel, legend=panel is axes[0][-1],
+            rows, x="latency_ms", y="energy_mj", hue="MMACs", palette="viridis", sort=False,
+            marker="o", markersize=4, ax=panel, legend="full" if panel is axes[0][-1] else False,
         )  # fmt: skip
         batch = rows["batch"].iloc[0]
         panel.set(
             xlabel=f"latency of a batch of {batch:.0f} (ms)", xscale="log",
             ylabel="board energy of a batch (mJ)", yscale="log", title=f"{unit}, all clocks",
         )  # fmt: skip
-    axes[0][-1].legend(title="MMACs", fontsize="small")
+        _plain_log(panel.xaxis)
+        _plain_log(panel.yaxis)
+    sns.move_legend(axes[0][-1], "center left", bbox_to_anchor=(1, 0.5))
     return drawn
 
 
@@ -151,9 +163,12 @@ def switch_times(table: pd.DataFrame) -> Figure:
     switch = table[table["what"] == "switch"]
     sns.ecdfplot(switch, x="time_us", ax=axes[0])
     axes[0].set(xlabel="switch (us)", ylabel="share of switches", xscale="log")
+    _plain_log(axes[0].xaxis)
     frames = table[table["what"] != "switch"]
     sns.ecdfplot(frames.assign(ms=frames["time_us"] / 1e3), x="ms", hue="what", ax=axes[1])
     axes[1].set(xlabel="frame latency (ms)", ylabel="share of frames", xscale="log")
+    _plain_log(axes[1].xaxis)
+    sns.move_legend(axes[1], "upper left", title=None)
     return drawn
 
 
@@ -161,19 +176,20 @@ def switch_times(table: pd.DataFrame) -> Figure:
 def switch_overhead(table: pd.DataFrame) -> Figure:
     """Run time of a sub-network in the super-network over that of its static copy, per round."""
     drawn, axes = plt.subplots(figsize=WIDE)
-    sns.boxplot(table, x="subnet", y="ratio", color="C0", fliersize=2, width=0.5, ax=axes)
-    axes.axhline(1, color="0.3", lw=0.8)
-    axes.axhline(1.05, color="C3", lw=0.8, ls="--")
-    axes.set(xlabel="", ylabel="prepared / static copy")
-    axes.tick_params(axis="x", labelrotation=20)
+    sns.boxplot(table, x="ratio", y="subnet", hue="frame", fliersize=2, width=0.6, ax=axes)
+    axes.axvline(1, color="0.3", lw=0.8)
+    axes.axvline(1.05, color="C3", lw=0.8, ls="--")
+    axes.set(ylabel="", xlabel="run time in the super-network / run time of the static copy")
     return drawn
 
 
 _POLICIES = {"linux": "Linux default", "manager": "manager", "accuracy": "manager, for accuracy"}
 _SERIES = {
-    "latency_ms": "latency (ms)", "accuracy_pct": "accuracy (%)", "clock_mhz": "GPU clock (MHz)",
-    "power_mw": "board power (W)",
-}  # fmt: skip
+    "latency_ms": "latency (ms)",
+    "accuracy_pct": "accuracy (%)",
+    "clock_mhz": "highest GPU\nclock (MHz)",
+    "power_mw": "mean board\npower (W)",
+}
 
 
 def _timeline(table: pd.DataFrame) -> Figure:
@@ -186,23 +202,23 @@ def _timeline(table: pd.DataFrame) -> Figure:
         mine = table[table["policy"] == policy]
         for panel, (what, label) in zip(axes[:, column], _SERIES.items(), strict=True):
             rows = mine[mine["what"] == what]
-            for i, (name, part) in enumerate(rows.groupby("name", sort=False)):
+            by_frame = what in ("latency_ms", "accuracy_pct")
+            style = {"ls": "", "marker": ".", "ms": 3} if by_frame else {"drawstyle": "steps-post"}
+            for i, (name, part) in enumerate(rows.groupby("name")):
                 values = part["value"] / (1e3 if what == "power_mw" else 1)
-                if what in ("clock_mhz", "power_mw"):
-                    step = {"drawstyle": "steps-post", "lw": 0.6, "color": f"C{i}"}
-                    panel.plot(part["t_s"], values, **step)
-                else:
-                    panel.plot(part["t_s"], values, ".", ms=3, color=f"C{i}", label=name)
-            if what == "latency_ms":
-                for _, part in mine[mine["what"] == "deadline_ms"].groupby("name", sort=False):
-                    panel.plot(part["t_s"], part["value"], color="C3", lw=1, drawstyle="steps-post")
-                panel.set_ylim(0, 1.3 * mine.loc[mine["what"] == "deadline_ms", "value"].max())
-                if rows["name"].nunique() > 1:
-                    panel.legend(fontsize="small")
+                panel.plot(part["t_s"], values, **style, color=f"C{i}", lw=1, label=name)
             if column == 0:
                 panel.set_ylabel(label)
+        deadlines = mine[mine["what"] == "deadline_ms"]
+        for _, part in deadlines.groupby("name"):
+            axes[0, column].plot(
+                part["t_s"], part["value"], color="C3", lw=1, drawstyle="steps-post"
+            )
+        axes[0, column].set_ylim(0, 1.3 * deadlines["value"].max())
         axes[0, column].set_title(_POLICIES[policy])
         axes[-1, column].set_xlabel("time (s)")
+    if table.loc[table["what"] == "latency_ms", "name"].nunique() > 1:
+        axes[0, 0].legend(fontsize="small", ncols=2, title="application", title_fontsize="small")
     return drawn
 
 
@@ -220,30 +236,32 @@ def manage_two_timeline(table: pd.DataFrame) -> Figure:
 
 def _bars(table: pd.DataFrame) -> Figure:
     """Energy per on-time frame, accuracy and misses of every policy, one group per scenario."""
-    names = {"energy_per_frame_mj": "board energy per on-time frame (mJ)",
+    names = {"energy_per_frame_mj": "board energy per\non-time frame (mJ)",
              "accuracy_mean_pct": "mean accuracy (%)",
              "deadline_miss_pct": "missed frames (%)"}  # fmt: skip
     points = list(dict.fromkeys(table["points"]))
     drawn, axes = plt.subplots(
-        len(points), len(names), figsize=(9.6, 3.2 * len(points)), squeeze=False
+        len(points), len(names), figsize=(9.6, 2.8 * len(points)), squeeze=False
     )
+    table = table.replace({"policy": _POLICIES})
+    order = [p for p in _POLICIES.values() if p in set(table["policy"])]
     for row, source in zip(axes, points, strict=True):
-        mine = table[table["points"] == source].replace({"policy": _POLICIES})
+        mine = table[table["points"] == source]
         for panel, (column, label) in zip(row, names.items(), strict=True):
             sns.barplot(
-                mine, x="scenario", y=column, hue="policy", errorbar="sd", ax=panel,
-                err_kws={"lw": 1},
-                hue_order=[p for p in _POLICIES.values() if p in set(mine["policy"])],
+                mine, x="scenario", y=column, hue="policy", hue_order=order, errorbar="sd",
+                err_kws={"lw": 1}, ax=panel,
             )  # fmt: skip
             panel.set(xlabel="", ylabel=label)
             if column == "accuracy_mean_pct":
                 low, high = mine[column].min(), mine[column].max()
-                panel.set_ylim(low - (high - low) - 0.5, high + 0.2 * (high - low) + 0.2)
+                panel.set_ylim(low - 0.3 * (high - low) - 0.2, high + 0.1 * (high - low) + 0.1)
             if column == "deadline_miss_pct":
                 panel.axhline(1, color="C3", lw=0.8, ls="--")
-            if panel is not row[0]:
-                panel.get_legend().remove()
-        sns.move_legend(row[0], "lower left", bbox_to_anchor=(0, 1), ncols=3, title=f"{source}:")
+            handles, labels = panel.get_legend_handles_labels()
+            panel.get_legend().remove()
+        row[1].set_title(f"{source} operating points")
+    drawn.legend(handles, labels, loc="outside upper center", ncols=len(order))
     return drawn
 
 

@@ -202,24 +202,50 @@ def headline(
     return {key: mean_interval(values) for key, values in result.items()}
 
 
-def timeline(log: DecisionLog, workload: Workload, tables: Tables) -> pd.DataFrame:
-    """A run as a figure shows it, from its log: one row per value that anything took.
+def timeline(
+    log: DecisionLog, workload: Workload, tables: Tables, bin_s: float = 0.25
+) -> pd.DataFrame:
+    """A run as a figure shows it, from its log.
 
     Columns: t_s, what, name, value. `what` is latency_ms, deadline_ms and accuracy_pct of the frame
-    of app `name` that arrived then; clock_mhz of unit `name`; or power_mw of the board.
+    of app `name` that arrived then; and per bin of `bin_s` seconds clock_mhz, the highest clock of
+    unit `name`, and power_mw, the mean power of the board.
     """
     rows = []
     for frame in frames_of(log, workload, tables).to_dict("records"):
         for what in ("latency_ms", "deadline_ms", "accuracy_pct"):
             rows.append((frame["arrival_s"], what, frame["app"], frame[what]))
+    edges = np.arange(0, workload.horizon_s, bin_s)
+    clocks: dict[str, list[tuple[float, float]]] = {}
     for event in log:
         if event["event"] == "set" and event["reason"] == "acts":
             mhz = event.get("gpu_mhz", event.get("cpu_mhz"))
-            rows.append((event["t_s"], "clock_mhz", event["unit"], mhz))
-        elif event["event"] == "sample":
-            rows.append((event["t_s"], "power_mw", "board", event["power_mw"]))
+            clocks.setdefault(event["unit"], []).append((event["t_s"], mhz))
+    for unit, steps in clocks.items():
+        rows += [
+            (t, "clock_mhz", unit, v) for t, v in zip(edges, _highest(steps, edges), strict=True)
+        ]
+    samples = [(e["t_s"], e["power_mw"]) for e in log if e["event"] == "sample"]
+    t_s, power_mw = (np.array(column) for column in zip(*samples, strict=True))
+    # Energy up to every edge is piecewise linear between samples, so its differences are exact.
+    energy_mj = np.append(0.0, np.cumsum(np.diff(t_s) * power_mw[:-1]))
+    up_to = np.interp(np.append(edges, workload.horizon_s), t_s, energy_mj)
+    means = np.diff(up_to) / np.diff(np.append(edges, workload.horizon_s))
+    rows += [(t, "power_mw", "board", v) for t, v in zip(edges, means, strict=True)]
     table = pd.DataFrame(rows, columns=["t_s", "what", "name", "value"])
     return table.dropna().sort_values("t_s", kind="stable", ignore_index=True)
+
+
+def _highest(steps: list[tuple[float, float]], edges: np.ndarray) -> list[float]:
+    """The highest value that a step function takes within each bin; unknown before its first."""
+    t_s, values = (np.array(column) for column in zip(*steps, strict=True))
+    result, ends = [], np.append(edges[1:], np.inf)
+    for start, end in zip(edges, ends, strict=True):
+        first = np.searchsorted(t_s, start, side="right") - 1  # what holds at the start
+        last = np.searchsorted(t_s, end, side="left")
+        here = values[max(first, 0) : last]
+        result.append(float(here.max()) if len(here) else np.nan)
+    return result
 
 
 def published_ladder(same_unit: Mapping, on_cpu: Mapping) -> pd.DataFrame:

@@ -153,7 +153,7 @@ def main(argv: list[str] | None = None) -> None:
     torch.manual_seed(args.seed)
     space = SMALL_SPACE if args.small else CIFAR_SPACE
     supernet = Supernet(space, len(dataset.classes))
-    state = args.state or args.out.with_suffix(".state.pt")
+    state = args.state or repo_root() / "runs" / "training" / f"{args.out.stem}.pt"
     history = train(supernet, dataset, recipe, seed=args.seed, state_file=state)
     seconds = float(history["seconds"].sum())
     table = ship(
