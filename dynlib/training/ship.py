@@ -17,7 +17,6 @@ from tqdm.auto import tqdm
 from dynlib import DynlibError
 from dynlib.data import Dataset, load_dataset
 from dynlib.nets.supernet import Supernet
-from dynlib.points import pareto_front
 from dynlib.report.files import atomic_write
 from dynlib.report.provenance import repo_root
 from dynlib.space import SearchSpace, SubnetConfig
@@ -70,29 +69,25 @@ def params_m(supernet: Supernet, config: SubnetConfig) -> float:
 def choose_points(
     supernet: Supernet, dataset: Dataset, *, count: int = 8, candidates: int = 120, seed: int = 0,
 ) -> list[SubnetConfig]:  # fmt: skip
-    """Pick sub-networks spread evenly in log MACs over the front of validation accuracy.
+    """Pick sub-networks spread evenly in log MACs, each the best on validation images near it.
 
-    Both ends of the space are always among them; the others come from random candidates.
+    Both ends of the space are always among them. Between them, MACs are cut into ``count - 2``
+    equal ratios, and each takes the most accurate of its random candidates, if it has any.
     """
     rng = np.random.default_rng([seed, 5])
     ends = [supernet.space.smallest, supernet.space.largest]
-    drawn = dict.fromkeys([*ends, *(supernet.space.sample(rng) for _ in range(candidates))])
+    drawn = dict.fromkeys(supernet.space.sample(rng) for _ in range(candidates))
     held = dataset.val.take(slice(0, 2000))
-    rows = []
-    for config in tqdm(drawn, desc="choose points", disable=None):
-        accuracy = evaluate(supernet, config, dataset, held, bf16=bf16_pays())
-        rows.append({"config": config, "macs": macs_m(supernet, config), "accuracy": accuracy})
-        del supernet.statistics[config]
-    best = pareto_front(pd.DataFrame(rows), ["macs"], ["accuracy"])
-    inner = best[~best["config"].isin(ends)].reset_index(drop=True)
     low, high = (np.log(macs_m(supernet, config)) for config in ends)
-    chosen = []
-    for target in np.linspace(low, high, count)[1:-1]:
-        rest = inner[~inner["config"].isin(chosen)]
-        if rest.empty:
-            break
-        chosen.append(rest["config"].loc[(np.log(rest["macs"]) - target).abs().idxmin()])
-    return sorted([*ends, *chosen], key=lambda c: macs_m(supernet, c))
+    best: dict[int, tuple[float, SubnetConfig]] = {}
+    for config in tqdm([c for c in drawn if c not in ends], desc="choose points", disable=None):
+        accuracy = evaluate(supernet, config, dataset, held, bf16=bf16_pays())
+        del supernet.statistics[config]
+        share = (np.log(macs_m(supernet, config)) - low) / (high - low)
+        part = int(share * (count - 2))
+        if part not in best or accuracy > best[part][0]:
+            best[part] = accuracy, config
+    return [ends[0], *(config for _, (_, config) in sorted(best.items())), ends[1]]
 
 
 def accuracy_table(
