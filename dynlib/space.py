@@ -129,6 +129,12 @@ class SearchSpace:
         """The sub-network with the first choice on every axis."""
         return self._from_values([c[0] for _, c in self.axes()])
 
+    def ladder(self, rungs: int) -> list[SubnetConfig]:
+        """Sub-networks that grow along all axes at once, from the smallest to the largest."""
+        shares = np.linspace(0, 1, rungs)
+        picks = ([c[round(s * (len(c) - 1))] for _, c in self.axes()] for s in shares)
+        return list(dict.fromkeys(self._from_values(pick) for pick in picks))
+
     def __iter__(self) -> Iterator[SubnetConfig]:
         for values in itertools.product(*(c for _, c in self.axes())):
             yield self._from_values(values)

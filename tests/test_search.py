@@ -45,6 +45,13 @@ def test_an_interrupted_study_resumes_on_disk(tmp_path):
         search(SPACE, objective, {"accuracy": "maximize"}, trials=1, seed=0, storage=journal)
 
 
+def test_a_search_tries_its_start_first():
+    start = SPACE.ladder(4)
+    table = search(SPACE, objective, GOALS, trials=6, seed=0, start=start)
+    assert list(table["subnet"][: len(start)]) == [str(config) for config in start]
+    assert len(table) == 6
+
+
 def test_unknown_sampler_is_refused():
     with pytest.raises(SearchError, match="nsga2"):
         search(SPACE, objective, GOALS, trials=1, seed=0, sampler="genetic")

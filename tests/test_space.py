@@ -29,6 +29,15 @@ def test_strings_are_unique_and_count_the_space():
     assert SPACE.smallest == SubnetConfig(28, (1, 1), (8, 16))
 
 
+def test_a_ladder_climbs_from_end_to_end():
+    rungs = SPACE.ladder(5)
+    assert rungs[0] == SPACE.smallest
+    assert rungs[-1] == SPACE.largest
+    steps = np.diff([SPACE.encode(config) for config in rungs], axis=0)
+    assert (steps >= 0).all()
+    assert len(set(rungs)) == len(rungs) <= 5
+
+
 @given(seeds(), st.floats(0, 1))
 def test_a_mutation_stays_in_the_space(rng, p):
     assert SPACE.mutate(SPACE.largest, rng, p) in SPACE

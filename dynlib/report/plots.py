@@ -218,7 +218,9 @@ def _timeline(table: pd.DataFrame) -> Figure:
         axes[0, column].set_title(_POLICIES[policy])
         axes[-1, column].set_xlabel("time (s)")
     if table.loc[table["what"] == "latency_ms", "name"].nunique() > 1:
-        axes[0, 0].legend(fontsize="small", ncols=2, title="application", title_fontsize="small")
+        handles, labels = axes[0, 0].get_legend_handles_labels()
+        names = [f"application {label}" for label in labels]
+        drawn.legend(handles, names, loc="outside upper center", ncols=len(names), markerscale=3)
     return drawn
 
 

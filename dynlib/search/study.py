@@ -1,6 +1,6 @@
 """Multi-objective search over a space with Optuna: NSGA-II, its random rival, fronts, volumes."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +25,7 @@ def search(
     space: SearchSpace, objective: Objective, directions: Mapping[str, str], *, trials: int,
     seed: int, sampler: str = "nsga2", population: int = 16, storage: str | Path | None = None,
     name: str = "search",
+    start: Iterable[SubnetConfig] = (),
 ) -> pd.DataFrame:  # fmt: skip
     """Evaluate `trials` sub-networks, proposed by Optuna, and return one row per trial.
 
@@ -36,6 +37,8 @@ def search(
         population: of NSGA-II.
         storage: file of an Optuna journal. A study of the same name in it is resumed: only the
             trials it lacks are run.
+        start: sub-networks to try first, such as the ends of the space, which are known before
+            any search; they count as trials.
 
     Raises:
         SearchError: the stored study has other objectives, or cannot be read.
@@ -62,6 +65,10 @@ def search(
     study.set_user_attr("objectives", dict(directions))
     done = len(study.get_trials(states=[optuna.trial.TrialState.COMPLETE]))
     study.sampler = samplers[sampler](seed + 1000 * done)
+
+    for config in start if not study.trials else ():
+        indices = space.encode(config).tolist()
+        study.enqueue_trial(dict(zip((axis for axis, _ in space.axes()), indices, strict=True)))
 
     def run(trial: optuna.Trial) -> tuple[float, ...]:
         indices = [trial.suggest_int(axis, 0, len(c) - 1) for axis, c in space.axes()]

@@ -22,9 +22,11 @@ class BasicBlock(nn.Module):
 
     def forward(self, x):
         """Shapes as in the class."""
-        y = self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x)))))
+        y = self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x)), inplace=True)))
         shortcut = x[:, :, :: self.stride, :: self.stride]
-        return F.relu(y + F.pad(shortcut, (0, 0, 0, 0, self.padding, self.padding)))
+        if self.padding:
+            shortcut = F.pad(shortcut, (0, 0, 0, 0, self.padding, self.padding))
+        return F.relu(y + shortcut, inplace=True)
 
 
 def resnet20(classes: int = 10) -> nn.Module:
@@ -32,7 +34,7 @@ def resnet20(classes: int = 10) -> nn.Module:
     widths = [16] * 3 + [32] * 3 + [64] * 3
     inputs = [16, *widths[:-1]]
     blocks = [BasicBlock(i, o, 2 if o > i else 1) for i, o in zip(inputs, widths, strict=True)]
-    stem = [nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU()]
+    stem = [nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU(inplace=True)]
     return nn.Sequential(
         *stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, classes)
     )
