@@ -21,6 +21,7 @@ def test_trials_stay_in_the_space_and_repeat_for_a_seed(sampler):
     one, two = (search(SPACE, objective, GOALS, trials=12, seed=3, sampler=sampler) for _ in "ab")
     assert list(one["subnet"]) == list(two["subnet"])
     assert len(one) == 12
+    assert one["subnet"].is_unique
     assert {"accuracy", "latency_ms", "other", "sampler", "seed"} <= set(one)
 
 
@@ -50,6 +51,18 @@ def test_a_search_tries_its_start_first():
     table = search(SPACE, objective, GOALS, trials=6, seed=0, start=start)
     assert list(table["subnet"][: len(start)]) == [str(config) for config in start]
     assert len(table) == 6
+
+
+def test_a_repeated_proposal_costs_nothing_and_a_small_space_is_enough():
+    calls = []
+    tiny = SearchSpace((16,), ((1, 2),), ((8, 16),))
+
+    def count(config):
+        calls.append(config)
+        return objective(config)
+
+    table = search(tiny, count, GOALS, trials=10, seed=0, population=2)
+    assert len(calls) == len(set(calls)) == len(table) == tiny.size
 
 
 def test_unknown_sampler_is_refused():

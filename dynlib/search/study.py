@@ -14,6 +14,9 @@ from dynlib import DynlibError
 from dynlib.points import hypervolume, pareto_front
 from dynlib.space import SearchSpace, SubnetConfig
 
+# A sampler that has converged repeats itself; it may do so this often per sub-network asked for.
+PATIENCE = 20
+
 Objective = Callable[[SubnetConfig], Mapping[str, float]]
 
 
@@ -27,11 +30,12 @@ def search(
     name: str = "search",
     start: Iterable[SubnetConfig] = (),
 ) -> pd.DataFrame:  # fmt: skip
-    """Evaluate `trials` sub-networks, proposed by Optuna, and return one row per trial.
+    """Evaluate `trials` different sub-networks, proposed by Optuna, and return one row for each.
+
+    A proposal that was evaluated before costs nothing and is no trial.
 
     Args:
-        objective: maps a sub-network to its measures; it should cache, since a sampler may
-            propose one twice.
+        objective: maps a sub-network to its measures.
         directions: which measures are objectives, each "maximize" or "minimize".
         sampler: ``nsga2`` (Deb et al. 2002), or ``random``.
         population: of NSGA-II.
@@ -63,9 +67,11 @@ def search(
             f"not {dict(directions)}"
         )
     study.set_user_attr("objectives", dict(directions))
-    done = len(study.get_trials(states=[optuna.trial.TrialState.COMPLETE]))
-    study.sampler = samplers[sampler](seed + 1000 * done)
-
+    complete = [optuna.trial.TrialState.COMPLETE]
+    measured = {
+        t.user_attrs["subnet"]: t.user_attrs["measures"] for t in study.get_trials(states=complete)
+    }
+    study.sampler = samplers[sampler](seed + 1000 * len(study.trials))
     for config in start if not study.trials else ():
         indices = space.encode(config).tolist()
         study.enqueue_trial(dict(zip((axis for axis, _ in space.axes()), indices, strict=True)))
@@ -73,18 +79,20 @@ def search(
     def run(trial: optuna.Trial) -> tuple[float, ...]:
         indices = [trial.suggest_int(axis, 0, len(c) - 1) for axis, c in space.axes()]
         config = space.decode(indices)
-        measures = objective(config)
-        trial.set_user_attr("subnet", str(config))
-        trial.set_user_attr("measures", {k: float(v) for k, v in measures.items()})
-        return tuple(float(measures[key]) for key in directions)
+        name = str(config)
+        if name not in measured:
+            measured[name] = {k: float(v) for k, v in objective(config).items()}
+        trial.set_user_attr("subnet", name)
+        trial.set_user_attr("measures", measured[name])
+        return tuple(measured[name][key] for key in directions)
 
-    study.optimize(run, n_trials=max(0, trials - done))
-    complete = study.get_trials(states=[optuna.trial.TrialState.COMPLETE])[:trials]
-    rows = [
-        {"trial": t.number, "subnet": t.user_attrs["subnet"], **t.user_attrs["measures"]}
-        for t in complete
-    ]
-    return pd.DataFrame(rows).assign(sampler=sampler, seed=seed)
+    trials = min(trials, space.size)
+    for _ in range(PATIENCE * trials):
+        if len(measured) >= trials:
+            break
+        study.optimize(run, n_trials=1)
+    rows = [{"subnet": name, **values} for name, values in list(measured.items())[:trials]]
+    return pd.DataFrame(rows).assign(trial=range(len(rows)), sampler=sampler, seed=seed)
 
 
 def front(table: pd.DataFrame, directions: Mapping[str, str]) -> pd.DataFrame:
