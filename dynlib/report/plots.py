@@ -192,7 +192,9 @@ _SERIES = {
 }
 
 
-def _timeline(table: pd.DataFrame) -> Figure:
+@figure("manage_one_timeline")
+@figure("manage_two_timeline")
+def manage_timeline(table: pd.DataFrame) -> Figure:
     """One column per policy; latency with its deadline, accuracy, clock and power over time."""
     policies = [p for p in _POLICIES if p in set(table["policy"])]
     drawn, axes = plt.subplots(
@@ -224,19 +226,9 @@ def _timeline(table: pd.DataFrame) -> Figure:
     return drawn
 
 
-@figure("manage_one_timeline")
-def manage_one_timeline(table: pd.DataFrame) -> Figure:
-    """A competitor comes and goes three times (S4); red: the deadline."""
-    return _timeline(table)
-
-
-@figure("manage_two_timeline")
-def manage_two_timeline(table: pd.DataFrame) -> Figure:
-    """Two applications on one GPU (T1); red: the deadlines."""
-    return _timeline(table)
-
-
-def _bars(table: pd.DataFrame) -> Figure:
+@figure("manage_one_energy")
+@figure("manage_two_energy")
+def manage_energy(table: pd.DataFrame) -> Figure:
     """Energy per on-time frame, accuracy and misses of every policy, one group per scenario."""
     names = {"energy_per_frame_mj": "board energy per\non-time frame (mJ)",
              "accuracy_mean_pct": "mean accuracy (%)",
@@ -265,18 +257,6 @@ def _bars(table: pd.DataFrame) -> Figure:
         row[1].set_title(f"{source} operating points")
     drawn.legend(handles, labels, loc="outside upper center", ncols=len(order))
     return drawn
-
-
-@figure("manage_one_energy")
-def manage_one_energy(table: pd.DataFrame) -> Figure:
-    """One application: what manager and baseline spend, deliver and miss, over seeds."""
-    return _bars(table)
-
-
-@figure("manage_two_energy")
-def manage_two_energy(table: pd.DataFrame) -> Figure:
-    """Two applications: what manager and baseline spend, deliver and miss, over seeds."""
-    return _bars(table)
 
 
 @figure("manage_two_ladder")
