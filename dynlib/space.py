@@ -4,7 +4,7 @@ import itertools
 import math
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
@@ -50,36 +50,49 @@ class LayerSpec:
         return 4 * (activations + self.params)
 
 
+# The elastic dimensions in canonical order, and their letters in a configuration's string.
+LETTERS = {name: name[0] for name in ("resolution", "depth", "width", "kernel", "expand", "heads")}
+DIMENSIONS = tuple(LETTERS)[1:]  # those with one entry per place in the network
+
+
 @dataclass(frozen=True, slots=True)
 class SubnetConfig:
-    """A sub-network: input resolution, and depth and width per stage.
+    """A sub-network: input resolution, and for each elastic place in the network its size.
 
-    Its canonical string, such as ``r32-d1.2-w64.256``, is its key in every table.
+    A family of networks says what its places are: stages for `depth` (blocks) and `width`
+    (channels), blocks for `kernel` (pixels), `expand` (a ratio or a hidden width) and `heads`; an
+    absent dimension is fixed. The canonical string, such as ``r32-d1.2-w64.256``, is the key of the
+    sub-network in every table.
     """
 
     resolution: int
-    depth: tuple[int, ...]
-    width: tuple[int, ...]
+    depth: tuple[int, ...] = ()
+    width: tuple[int, ...] = ()
+    kernel: tuple[int, ...] = ()
+    expand: tuple[int, ...] = ()
+    heads: tuple[int, ...] = ()
 
     def __post_init__(self):
-        for name in ("depth", "width"):
-            object.__setattr__(self, name, tuple(int(v) for v in getattr(self, name)))
         object.__setattr__(self, "resolution", int(self.resolution))
-        if len(self.depth) != len(self.width):
-            raise ConfigError(f"{self}: depth and width need one entry per stage each")
+        for name in DIMENSIONS:
+            object.__setattr__(self, name, tuple(int(v) for v in getattr(self, name)))
 
     def __str__(self) -> str:
-        dots = ".".join
-        return f"r{self.resolution}-d{dots(map(str, self.depth))}-w{dots(map(str, self.width))}"
+        parts = [f"r{self.resolution}"]
+        for name in DIMENSIONS:
+            if values := getattr(self, name):
+                parts.append(LETTERS[name] + ".".join(map(str, values)))
+        return "-".join(parts)
 
     @classmethod
     def parse(cls, text: str) -> "SubnetConfig":
         """Read a canonical string; raises `ConfigError` when it is not one."""
-        match = re.fullmatch(r"r(\d+)-d(\d+(?:\.\d+)*)-w(\d+(?:\.\d+)*)", text)
+        places = "".join(rf"(?:-{LETTERS[name]}(\d+(?:\.\d+)*))?" for name in DIMENSIONS)
+        match = re.fullmatch(rf"r(\d+){places}", text)
         if not match:
             raise ConfigError(f"{text!r} is not a sub-network; expected e.g. 'r32-d1.2-w64.256'")
-        resolution, depth, width = match.groups()
-        return cls(int(resolution), tuple(depth.split(".")), tuple(width.split(".")))
+        resolution, *rest = match.groups()
+        return cls(int(resolution), *(tuple(v.split(".")) if v else () for v in rest))
 
 
 @dataclass(frozen=True)
@@ -88,31 +101,28 @@ class SearchSpace:
 
     Args:
         resolution: input sizes in pixels, ascending.
-        depth: for each stage its possible numbers of blocks, ascending.
-        width: for each stage its possible numbers of channels, ascending.
+        depth, width, kernel, expand, heads: for each place its possible values, ascending.
     """
 
     resolution: tuple[int, ...]
-    depth: tuple[tuple[int, ...], ...]
-    width: tuple[tuple[int, ...], ...]
+    depth: tuple[tuple[int, ...], ...] = ()
+    width: tuple[tuple[int, ...], ...] = ()
+    kernel: tuple[tuple[int, ...], ...] = ()
+    expand: tuple[tuple[int, ...], ...] = ()
+    heads: tuple[tuple[int, ...], ...] = ()
 
     def __post_init__(self):
         object.__setattr__(self, "resolution", tuple(self.resolution))
-        for name in ("depth", "width"):
+        for name in DIMENSIONS:
             object.__setattr__(self, name, tuple(tuple(c) for c in getattr(self, name)))
-        if len(self.depth) != len(self.width):
-            raise ConfigError("a search space needs depth and width choices for every stage")
         for name, choices in self.axes():
             if not choices or list(choices) != sorted(set(choices)) or choices[0] < 0:
                 raise ConfigError(f"search space, {name}: {choices} is not ascending and positive")
 
     def axes(self) -> list[tuple[str, tuple[int, ...]]]:
         """Every elastic dimension as (name, choices), in the order `encode` uses."""
-        return [
-            ("resolution", self.resolution),
-            *((f"depth{i}", c) for i, c in enumerate(self.depth)),
-            *((f"width{i}", c) for i, c in enumerate(self.width)),
-        ]
+        places = [(f"{n}{i}", c) for n in DIMENSIONS for i, c in enumerate(getattr(self, n))]
+        return [("resolution", self.resolution), *places]
 
     @property
     def size(self) -> int:
@@ -140,18 +150,18 @@ class SearchSpace:
             yield self._from_values(values)
 
     def __contains__(self, config: SubnetConfig) -> bool:
-        values = self._values(config)
-        axes = self.axes()
-        return len(values) == len(axes) and all(
-            v in c for v, (_, c) in zip(values, axes, strict=True)
-        )
+        try:
+            return self.check(config) is config
+        except ConfigError:
+            return False
 
     def check(self, config: SubnetConfig) -> SubnetConfig:
         """Return `config`; raises `ConfigError` naming the first axis it leaves the space on."""
-        values, axes = self._values(config), self.axes()
-        if len(values) != len(axes):
-            raise ConfigError(f"{config} has {len(config.depth)} stages, not {len(self.depth)}")
-        for value, (name, choices) in zip(values, axes, strict=True):
+        for name in DIMENSIONS:
+            got, want = len(getattr(config, name)), len(getattr(self, name))
+            if got != want:
+                raise ConfigError(f"{config} has {got} entries of {name}, expected {want}")
+        for value, (name, choices) in zip(self._values(config), self.axes(), strict=True):
             if value not in choices:
                 raise ConfigError(f"{config}: {name} is {value}, expected one of {choices}")
         return config
@@ -180,21 +190,26 @@ class SearchSpace:
         )
 
     def to_dict(self) -> dict:
-        """A JSON-ready dictionary; `SearchSpace(**d)` reads it back."""
-        return asdict(self)
+        """A JSON-ready dictionary of the dimensions that are there; `from_dict` reads it back."""
+        return {name: choices for name, choices in asdict(self).items() if choices}
 
     @classmethod
     def from_dict(cls, values: dict) -> "SearchSpace":
         """Build from `to_dict`; raises `ConfigError` naming missing or unknown keys."""
-        names = {f.name for f in fields(cls)}
-        if set(values) != names:
-            raise ConfigError(f"a search space needs the keys {sorted(names)}, got {list(values)}")
+        if "resolution" not in values or not set(values) <= set(LETTERS):
+            raise ConfigError(
+                f"a search space needs the key 'resolution' and may have {list(DIMENSIONS)}, "
+                f"got {list(values)}"
+            )
         return cls(**values)
 
     def _values(self, config: SubnetConfig) -> list[int]:
-        return [config.resolution, *config.depth, *config.width]
+        return [config.resolution, *(v for name in DIMENSIONS for v in getattr(config, name))]
 
     def _from_values(self, values: Sequence[int]) -> SubnetConfig:
-        stages = len(self.depth)
         resolution, *rest = (int(v) for v in values)
-        return SubnetConfig(resolution, tuple(rest[:stages]), tuple(rest[stages:]))
+        places = iter(rest)
+        return SubnetConfig(
+            resolution,
+            *(tuple(itertools.islice(places, len(getattr(self, n)))) for n in DIMENSIONS),
+        )

@@ -1,14 +1,14 @@
 """One store of weights that holds every sub-network of a search space.
 
 A sub-network is a static network of the same class with smaller sizes, and each of its parameters
-is the prefix slice of the super-network's parameter of the same name. That single rule gives
-training (gradients flow through the slices), prepared sub-networks (views, no copy) and extraction
-(copies). Only BatchNorm statistics belong to a sub-network alone: they are stored per
-configuration, computed offline, and never touched at run time.
+is a slice of the super-network's parameter of the same name: leading channels, central pixels.
+That single rule gives training (gradients flow through the slices), prepared sub-networks (views,
+no copy) and extraction (copies). Only BatchNorm statistics belong to a sub-network alone: they are
+stored per configuration, computed offline, and never touched at run time.
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import safetensors
@@ -73,10 +73,8 @@ class Supernet(nn.Module):
     def slices(self, config: SubnetConfig) -> dict[str, torch.Tensor]:
         """For each parameter of the sub-network the view of the shared weights it consists of."""
         store = dict(self.net.named_parameters())
-        return {
-            name: store[name][tuple(slice(n) for n in small.shape)]
-            for name, small in self._skeleton(config).named_parameters()
-        }
+        named = self._skeleton(config).named_parameters()
+        return {name: crop(store[name], small.shape) for name, small in named}
 
     def forward(self, images: torch.Tensor, config: SubnetConfig) -> torch.Tensor:
         """Run one sub-network on (N, 3, H, W) with the BatchNorm statistics of the batch itself.
@@ -178,6 +176,19 @@ class Supernet(nn.Module):
         about, _ = _read(path)
         supernet = cls(SearchSpace.from_dict(about["space"]), about["classes"])
         return supernet, supernet.load(path)
+
+
+def crop(weight: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+    """The view of `weight` that a smaller network of the same kind uses.
+
+    Leading channels of the first two dimensions and, of a convolution (O, I, H, W), the central
+    pixels of the kernel (Once-for-All, arXiv 1908.09791, section 3.3).
+    """
+    window = [slice(n) for n in shape]
+    for axis in range(2, weight.ndim):
+        start = (weight.shape[axis] - shape[axis]) // 2
+        window[axis] = slice(start, start + shape[axis])
+    return weight[tuple(window)]
 
 
 def _layout(tensor: torch.Tensor) -> torch.memory_format:
