@@ -1,28 +1,13 @@
-"""The suite's figures: each a pure function of a tidy table, registered under its name."""
+"""Figures of the spine: from the first sub-network to two managed models."""
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from dynlib.report.figures import figure
-
-WIDE = (9.6, 3.8)
-
-
-def _plain_log(axis) -> None:
-    """A logarithmic axis with numbers that read like numbers."""
-    formatter = FuncFormatter(lambda value, _: f"{value:g}")
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.set_major_formatter(formatter)
-    axis.set_minor_formatter(NullFormatter())
-
-
-def _front(axes, table: pd.DataFrame, x: str, y: str, **style) -> None:
-    rows = table.sort_values(x)
-    axes.plot(rows[x], rows[y], drawstyle="steps-post", **style)
+from dynlib.report.plots.style import WIDE, front, plain_log
 
 
 @figure("quickstart_tradeoff")
@@ -34,7 +19,7 @@ def quickstart_tradeoff(table: pd.DataFrame) -> Figure:
     ):
         panel.plot(table[x], table["accuracy_test_pct"], "o-", color="C0")
         panel.set(xlabel=label, xscale="log")
-        _plain_log(panel.xaxis)
+        plain_log(panel.xaxis)
     axes[0].set(ylabel="test accuracy (%)")
     static = table["params_m"].sum()
     shared = table["params_m"].max()
@@ -84,7 +69,7 @@ def supernet_accuracy(table: pd.DataFrame) -> Figure:
     ):
         axes.plot(table["macs_m"], table[column], style, label=label, markersize=5)
     axes.set(xlabel="work (MMACs)", ylabel="accuracy (%)", xscale="log")
-    _plain_log(axes.xaxis)
+    plain_log(axes.xaxis)
     axes.legend(loc="lower right")
     return drawn
 
@@ -121,14 +106,14 @@ def profile_board(table: pd.DataFrame) -> Figure:
             xlabel=f"latency of a batch of {batch:.0f} (ms)", xscale="log",
             ylabel="board energy of a batch (mJ)", yscale="log", title=f"{unit}, all clocks",
         )  # fmt: skip
-        _plain_log(panel.xaxis)
-        _plain_log(panel.yaxis)
+        plain_log(panel.xaxis)
+        plain_log(panel.yaxis)
     sns.move_legend(axes[0][-1], "center left", bbox_to_anchor=(1, 0.5))
     return drawn
 
 
 @figure("search_front")
-def search_front(table: pd.DataFrame) -> Figure:
+def searchfront(table: pd.DataFrame) -> Figure:
     """Every trial and the front, one panel per pair of objectives."""
     costs = list(dict.fromkeys(table["cost"]))
     drawn, axes = plt.subplots(1, len(costs), figsize=WIDE, sharey=True, squeeze=False)
@@ -136,7 +121,7 @@ def search_front(table: pd.DataFrame) -> Figure:
         rows = table[table["cost"] == cost]
         panel.scatter(rows["value"], rows["accuracy_val_pct"], s=10, color="0.7", label="trial")
         best = rows[rows["on_front"]]
-        _front(panel, best, "value", "accuracy_val_pct", color="C0", lw=1)
+        front(panel, best, "value", "accuracy_val_pct", color="C0", lw=1)
         panel.scatter(best["value"], best["accuracy_val_pct"], s=22, color="C0", label="front")
         panel.set(xlabel=cost, ylabel="validation accuracy (%)")
     axes[0][0].legend(loc="lower right")
@@ -163,11 +148,11 @@ def switch_times(table: pd.DataFrame) -> Figure:
     switch = table[table["what"] == "switch"]
     sns.ecdfplot(switch, x="time_us", ax=axes[0])
     axes[0].set(xlabel="switch (us)", ylabel="share of switches", xscale="log")
-    _plain_log(axes[0].xaxis)
+    plain_log(axes[0].xaxis)
     frames = table[table["what"] != "switch"]
     sns.ecdfplot(frames.assign(ms=frames["time_us"] / 1e3), x="ms", hue="what", ax=axes[1])
     axes[1].set(xlabel="frame latency (ms)", ylabel="share of frames", xscale="log")
-    _plain_log(axes[1].xaxis)
+    plain_log(axes[1].xaxis)
     sns.move_legend(axes[1], "upper left", title=None)
     return drawn
 
