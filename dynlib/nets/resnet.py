@@ -2,7 +2,8 @@
 
 Dense 3x3 convolutions, early down-sampling and no depth-wise layers: a processor reaches several
 times more of its peak on these than on inverted residuals of the same MACs. The stem whitens 2x2
-patches and stays fixed (Jordan, arXiv 2404.00498, section 3.2).
+patches and stays fixed; the others start as partial identities (Jordan, arXiv 2404.00498, sections
+3.2 and 3.3).
 """
 
 import torch
@@ -59,6 +60,11 @@ class ResNet(nn.Module):
         sizes = zip(inputs, config.width, config.depth, strict=True)
         self.stages = nn.ModuleList(Stage(*size) for size in sizes)
         self.head = nn.Linear(config.width[-1], classes)
+        for module in self.stages.modules():
+            if isinstance(module, nn.Conv2d):  # starts as close to the identity as it can
+                nn.init.dirac_(module.weight[: module.in_channels])
+        nn.init.normal_(self.head.weight, std=1 / config.width[-1])
+        nn.init.zeros_(self.head.bias)
 
     def forward(self, x):
         """Shapes as in the class; images of another size are resized first."""

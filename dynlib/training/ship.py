@@ -136,7 +136,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--dataset", default="cifar10")
     parser.add_argument("--data-dir", default="")
     parser.add_argument("--epochs", type=int, default=36)
-    parser.add_argument("--lr", type=float, default=0.2)
+    for name in ("lr", "pad", "cutout", "students", "label_smoothing"):  # the recipe's, see there
+        default = getattr(Recipe, name)
+        parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--small", action="store_true", help="the small space")
     parser.add_argument("--out", type=Path, required=True, help="checkpoint to write")
@@ -144,7 +146,10 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     dataset = load_dataset(args.dataset, args.data_dir, seed=args.seed)
-    recipe = Recipe(epochs=args.epochs, lr=args.lr)
+    recipe = Recipe(
+        epochs=args.epochs, lr=args.lr, pad=args.pad, cutout=args.cutout, students=args.students,
+        label_smoothing=args.label_smoothing,
+    )  # fmt: skip
     torch.manual_seed(args.seed)
     space = SMALL_SPACE if args.small else CIFAR_SPACE
     supernet = Supernet(space, len(dataset.classes))

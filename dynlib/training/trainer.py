@@ -1,9 +1,9 @@
 """One trainer for super-networks: sandwich sampling with in-place distillation.
 
-Every step trains the largest sub-network on the labels and the smallest and some random ones on
-its softened outputs (US-Nets, arXiv 1903.05134, sections 3.2-3.3; BigNAS, arXiv 2003.11142).
-Convolutions are updated by Muon, whose orthogonalised steps suit short training (Jordan 2024);
-everything else by SGD with Nesterov momentum.
+Every step trains the largest sub-network on the labels and smaller ones on its softened outputs
+(US-Nets, arXiv 1903.05134, sections 3.2-3.3; BigNAS, arXiv 2003.11142). Convolutions are updated
+by Muon, whose orthogonalised steps suit short training (Jordan 2024), and kept at a fixed norm, so
+that the learning rate alone says how far a step turns them; head and biases by SGD.
 """
 
 import logging
@@ -22,7 +22,7 @@ from dynlib import DynlibError
 from dynlib.data import Dataset, Images, augment
 from dynlib.nets.resnet import whiten_stem
 from dynlib.nets.supernet import Supernet, calibrate
-from dynlib.space import SubnetConfig
+from dynlib.space import SearchSpace, SubnetConfig
 
 log = logging.getLogger(__name__)
 
@@ -39,11 +39,13 @@ class Recipe:
         epochs: passes over the training images.
         batch_size: images per step.
         lr: peak learning rate of the convolutions (Muon); warmed up, then linear to zero.
-        lr_rest: peak learning rate of head, norms and biases (SGD).
-        weight_decay: decoupled, of the convolutions, and coupled, of the head.
+        lr_head, lr_bias: peak learning rates of the classifier and of the normalisations' biases
+            (SGD), whose small gradients bear large rates (arXiv 2404.00498, 3.4).
+        momentum: of Muon.
+        weight_decay: of the classifier.
         warmup: share of the steps in which the rates rise from zero.
         label_smoothing: of the largest sub-network's loss.
-        random_subnets: random sub-networks per step beside the largest and the smallest.
+        students: sub-networks per step beside the largest: in turn the smallest and a random one.
         distill: weight of each distillation loss.
         pad: pixels of the padded crop.
         cutout: side in pixels of the blanked square, 0 for none.
@@ -51,13 +53,14 @@ class Recipe:
 
     epochs: int = 30
     batch_size: int = 500
-    lr: float = 0.2
-    lr_rest: float = 0.2
+    lr: float = 0.15
+    lr_head: float = 0.02
+    lr_bias: float = 10.0
     momentum: float = 0.6
     weight_decay: float = 5e-4
-    warmup: float = 0.2
+    warmup: float = 0.02
     label_smoothing: float = 0.1
-    random_subnets: int = 1
+    students: int = 2
     distill: float = 1.0
     pad: int = 2
     cutout: int = 0
@@ -70,20 +73,37 @@ def bf16_pays() -> bool:
 
 
 def optimisers(supernet: Supernet, recipe: Recipe) -> list[torch.optim.Optimizer]:
-    """Muon for the convolutions, SGD for everything else."""
+    """Muon for the convolutions, SGD for head and biases; scales of normalisations stay at one."""
     from dynlib._vision import timm
 
-    named = [(n, p) for n, p in supernet.net.named_parameters() if p.requires_grad]
-    convolutions = [p for _, p in named if p.ndim == 4]
-    head = [p for _, p in named if p.ndim == 2]
-    rest = [p for _, p in named if p.ndim == 1]
+    for module in supernet.net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.weight.requires_grad_(False)
+    free = [p for p in supernet.net.parameters() if p.requires_grad]
     muon = timm.optim.Muon(
-        convolutions, lr=recipe.lr, momentum=recipe.momentum, nesterov=True,
-        weight_decay=recipe.weight_decay, adjust_lr_fn="original",
+        [p for p in free if p.ndim == 4], lr=recipe.lr, momentum=recipe.momentum, nesterov=True,
+        weight_decay=0.0, adjust_lr_fn="original",
     )  # fmt: skip
-    groups = [{"params": head, "weight_decay": recipe.weight_decay}, {"params": rest}]
-    sgd = torch.optim.SGD(groups, lr=recipe.lr_rest, momentum=0.85, nesterov=True)
-    return [muon, sgd]
+    head = {
+        "params": [p for p in free if p.ndim == 2], "lr": recipe.lr_head,
+        "weight_decay": recipe.weight_decay,
+    }  # fmt: skip
+    biases = {"params": [p for p in free if p.ndim == 1], "lr": recipe.lr_bias}
+    return [muon, torch.optim.SGD([head, biases], lr=0.0, momentum=0.85, nesterov=True)]
+
+
+@torch.no_grad()
+def normalise_(solver: torch.optim.Optimizer) -> None:
+    """Scale each convolution (O, I, H, W) to the norm sqrt(O); a normalisation undoes the scale."""
+    for group in solver.param_groups:
+        for weight in group["params"]:
+            weight.mul_(len(weight) ** 0.5 / weight.norm())
+
+
+def draw_configs(space: SearchSpace, step: int, students: int, rng) -> list[SubnetConfig]:
+    """The sandwich of one step: the largest, then in turn the smallest and a random sub-network."""
+    turns = range(step * students, (step + 1) * students)
+    return [space.largest, *(space.sample(rng) if t % 2 else space.smallest for t in turns)]
 
 
 def train(
@@ -131,20 +151,20 @@ def train(
                     batch.images, draws, flip=flip, pad=recipe.pad, cutout=recipe.cutout
                 )
                 images = dataset.normalise(views.to(device))
-                configs = [supernet.space.largest, supernet.space.smallest]
-                configs += [supernet.space.sample(rng) for _ in range(recipe.random_subnets)]
+                configs = draw_configs(supernet.space, i, recipe.students, rng)
                 losses.append(sandwich_step(supernet, images, batch.labels, configs, recipe, bf16))
                 for solver in solvers:
                     solver.step()
                     solver.zero_grad()
+                normalise_(solvers[0])
                 rate = (i + 1) * recipe.batch_size / (time.perf_counter() - started)
                 bar.set_postfix_str(f"loss {losses[-1][0]:.3f}, {rate:.0f} images/s", refresh=False)
                 bar.update()
             seconds = time.perf_counter() - started
-            means = np.mean(losses, axis=0)
+            means = np.mean([(first, last) for first, *_, last in losses], axis=0)
             accuracy = quick_accuracies(supernet, dataset, bf16=bf16)
             history.append({
-                "epoch": epoch + 1, "loss_max": float(means[0]), "loss_min": float(means[1]),
+                "epoch": epoch + 1, "loss_max": float(means[0]), "loss_student": float(means[1]),
                 **accuracy, "seconds": seconds,
                 "images_per_s": per_epoch * recipe.batch_size / seconds,
             })  # fmt: skip
