@@ -14,8 +14,9 @@ import torch
 from dynlib.data import load_dataset
 from dynlib.nets.supernet import Supernet
 from dynlib.space import SearchSpace
+from dynlib.training.recipes import Recipe
 from dynlib.training.ship import accuracy_table, choose_points, ship
-from dynlib.training.trainer import Recipe, ResumeError, accuracy_pct, train
+from dynlib.training.trainer import ResumeError, accuracy_pct, train
 
 SPACE = SearchSpace((16,), ((1,), (0, 1)), ((8, 16), (16, 24)))
 RECIPE = Recipe(epochs=3, batch_size=50)
@@ -74,12 +75,12 @@ def test_a_killed_run_resumes_from_its_last_epoch(tmp_path):
     state = tmp_path / "state.pt"
     code = (
         "import sys; sys.path.insert(0, 'tests'); import test_training as t;"
-        f"from dynlib.training.trainer import train, Recipe;"
-        f"train(t.fresh(), t.tiny(), Recipe(epochs=500, batch_size=50), state_file={str(state)!r})"
+        f"from dynlib.training.trainer import train;"
+        f"train(t.fresh(), t.tiny(), t.Recipe(epochs=500, batch_size=50), state_file={str(state)!r})"
     )
     child = subprocess.Popen([sys.executable, "-c", code])
-    deadline = time.monotonic() + 60
-    while not state.exists() and time.monotonic() < deadline:
+    deadline = time.monotonic() + 300
+    while not state.exists() and child.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
     os.kill(child.pid, signal.SIGKILL)
     child.wait()

@@ -20,7 +20,9 @@ from dynlib.nets.supernet import Supernet
 from dynlib.report.files import atomic_write
 from dynlib.report.provenance import repo_root
 from dynlib.space import SearchSpace, SubnetConfig
-from dynlib.training.trainer import Recipe, bf16_pays, evaluate, train
+from dynlib.training.recipes import Recipe
+from dynlib.training.step import bf16_pays
+from dynlib.training.trainer import evaluate, train
 
 # The space of the shipped CIFAR-10 network: 112 to 11 MMACs.
 CIFAR_SPACE = SearchSpace(

@@ -1,0 +1,89 @@
+"""What a recipe is worth: recipes side by side, and sub-networks against their twins alone."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+import pandas as pd
+import torch
+from tqdm.auto import tqdm
+
+from dynlib.data import Dataset, Images
+from dynlib.nets.supernet import Supernet
+from dynlib.space import SearchSpace, SubnetConfig
+from dynlib.training.recipes import Recipe, single
+from dynlib.training.step import bf16_pays
+from dynlib.training.trainer import evaluate, train
+
+Build = Callable[[SearchSpace], Supernet]
+
+
+def compare_recipes(
+    recipes: Mapping[str, Recipe], configs: Sequence[SubnetConfig], build: Build,
+    space: SearchSpace, dataset: Dataset, *, seed: int = 0,
+) -> pd.DataFrame:  # fmt: skip
+    """Train a super-network by each recipe from the same start and evaluate the same sub-networks.
+
+    Args:
+        recipes: by the name that the table shows.
+        configs: sub-networks to evaluate on all validation images.
+        build: makes an untrained super-network of a space.
+
+    Returns:
+        One row per recipe and sub-network: ``recipe, subnet, accuracy_val_pct, seconds``.
+    """
+    rows = []
+    for name, recipe in tqdm(recipes.items(), desc="recipes", disable=None):
+        supernet, history = _trained(build, space, dataset, recipe, seed)
+        for config in configs:
+            accuracy = _accuracy(supernet, config, dataset, dataset.val)
+            rows.append((name, str(config), accuracy, float(history["seconds"].sum())))
+    return pd.DataFrame(rows, columns=["recipe", "subnet", "accuracy_val_pct", "seconds"])
+
+
+def compare_alone(
+    recipe: Recipe, rates: Sequence[float], configs: Sequence[SubnetConfig], build: Build,
+    space: SearchSpace, dataset: Dataset, *, seed: int = 0,
+) -> pd.DataFrame:  # fmt: skip
+    """Each sub-network inside the super-network, trained alone, and trained alone by a teacher.
+
+    All see the same images for the same epochs with the same augmentation. A network alone takes
+    the learning rate of `rates` that is best on validation images; the teacher of the third kind is
+    the largest network trained alone. Accuracies are those on the test images.
+
+    Returns:
+        One row per sub-network: ``subnet, supernet_pct, alone_pct, distilled_alone_pct, alone_lr``.
+    """
+    supernet, _ = _trained(build, space, dataset, recipe, seed)
+    teacher, _, _ = _best(recipe, rates, space.largest, build, dataset, seed)
+    guide = teacher.prepare(space.largest)
+    rows = []
+    for config in tqdm(configs, desc="alone", disable=None):
+        alone, lr, _ = _best(recipe, rates, config, build, dataset, seed)
+        taught, _ = _trained(build, single(config), dataset, replace(recipe, lr=lr), seed, guide)
+        nets = (supernet, alone, taught)
+        rows.append((
+            str(config), *(_accuracy(net, config, dataset, dataset.test) for net in nets), lr,
+        ))  # fmt: skip
+    names = ["subnet", "supernet_pct", "alone_pct", "distilled_alone_pct", "alone_lr"]
+    return pd.DataFrame(rows, columns=names)
+
+
+def _best(recipe, rates, config, build, dataset, seed) -> tuple[Supernet, float, float]:
+    """The network of `config` alone that does best on validation images, its rate and accuracy."""
+    tried = []
+    for lr in rates:
+        net, _ = _trained(build, single(config), dataset, replace(recipe, lr=lr), seed)
+        tried.append((net, lr, _accuracy(net, config, dataset, dataset.val)))
+    return max(tried, key=lambda entry: entry[2])
+
+
+def _trained(build, space, dataset, recipe, seed, guide=None):
+    torch.manual_seed(seed)
+    supernet = build(space)
+    if guide is not None:
+        guide = torch.no_grad()(guide)
+    return supernet, train(supernet, dataset, recipe, seed=seed, guide=guide)
+
+
+def _accuracy(supernet: Supernet, config: SubnetConfig, dataset: Dataset, images: Images) -> float:
+    return evaluate(supernet, config, dataset, images, bf16=bf16_pays())

@@ -1,0 +1,180 @@
+"""One optimisation step of a recipe: who learns, from whom, and how the weights move."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from dynlib.nets.supernet import Supernet
+from dynlib.space import SubnetConfig
+from dynlib.training.recipes import PHASES, Average, Recipe, draw_configs
+
+TRIES = 3  # candidates of best-up sampling (AttentiveNAS, section 4: BestUp-3)
+
+
+def bf16_pays() -> bool:
+    """Whether this processor multiplies bfloat16 natively; without that autocast is slower."""
+    available = torch.backends.mkldnn.is_available()
+    return available and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def optimisers(supernet: Supernet, recipe: Recipe) -> list[torch.optim.Optimizer]:
+    """Muon for the convolutions, SGD for head and biases; scales of normalisations stay at one."""
+    from dynlib._vision import timm
+
+    for module in supernet.net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.weight.requires_grad_(False)
+    free = [p for p in supernet.net.parameters() if p.requires_grad]
+    muon = timm.optim.Muon(
+        [p for p in free if p.ndim == 4], lr=recipe.lr, momentum=recipe.momentum, nesterov=True,
+        weight_decay=0.0, adjust_lr_fn="original",
+    )  # fmt: skip
+    groups = [
+        {"params": [p for p in free if p.ndim == n], "lr": lr, "weight_decay": recipe.decay / lr}
+        for n, lr in (
+            (2, recipe.lr_head * recipe.batch_size / 500),
+            (1, recipe.lr_bias * recipe.batch_size / 500),
+        )
+    ]
+    return [muon, torch.optim.SGD(groups, lr=0.0, momentum=0.85, nesterov=True)]
+
+
+@torch.no_grad()
+def normalise_(solver: torch.optim.Optimizer) -> None:
+    """Scale each convolution (O, I, H, W) to the norm sqrt(O); a normalisation undoes the scale."""
+    for group in solver.param_groups:
+        for weight in group["params"]:
+            weight.mul_(len(weight) ** 0.5 / weight.norm())
+
+
+class Step:
+    """A callable that trains one batch; everything that must survive a kill is in its state.
+
+    Args:
+        supernet: trained in place.
+        recipe: how.
+        guide: a trained network, images -> logits, that teaches all sub-networks in place of the
+            labels and of the recipe's teacher.
+    """
+
+    def __init__(self, supernet: Supernet, recipe: Recipe, guide: Callable | None = None):
+        self.supernet, self.recipe, self.guide = supernet, recipe, guide
+        self.device = next(supernet.parameters()).device
+        self.bf16 = self.device.type == "cuda" or bf16_pays()
+        self.solvers = optimisers(supernet, recipe)
+        self._peaks = [[group["lr"] for group in s.param_groups] for s in self.solvers]
+        averaged = recipe.teacher in ("ema", "ensemble", "frozen")
+        decay = 0.0 if recipe.teacher == "frozen" else recipe.ema
+        self._average = Average(supernet, decay) if averaged else None
+
+    def __call__(
+        self, view: Callable[[], torch.Tensor], labels: torch.Tensor, *, step: int,
+        progress: float, rng: np.random.Generator,
+    ) -> list[float]:  # fmt: skip
+        """Train on one batch and return the losses, the first configuration's first.
+
+        Args:
+            view: draws an augmentation of the batch, (N, 3, H, W) normalised.
+            labels: (N,).
+            step, progress: number of the step in its epoch, and share of the training done.
+        """
+        self._set_rates(progress)
+        configs = draw_configs(self.recipe, self.supernet.space, step, progress, rng)
+        losses = self.gradients(view, labels, configs, progress, rng)
+        for solver in self.solvers:
+            solver.step()
+            solver.zero_grad()
+        normalise_(self.solvers[0])
+        first_phase = progress < 1 / (len(PHASES) + 1)
+        if self._average and (self.recipe.teacher != "frozen" or first_phase):
+            self._average.update(self.supernet)
+        return losses
+
+    def gradients(self, view, labels, configs, progress: float = 0.0, rng=None) -> list[float]:
+        """Accumulate the gradients of one sandwich and return its losses."""
+        recipe, labels = self.recipe, labels.to(self.device)
+        images = view().to(self.device)
+        if recipe.sampling == "best-up":
+            configs = [self._best_up(c, images, labels, rng) for c in configs]
+        target, losses = self._target(images, progress), []
+        for place, config in enumerate(configs):
+            seen = view().to(self.device) if place and recipe.own_view else images
+            logits = self._logits(self.supernet, seen, config)
+            truth = F.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
+            if self.guide is not None:
+                loss = F.cross_entropy(logits, target)
+            elif target is None or (place == 0 and config == self.supernet.space.largest):
+                loss = truth
+                if recipe.teacher == "live":
+                    target = logits.detach().softmax(1)
+            else:
+                soft = self._ensemble(target, seen, config, configs)
+                loss = recipe.distill * F.cross_entropy(logits, soft)
+                if recipe.teacher == "frozen":
+                    loss = loss + truth
+            loss.backward()
+            losses.append(loss.item())
+        return losses
+
+    def state_dict(self) -> dict:
+        """Solvers and averaged weights."""
+        average = self._average.state_dict() if self._average else None
+        return {"solvers": [s.state_dict() for s in self.solvers], "average": average}
+
+    def load_state_dict(self, state: dict) -> None:
+        """The inverse of `state_dict`."""
+        for solver, saved in zip(self.solvers, state["solvers"], strict=True):
+            solver.load_state_dict(saved)
+        if self._average:
+            self._average.load_state_dict(state["average"])
+
+    def _logits(self, supernet, images, config) -> torch.Tensor:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            return supernet(images, config).float()
+
+    @torch.no_grad()
+    def _target(self, images: torch.Tensor, progress: float) -> torch.Tensor | None:
+        """What a teacher outside this step says, (N, classes) probabilities, or None."""
+        if self.guide is not None:
+            return self.guide(images).float().softmax(1)
+        learnt = self.recipe.teacher != "frozen" or progress >= 1 / (len(PHASES) + 1)
+        if self._average is None or not learnt:
+            return None
+        largest = self.supernet.space.largest
+        return self._logits(self._average.supernet, images, largest).softmax(1)
+
+    @torch.no_grad()
+    def _ensemble(self, target, images, config: SubnetConfig, configs) -> torch.Tensor:
+        """The target of `config`; for the smallest of an ensemble the mean of all its elders."""
+        if self.recipe.teacher != "ensemble" or config != self.supernet.space.smallest:
+            return target
+        others = [c for c in configs[1:] if c != config]
+        says = [self._logits(self._average.supernet, images, c).softmax(1) for c in others]
+        return torch.stack([target, *says]).mean(0)
+
+    @torch.no_grad()
+    def _best_up(self, config: SubnetConfig, images, labels, rng) -> SubnetConfig:
+        """Of `config` and others of within a tenth of its MACs the one with the lowest loss."""
+        space = self.supernet.space
+        if config in (space.largest, space.smallest):
+            return config
+        work = self._macs(config)
+        drawn = [space.sample(rng) for _ in range(10 * TRIES)]
+        near = [c for c in drawn if abs(self._macs(c) / work - 1) < 0.1][: TRIES - 1]
+        return min(
+            [config, *near],
+            key=lambda c: F.cross_entropy(self._logits(self.supernet, images, c), labels).item(),
+        )
+
+    def _macs(self, config: SubnetConfig) -> float:
+        return sum(layer.macs for layer in self.supernet.layers(config))
+
+    def _set_rates(self, progress: float) -> None:
+        warmup = self.recipe.warmup
+        factor = progress / warmup if progress < warmup else (1 - progress) / (1 - warmup)
+        for solver, rates in zip(self.solvers, self._peaks, strict=True):
+            for group, rate in zip(solver.param_groups, rates, strict=True):
+                group["lr"] = rate * max(factor, 0.01)
