@@ -75,8 +75,8 @@ def test_a_killed_run_resumes_from_its_last_epoch(tmp_path):
     state = tmp_path / "state.pt"
     code = (
         "import sys; sys.path.insert(0, 'tests'); import test_training as t;"
-        f"from dynlib.training.trainer import train;"
-        f"train(t.fresh(), t.tiny(), t.Recipe(epochs=500, batch_size=50), state_file={str(state)!r})"
+        "recipe = t.Recipe(epochs=500, batch_size=50);"
+        f"t.train(t.fresh(), t.tiny(), recipe, state_file={str(state)!r})"
     )
     child = subprocess.Popen([sys.executable, "-c", code])
     deadline = time.monotonic() + 300
