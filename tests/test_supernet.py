@@ -1,17 +1,27 @@
 """One weight store: slices, statistics, extraction, checkpoints."""
 
 import copy
+import json
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch.utils.flop_counter import FlopCounterMode
 
 from dynlib.nets.resnet import ResNet, layers, whiten_stem
 from dynlib.nets.serve import SubnetServer
-from dynlib.nets.supernet import CheckpointError, MissingStatisticsError, Supernet, calibrate
+from dynlib.nets.supernet import (
+    FORMAT,
+    CheckpointError,
+    MissingStatisticsError,
+    Supernet,
+    calibrate,
+    crop,
+)
 from dynlib.space import ConfigError, SearchSpace, SubnetConfig
 
 SPACE = SearchSpace((12, 16), ((1,), (0, 1, 2)), ((4, 8), (6, 8, 12)))
@@ -89,6 +99,24 @@ def test_work_grows_along_every_axis():
                 assert work(larger)[1] >= work(config)[1], name
 
 
+@given(st.data())
+def test_a_crop_is_the_prefix_of_every_layer_and_the_centre_of_a_kernel(data):
+    """Dense and depth-wise convolutions, linear layers, norms, position embeddings."""
+    kinds = [(6, 4, 7, 7), (6, 1, 5, 5), (6, 4), (6,), (1, 5, 6)]
+    big = data.draw(st.sampled_from(kinds))
+    small = [data.draw(st.integers(1, n)) for n in big]
+    if len(big) == 4:
+        small[2:] = [data.draw(st.sampled_from(range(1, big[2] + 1, 2)))] * 2
+    weight = torch.randn(big)
+    got = crop(weight, small)
+    assert list(got.shape) == small
+    assert got.untyped_storage().data_ptr() == weight.untyped_storage().data_ptr()
+    for index in np.ndindex(*small):
+        shift = [(b - s) // 2 if len(big) == 4 and axis > 1 else 0
+                 for axis, (b, s) in enumerate(zip(big, small, strict=True))]  # fmt: skip
+        assert got[index] == weight[tuple(np.add(index, shift))]
+
+
 def test_gradients_reach_only_the_prefix():
     torch.manual_seed(0)
     net = Supernet(SPACE)
@@ -159,6 +187,63 @@ def test_a_bad_checkpoint_is_refused_before_a_weight_is_touched(supernet, tmp_pa
     with pytest.raises(CheckpointError, match="none"):
         victim.load(tmp_path / "none.safetensors")
     assert all(torch.equal(v, before[k]) for k, v in victim.net.state_dict().items())
+
+
+def rewrite(path, tensors=None, **changes):
+    """Change tensors and the description of a checkpoint; None takes an entry out."""
+    with safe_open(path, framework="pt") as file:
+        about = json.loads(file.metadata()["about"]) | changes
+        held = {k: file.get_tensor(k) for k in file.keys()} | (tensors or {})  # noqa: SIM118
+    about = {k: v for k, v in about.items() if v is not None}
+    held = {k: v for k, v in held.items() if v is not None}
+    save_file(held, path, {"format": FORMAT, "about": json.dumps(about)})
+
+
+def test_bad_statistics_and_descriptions_are_refused_before_a_weight_is_touched(supernet, tmp_path):
+    name = f"{SPACE.smallest}/stages.0.norm.running_mean"
+    outside = f"{SubnetConfig(20, (1, 0), (4, 6))}/stages.0.norm.running_mean"
+    victim = Supernet(SPACE)
+    before = {k: v.clone() for k, v in victim.net.state_dict().items()}
+    for message, changes in {
+        r"running_mean has shape \(3,\), expected \(4,\)": {"tensors": {name: torch.zeros(3)}},
+        r"running_mean has shape None, expected \(4,\)": {"tensors": {name: None}},
+        "resolution is 20": {"tensors": {outside: torch.zeros(4)}},
+        "'what' is not a sub-network": {"tensors": {"what/ever": torch.zeros(4)}},
+        "another classes: 11, not 10": {"classes": 11},
+        "another family: Unheard": {"family": "Unheard"},
+        "cannot be read": {"space": None},
+        "cannot be read: a search space needs": {"space": {"depth": [[1]]}},
+    }.items():
+        path = supernet.save(tmp_path / "net.safetensors")
+        rewrite(path, **changes)
+        with pytest.raises(CheckpointError, match=message):
+            victim.load(path)
+    rewrite(path, space=SPACE.to_dict(), family="Unheard")
+    with pytest.raises(CheckpointError, match="'Unheard' is none of"):
+        Supernet.from_checkpoint(path)
+    assert all(torch.equal(v, before[k]) for k, v in victim.net.state_dict().items())
+    assert victim.statistics == {}
+
+
+def test_checkpoints_from_before_there_were_families_still_load(supernet, tmp_path):
+    path = supernet.save(tmp_path / "net.safetensors")
+    rewrite(path, family=None, transform=None)
+    back, _ = Supernet.from_checkpoint(path)
+    images = torch.randn(1, 3, 16, 16)
+    want = supernet.prepare(SPACE.smallest)(images)
+    assert torch.equal(back.prepare(SPACE.smallest)(images), want)
+
+
+def test_a_family_of_ones_own_is_restored_by_its_builder(tmp_path):
+    class Own(ResNet):
+        pass
+
+    own = Supernet(SPACE, build=Own, describe=layers)
+    path = own.save(tmp_path / "net.safetensors")
+    with pytest.raises(CheckpointError, match="Own' is none of"):
+        Supernet.from_checkpoint(path)
+    back, _ = Supernet.from_checkpoint(path, build=Own, describe=layers)
+    assert torch.equal(back.net.head.weight, own.net.head.weight)
 
 
 def test_a_server_switches_between_frames(supernet):

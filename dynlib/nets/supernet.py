@@ -4,28 +4,33 @@ A sub-network is a static network of the same class with smaller sizes, and each
 is a slice of the super-network's parameter of the same name: leading channels, central pixels.
 That single rule gives training (gradients flow through the slices), prepared sub-networks (views,
 no copy) and extraction (copies). Only BatchNorm statistics belong to a sub-network alone: they are
-stored per configuration, computed offline, and never touched at run time.
+stored per configuration, computed offline, and never touched at run time. By choice, central
+pixels are mixed by a matrix learned with the weights, as in Once-for-All.
 """
 
+import itertools
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-import safetensors
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import nn
 from torch.func import functional_call
 
 from dynlib import DynlibError
-from dynlib.nets.resnet import ResNet, layers
+from dynlib.nets.families import FAMILIES, Build, Describe, Family
 from dynlib.report.files import atomic_write
-from dynlib.space import LayerSpec, SearchSpace, SubnetConfig
+from dynlib.space import ConfigError, LayerSpec, SearchSpace, SubnetConfig
 
 FORMAT = "dynlib-supernet-1"
+IDENTITY = ("space", "classes", "family", "transform")
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+MOMENTS = ("running_mean", "running_var")
+SKELETONS_KEPT = 256
 
-Statistics = dict[str, torch.Tensor]
+Tensors = dict[str, torch.Tensor]
 
 
 class CheckpointError(DynlibError):
@@ -42,39 +47,64 @@ class Supernet(nn.Module):
     Args:
         space: the configurations it serves.
         classes: number of outputs.
-        build: `build(config, classes)` makes the static network of a configuration.
-        describe: `describe(config, classes)` lists its layers.
+        family: name of the kind of network, one of `FAMILIES`; a checkpoint carries it.
+        build: of a kind that is not there: `build(config, classes)` makes the static network.
+        describe: of the same kind: `describe(config, classes)` lists the layers.
+        transform: compute a depth-wise kernel from the centre of the next larger one by a learned
+            matrix, at first the identity (Once-for-All, arXiv 1908.09791, section 3.3).
     """
 
     def __init__(
-        self, space: SearchSpace, classes: int = 10, *,
-        build: Callable[[SubnetConfig, int], nn.Module] = ResNet,
-        describe: Callable[[SubnetConfig, int], list[LayerSpec]] = layers,
+        self, space: SearchSpace, classes: int = 10, *, family: str = "ResNet",
+        build: Build | None = None, describe: Describe | None = None, transform: bool = False,
     ):  # fmt: skip
         super().__init__()
+        if build is not None:
+            family = getattr(build, "__qualname__", type(build).__qualname__)
+        elif family not in FAMILIES:
+            raise ConfigError(f"family {family!r} is none of {list(FAMILIES)}; pass its build")
         self.space, self.classes = space, classes
-        self._build, self._describe = build, describe
-        self.net = build(space.largest, classes).to(memory_format=torch.channels_last)
-        for module in self.net.modules():
-            if isinstance(module, NORMS):  # statistics are kept per configuration, not here
-                module.track_running_stats = False
-                for name in ("running_mean", "running_var", "num_batches_tracked"):
-                    setattr(module, name, None)
-        self.statistics: dict[SubnetConfig, Statistics] = {}
+        self.family, self.transform = family, transform
+        kind = FAMILIES[family] if build is None else Family(build, describe)
+        self._build, self._describe, self._canonical = kind
+        self.net = self._build(space.largest, classes).to(memory_format=torch.channels_last)
+        self._kernels = sorted({size for choices in space.kernel for size in choices})
+        _without_statistics(self.net)  # they are kept per configuration, not here
+        convs = [m for m in self.net.modules() if transform and isinstance(m, nn.Conv2d)]
+        for conv, (small, large) in itertools.product(convs, itertools.pairwise(self._kernels)):
+            if large <= conv.kernel_size[0] and conv.groups == conv.in_channels:
+                matrix = nn.Parameter(torch.eye(small**2))
+                conv.register_parameter(f"{large}to{small}_matrix", matrix)
+        self.statistics: dict[SubnetConfig, Tensors] = {}
         self._skeletons: dict[SubnetConfig, nn.Module] = {}
 
     def layers(self, config: SubnetConfig) -> list[LayerSpec]:
         """The layers of a sub-network, for MACs, parameters and board models."""
         return self._describe(self.space.check(config), self.classes)
 
-    def _work(self, config: SubnetConfig) -> float:
-        return sum(layer.macs for layer in self.layers(config))
+    def canonical(self, config: SubnetConfig) -> SubnetConfig:
+        """The same for all configurations that are one network; raises `ConfigError`."""
+        return self._canonical(self.space.check(config), self.space)
 
-    def slices(self, config: SubnetConfig) -> dict[str, torch.Tensor]:
-        """For each parameter of the sub-network the view of the shared weights it consists of."""
+    def slices(self, config: SubnetConfig) -> Tensors:
+        """For each parameter of the sub-network the view of the shared weights it consists of.
+
+        Only transformed kernels are new tensors, computed from the weights.
+        """
         store = dict(self.net.named_parameters())
         named = self._skeleton(config).named_parameters()
-        return {name: crop(store[name], small.shape) for name, small in named}
+        return {name: self._slice(store, name, small.shape) for name, small in named}
+
+    def _slice(self, store: Tensors, name: str, shape: Sequence[int]):
+        weight = store[name]
+        while self.transform and weight.ndim == 4 and weight.shape[2] > shape[2]:
+            small = max(size for size in self._kernels if size < weight.shape[2])
+            matrix = store.get(f"{name.removesuffix('weight')}{weight.shape[2]}to{small}_matrix")
+            if matrix is None:  # not depth-wise
+                break
+            centre = crop(weight, (*shape[:2], small, small))
+            weight = (centre.flatten(1) @ matrix.T).view(centre.shape)
+        return crop(weight, shape)
 
     def forward(self, images: torch.Tensor, config: SubnetConfig) -> torch.Tensor:
         """Run one sub-network on (N, 3, H, W) with the BatchNorm statistics of the batch itself.
@@ -90,8 +120,7 @@ class Supernet(nn.Module):
             ConfigError: `config` is outside the space.
             MissingStatisticsError: `calibrate` has not been run for it.
         """
-        self.space.check(config)
-        if config not in self.statistics:
+        if self.canonical(config) not in self.statistics:
             raise MissingStatisticsError(
                 f"no BatchNorm statistics for {config}; run calibrate(supernet, config, images) "
                 f"(stored: {[str(c) for c in self.statistics]})"
@@ -109,21 +138,21 @@ class Supernet(nn.Module):
         """A weightless network of the shapes of `config`, in training mode."""
         if config not in self._skeletons:
             with torch.device("meta"):
-                net = self._build(self.space.check(config), self.classes)
-            for module in net.modules():
-                if isinstance(module, NORMS):
-                    module.track_running_stats = False
-                    module.running_mean = module.running_var = module.num_batches_tracked = None
+                net = _without_statistics(self._build(self.space.check(config), self.classes))
+            if len(self._skeletons) == SKELETONS_KEPT:  # training draws ever new ones
+                self._skeletons.clear()
             self._skeletons[config] = net
         return self._skeletons[config]
 
-    def _materialise(self, config: SubnetConfig, parameters: Mapping[str, torch.Tensor]):
+    def _materialise(self, config: SubnetConfig, parameters: Tensors):
         with torch.device("meta"):
             net = self._build(config, self.classes)
-        state = {k: v.detach() for k, v in parameters.items()} | self.statistics[config]
+        device = next(iter(parameters.values())).device
+        statistics = {k: v.to(device) for k, v in self.statistics[self.canonical(config)].items()}
+        state = {k: v.detach() for k, v in parameters.items()} | statistics
         for name, buffer in net.named_buffers():
             if name.endswith("num_batches_tracked"):
-                state[name] = torch.zeros((), dtype=buffer.dtype)
+                state[name] = torch.zeros((), dtype=buffer.dtype, device=device)
         net.load_state_dict(state, assign=True)
         return net.eval().requires_grad_(False)
 
@@ -140,7 +169,7 @@ class Supernet(nn.Module):
         }
         for config, statistics in self.statistics.items():
             tensors |= {f"{config}/{k}": v.contiguous() for k, v in statistics.items()}
-        about = {"space": self.space.to_dict(), "classes": self.classes, "provenance": provenance}
+        about = self._identity() | {"space": self.space.to_dict(), "provenance": provenance}
         return atomic_write(path, save(tensors, {"format": FORMAT, "about": json.dumps(about)}))
 
     def load(self, path: str | Path) -> dict:
@@ -149,43 +178,69 @@ class Supernet(nn.Module):
         The statistics are ordered by the work of their sub-networks, smallest first.
         Nothing is changed unless the whole file fits. Raises `CheckpointError`.
         """
-        about, tensors = _read(path)
-        space = SearchSpace.from_dict(about["space"])
-        if space != self.space or about["classes"] != self.classes:
-            raise CheckpointError(f"{path}: holds another space: {space}, not {self.space}")
-        own = dict(self.net.named_parameters())
+        identity, provenance, tensors = _read(path)
+        for key, own in self._identity().items():
+            if identity[key] != own:
+                raise CheckpointError(f"{path}: holds another {key}: {identity[key]}, not {own}")
         stored = {k.removeprefix("net."): v for k, v in tensors.items() if k.startswith("net.")}
-        for name in sorted(own.keys() | stored.keys()):
-            got, want = (tuple(d[name].shape) if name in d else None for d in (stored, own))
-            if got != want:
-                raise CheckpointError(f"{path}: {name} has shape {got}, expected {want}")
-        statistics: dict[SubnetConfig, Statistics] = {}
+        statistics: dict[str, Tensors] = {}
         for name, value in tensors.items():
             if "/" in name:
                 config, _, key = name.partition("/")
-                statistics.setdefault(SubnetConfig.parse(config), {})[key] = value
+                statistics.setdefault(config, {})[key] = value
+        self.assign(stored, statistics, path)
+        return provenance
+
+    def assign(self, weights: Tensors, statistics: Mapping[str, Tensors], source) -> None:
+        """Replace the weights, and the statistics of the sub-networks of these canonical names.
+
+        Raises `CheckpointError`, naming `source` and the tensor, before anything is changed.
+        """
+        own = dict(self.net.named_parameters())
+        _same_shapes(source, weights, {name: tuple(p.shape) for name, p in own.items()})
+        found = {}
+        for text, values in statistics.items():
+            try:
+                config = self.space.check(SubnetConfig.parse(text))
+            except ConfigError as error:
+                raise CheckpointError(f"{source}: {error}") from error
+            norms = _norms(self._skeleton(config))
+            sizes = {f"{n}.{key}": (m.num_features,) for n, m in norms.items() for key in MOMENTS}
+            _same_shapes(f"{source}, {text}", values, sizes)
+            found[self.canonical(config)] = values
         with torch.no_grad():
             for name, parameter in own.items():
-                parameter.copy_(stored[name])
-        self.statistics = dict(sorted(statistics.items(), key=lambda item: self._work(item[0])))
-        return about["provenance"]
+                parameter.copy_(weights[name])
+        work = {config: sum(layer.macs for layer in self.layers(config)) for config in found}
+        self.statistics = {config: found[config] for config in sorted(found, key=work.get)}
 
     @classmethod
-    def from_checkpoint(cls, path: str | Path) -> tuple["Supernet", dict]:
-        """The super-network a checkpoint describes and its provenance, or `CheckpointError`."""
-        about, _ = _read(path)
-        supernet = cls(SearchSpace.from_dict(about["space"]), about["classes"])
+    def from_checkpoint(
+        cls, path: str | Path, *, build: Build | None = None, describe: Describe | None = None
+    ) -> tuple["Supernet", dict]:
+        """The super-network a checkpoint describes and its provenance, or `CheckpointError`.
+
+        `build` and `describe` are those it was made with, if its family is not in `FAMILIES`.
+        """
+        identity, _, _ = _read(path)
+        try:
+            supernet = cls(**identity, build=build, describe=describe)
+        except ConfigError as error:
+            raise CheckpointError(f"{path}: {error}") from error
         return supernet, supernet.load(path)
+
+    def _identity(self) -> dict:
+        return {key: getattr(self, key) for key in IDENTITY}
 
 
 def crop(weight: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
     """The view of `weight` that a smaller network of the same kind uses.
 
-    Leading channels of the first two dimensions and, of a convolution (O, I, H, W), the central
-    pixels of the kernel (Once-for-All, arXiv 1908.09791, section 3.3).
+    The leading entries of each dimension, but of a convolution (O, I, H, W) the central pixels of
+    the kernel (Once-for-All, arXiv 1908.09791, section 3.3).
     """
     window = [slice(n) for n in shape]
-    for axis in range(2, weight.ndim):
+    for axis in (2, 3) if weight.ndim == 4 else ():
         start = (weight.shape[axis] - shape[axis]) // 2
         window[axis] = slice(start, start + shape[axis])
     return weight[tuple(window)]
@@ -195,20 +250,44 @@ def _layout(tensor: torch.Tensor) -> torch.memory_format:
     return torch.channels_last if tensor.ndim == 4 else torch.contiguous_format
 
 
-def _read(path: str | Path) -> tuple[dict, Statistics]:
+def _without_statistics(net: nn.Module) -> nn.Module:
+    for norm in _norms(net).values():
+        norm.track_running_stats = False
+        norm.running_mean = norm.running_var = norm.num_batches_tracked = None
+    return net
+
+
+def _norms(net: nn.Module) -> dict[str, nn.Module]:
+    return {name: module for name, module in net.named_modules() if isinstance(module, NORMS)}
+
+
+def _same_shapes(where, tensors: Tensors, shapes: Mapping[str, tuple]) -> None:
+    for name in sorted(tensors.keys() | shapes.keys()):
+        got, want = tuple(tensors[name].shape) if name in tensors else None, shapes.get(name)
+        if got != want:
+            raise CheckpointError(f"{where}: {name} has shape {got}, expected {want}")
+
+
+def _read(path: str | Path) -> tuple[dict, dict, Tensors]:
+    """What a checkpoint says it is, its provenance and its tensors."""
     try:
-        with safetensors.safe_open(path, framework="pt") as file:
+        with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             if metadata.get("format") != FORMAT:
                 raise CheckpointError(f"{path}: not a super-network checkpoint ({FORMAT})")
-            return json.loads(metadata["about"]), {k: file.get_tensor(k) for k in list(file.keys())}
-    except (OSError, ValueError, KeyError, safetensors.SafetensorError) as error:
+            # The first checkpoints hold a residual network and do not say so.
+            about = {"family": "ResNet", "transform": False} | json.loads(metadata["about"])
+            about["space"] = SearchSpace.from_dict(about["space"])
+            about["classes"] = int(about["classes"])
+            identity = {key: about[key] for key in IDENTITY}
+            return identity, about["provenance"], {k: file.get_tensor(k) for k in list(file.keys())}
+    except (OSError, ValueError, KeyError, TypeError, ConfigError, SafetensorError) as error:
         raise CheckpointError(f"{path}: cannot be read: {error}") from error
 
 
 def calibrate(
     supernet: Supernet, config: SubnetConfig, batches: Iterable[torch.Tensor], *, bf16: bool = False
-) -> Statistics:
+) -> Tensors:
     """Compute and store the BatchNorm statistics of one sub-network.
 
     Args:
@@ -219,23 +298,23 @@ def calibrate(
     Returns:
         Mean and unbiased variance of each BatchNorm layer, averaged over equal batches.
     """
-    supernet.space.check(config)
-    net = supernet._build(config, supernet.classes).to(memory_format=torch.channels_last)
-    norms = {n: m for n, m in net.named_modules() if isinstance(m, NORMS)}
+    key, device = supernet.canonical(config), next(supernet.parameters()).device
+    net = supernet._build(config, supernet.classes).to(device, memory_format=torch.channels_last)
+    norms = _norms(net)
     for norm in norms.values():
         norm.momentum = None  # cumulative average
     net.train()
     parameters = {k: v.detach() for k, v in supernet.slices(config).items()}
     seen = 0
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
         for images in batches:
-            functional_call(net, parameters, (images,))
+            functional_call(net, parameters, (images.to(device),))
             seen += len(images)
     if not seen:
         raise DynlibError(f"calibrate {config}: no images given")
-    supernet.statistics[config] = {
-        f"{name}.{key}": getattr(norm, key).float().clone()
+    supernet.statistics[key] = {
+        f"{name}.{moment}": getattr(norm, moment).float().cpu().clone()
         for name, norm in norms.items()
-        for key in ("running_mean", "running_var")
+        for moment in MOMENTS
     }
-    return supernet.statistics[config]
+    return supernet.statistics[key]

@@ -139,7 +139,7 @@ def evaluate(
     bf16: bool = False, calibration: int = 2000,
 ) -> float:  # fmt: skip
     """Accuracy in percent of one sub-network; its statistics are computed if they are missing."""
-    if config not in supernet.statistics:
+    if supernet.canonical(config) not in supernet.statistics:
         calibrate(supernet, config, calibration_batches(dataset, calibration), bf16=bf16)
     return accuracy_pct(supernet.prepare(config), dataset, images, bf16=bf16)
 
@@ -149,6 +149,7 @@ def quick_accuracies(supernet: Supernet, dataset: Dataset, *, bf16: bool) -> dic
     held = dataset.val.take(slice(0, 2000))
     result = {}
     for name, config in (("max", supernet.space.largest), ("min", supernet.space.smallest)):
+        config = supernet.canonical(config)
         supernet.statistics.pop(config, None)  # the weights have moved since
         result[f"accuracy_val_{name}_pct"] = evaluate(supernet, config, dataset, held, bf16=bf16)
         del supernet.statistics[config]

@@ -1,0 +1,186 @@
+"""Slimmable networks: one width for the whole network, each width with its own statistics.
+
+Slimmable Networks (arXiv 1812.08928) scale every layer by the same ratio; DS-Net (arXiv 2103.13258)
+widens only the late stages of a MobileNetV1. Either way a width is one number, and `Supernet` keeps
+the BatchNorm statistics of each: ``Supernet(space(32), build=SlimmableResNet, ...)``.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from dynlib.space import LayerSpec, SearchSpace, SubnetConfig
+
+WIDTHS_PCT = tuple(range(35, 101, 5))
+DSNET_WIDTHS = tuple(range(224, 641, 32))  # channels of stage 4; the narrowest and 13 wider ones
+
+Build = Callable[[SubnetConfig, int], nn.Module]
+
+
+def space(resolution: int, widths: tuple[int, ...] = WIDTHS_PCT) -> SearchSpace:
+    """One input size in pixels and one width for all layers: percent, or DS-Net's channels."""
+    return SearchSpace((resolution,), width=(widths,))
+
+
+def describe(build: Build) -> Callable[[SubnetConfig, int], list[LayerSpec]]:
+    """The function that lists the convolutions and linear layers of `build(config, classes)`.
+
+    They are recorded, in order of execution, while an image of no content passes.
+    """
+
+    def layers(config: SubnetConfig, classes: int) -> list[LayerSpec]:
+        specs = []
+
+        def record(module, inputs, output):
+            if isinstance(module, nn.Linear):
+                specs.append(LayerSpec("linear", module.in_features, module.out_features))
+            else:
+                specs.append(LayerSpec(
+                    "conv", module.in_channels, module.out_channels, module.kernel_size[0],
+                    module.stride[0], module.groups, inputs[0].shape[-1], output.shape[-1],
+                ))  # fmt: skip
+
+        with torch.device("meta"):
+            net = build(config, classes).eval()
+            for module in net.modules():
+                if isinstance(module, nn.Conv2d | nn.Linear):
+                    module.register_forward_hook(record)
+            net(torch.empty(1, 3, config.resolution, config.resolution))
+        return specs
+
+    return layers
+
+
+def share(channels: int, percent: int) -> int:
+    """`percent` of `channels`."""
+    return max(1, round(channels * percent / 100))
+
+
+def conv_norm(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1):
+    """A convolution of "same" padding without bias, and its BatchNorm."""
+    conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(outputs))
+
+
+class Residual(nn.Module):
+    """(N, C, H, W) -> (N, outputs, H / stride, W / stride): two 3x3, or 1x1, 3x3, 1x1 convolutions.
+
+    Of a bottleneck the stride is in the 3x3 convolution. Where shapes differ the shortcut is a 1x1
+    convolution (He et al., arXiv 1512.03385, option B).
+    """
+
+    def __init__(self, inputs: int, width: int, outputs: int, stride: int):
+        super().__init__()
+        sizes = [(inputs, width, 3, stride), (width, outputs, 3)]
+        if width != outputs:
+            sizes = [(inputs, width, 1), (width, width, 3, stride), (width, outputs, 1)]
+        self.layers = nn.ModuleList(conv_norm(*size) for size in sizes)
+        same = inputs == outputs and stride == 1
+        self.shortcut = nn.Identity() if same else conv_norm(inputs, outputs, 1, stride)
+
+    def forward(self, x):
+        """Shapes as in the class."""
+        y = x
+        for layer in self.layers[:-1]:
+            y = F.relu(layer(y), inplace=True)
+        return F.relu(self.layers[-1](y) + self.shortcut(x), inplace=True)
+
+
+class SlimmableResNet(nn.Module):
+    """(N, 3, H, W) -> (N, classes): a residual network at `config.width[0]` percent of its width.
+
+    The defaults make ResNet-20 for 32-pixel images (arXiv 1512.03385, section 4.2). With
+    `bottleneck` it has the stem and the four-fold outputs of ResNet-50: blocks (3, 4, 6, 3).
+    """
+
+    def __init__(
+        self, config: SubnetConfig, classes: int = 10, *, blocks: tuple[int, ...] = (3, 3, 3),
+        channels: int = 16, bottleneck: bool = False,
+    ):  # fmt: skip
+        super().__init__()
+        self.config = config
+        inputs = share(channels, config.width[0])
+        self.stem = conv_norm(3, inputs, *((7, 2) if bottleneck else (3, 1)))
+        self.pool = nn.MaxPool2d(3, 2, 1) if bottleneck else nn.Identity()
+        body = []
+        for stage, count in enumerate(blocks):
+            width = share(channels * 2**stage, config.width[0])
+            outputs = share(4 * channels * 2**stage, config.width[0]) if bottleneck else width
+            for block in range(count):
+                body.append(Residual(inputs, width, outputs, 2 if stage and not block else 1))
+                inputs = outputs
+        self.body = nn.Sequential(*body)
+        self.head = nn.Linear(inputs, classes)
+
+    def forward(self, x):
+        """Shapes as in the class."""
+        x = self.pool(F.relu(self.stem(x), inplace=True))
+        return self.head(self.body(x).mean((2, 3)))
+
+
+def mobilenet_plan(percent: int):
+    """MobileNetV1 (arXiv 1704.04861, table 1): channels of the stem, and the blocks of the body.
+
+    A block is (output channels, stride, hidden channels of its attention, 0 for none).
+    """
+    body = [(64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *[(512, 1)] * 5]
+    body += [(1024, 2), (1024, 1)]
+    return share(32, percent), [(share(outputs, percent), stride, 0) for outputs, stride in body]
+
+
+def dsnet_plan(width: int):
+    """DS-Net's MobileNetV1: attention everywhere, `width` and 512 more channels at the end.
+
+    The attention's hidden channels are a quarter of its widest input in the released network,
+    whose early stages were meant to be elastic too; hence the constants.
+    """
+    body = [(32, 1, 6), (48, 2, 22), (48, 1, 42), (96, 2, 42), (96, 1, 66), (width, 2, 66)]
+    body += [(width, 1, 160)] * 5 + [(width + 512, 2, 160), (width + 512, 1, 288)]
+    return 16, body
+
+
+class Separable(nn.Module):
+    """(N, C, H, W) -> (N, outputs, H / stride, W / stride): depth-wise 3x3, attention, 1x1.
+
+    The attention scales channel c by ``sigmoid(W2 relu(W1 mean(x)))_c`` (DS-Net, section 3.3).
+    """
+
+    def __init__(self, inputs: int, outputs: int, stride: int, hidden: int):
+        super().__init__()
+        self.depthwise = conv_norm(inputs, inputs, 3, stride, groups=inputs)
+        self.attend = nn.Sequential() if not hidden else nn.Sequential(
+            nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, inputs), nn.Sigmoid()
+        )  # fmt: skip
+        self.pointwise = conv_norm(inputs, outputs, 1)
+        self.act = F.silu if hidden else F.relu
+
+    def forward(self, x):
+        """Shapes as in the class."""
+        x = self.act(self.depthwise(x), inplace=True)
+        if len(self.attend):
+            x = x * self.attend(x.mean((2, 3)))[..., None, None]
+        return self.act(self.pointwise(x), inplace=True)
+
+
+class SlimmableMobileNet(nn.Module):
+    """(N, 3, H, W) -> (N, classes): a MobileNetV1; `plan` says what `config.width[0]` means."""
+
+    def __init__(self, config: SubnetConfig, classes: int = 1000, *, plan=mobilenet_plan):
+        super().__init__()
+        self.config = config
+        inputs, body = plan(config.width[0])
+        self.stem = conv_norm(3, inputs, 3, 2)
+        blocks = []
+        for outputs, stride, hidden in body:
+            blocks.append(Separable(inputs, outputs, stride, hidden))
+            inputs = outputs
+        self.act = blocks[0].act
+        self.body = nn.Sequential(*blocks)
+        self.head = nn.Linear(inputs, classes)
+
+    def forward(self, x):
+        """Shapes as in the class."""
+        x = self.body(self.act(self.stem(x), inplace=True))
+        return self.head(x.mean((2, 3)))
