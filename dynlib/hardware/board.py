@@ -224,7 +224,9 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class Board:
-    """A board as its file describes it; `digest` is the SHA-256 of that file."""
+    """A board as its file describes it; `digest` is the SHA-256 of that file.
+
+    `static_slope_per_c`: relative growth of static power per degree above `reference_c`."""
 
     name: str
     soc: str
@@ -239,6 +241,9 @@ class Board:
     digest: str
     sources: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    static_slope_per_c: float = 0.0
+    static_slope_status: str = "estimated"
+    reference_c: float = 40.0
 
     @property
     def gpu(self) -> Unit | None:
@@ -268,12 +273,15 @@ class Board:
         """Label of a number computed from the static power and these units' coefficients."""
         return _source(self.static_status, *(self.unit(name).source for name in units_used))
 
-    def power_mw(self, clocks: Mapping[str, float], busy: Mapping[str, float]) -> float:
+    def power_mw(
+        self, clocks: Mapping[str, float], busy: Mapping[str, float], temp_c: float | None = None
+    ) -> float:
         """Power of the whole board.
 
         Args:
             clocks: MHz per unit; a unit left out sits at its lowest clock.
             busy: busy cores (CPU) or utilisation 0..1 (GPU) per unit; left out means idle.
+            temp_c: of the die, for the static power; None is `reference_c`. The slope is a guess.
 
         Raises `BoardError` for an unknown unit, and where the board has no power model.
         """
@@ -281,7 +289,8 @@ class Board:
             raise BoardError(f"board {self.name!r}: no power model (its static power is unknown)")
         for name in (*clocks, *busy):
             self.unit(name)
-        return self.static_mw + sum(
+        warmer_c = 0.0 if temp_c is None else temp_c - self.reference_c
+        return self.static_mw * (1 + self.static_slope_per_c * warmer_c) + sum(
             unit.power_mw(clocks.get(unit.name, unit.min_mhz), busy.get(unit.name, 0.0))
             for unit in self.units
         )

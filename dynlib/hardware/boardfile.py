@@ -170,6 +170,9 @@ def _board(top: _Table, digest: str) -> Board:
     if 0 < static_mw < 20:
         power.fail("static_mw", f"{static_mw:g} looks like W", "a power in mW")
     static_status = power.status("static_status")
+    slope = power.number("static_slope_per_c", 0.0, high=0.1, unit="1/C")
+    slope_status = power.status("static_slope_status", "estimated")
+    reference_c = power.number("reference_c", 40.0, unit="C")
     power.text("note", None)
     power.done()
     board = Board(
@@ -186,6 +189,9 @@ def _board(top: _Table, digest: str) -> Board:
         digest=digest,
         sources=sources,
         notes=notes,
+        static_slope_per_c=slope,
+        static_slope_status=slope_status,
+        reference_c=reference_c,
     )
     top.done()
     return board

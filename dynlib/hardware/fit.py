@@ -10,15 +10,28 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy.optimize import nnls
 
 from dynlib.hardware.board import LayerCost, Unit, load_board
 from dynlib.hardware.latency import layer_us
+from dynlib.hardware.power import COLUMNS, relative_nnls
 from dynlib.space import LayerSpec
 
 # The lowest clock of each board: its power at concurrency 1 cannot be right (platforms.md 1.11).
 SUSPECT_MHZ = {"jetson-xavier-nx": 114.75, "jetson-nano": 153.6}
 INCEPTION_V3_MMAC = 5711.0  # of its 94 convolutions at 299 px
+
+
+def read_samples(path: Path, board: str) -> pd.DataFrame:
+    """All rows of a board as `dynlib.hardware.power` wants them, without the suspect one."""
+    table = (
+        pd.read_csv(path, comment="#")
+        .query("board == @board")
+        .rename(columns={"gpu_mhz": "freq_mhz"})
+    )
+    suspect = (table["freq_mhz"] == SUSPECT_MHZ[board]) & (table["concurrency"] == 1)
+    table = table.assign(power_mw=1e3 * table["mean_power_w"],
+                         latency_ms=1e3 * table["avg_latency_s"])  # fmt: skip
+    return table.loc[~suspect, list(COLUMNS)].reset_index(drop=True)
 
 
 def fit_power(rows: pd.DataFrame, unit: Unit) -> dict[str, float]:
@@ -30,7 +43,7 @@ def fit_power(rows: pd.DataFrame, unit: Unit) -> dict[str, float]:
     f, p1, p4 = rows["gpu_mhz"], rows["power_mw_c1"], rows["power_mw_c4"]
     x = f * np.array([unit.voltage_mv(mhz) for mhz in f]) ** 2 / 1e9
     busy = np.column_stack([np.ones(len(f)), x])
-    (static_mw, c), error4 = _relative_nnls(busy, p4.to_numpy())
+    (static_mw, c), error4 = relative_nnls(busy, p4.to_numpy())
     u = rows["ips_c1"] / rows["ips_c4"]
     known, gap = static_mw + c * x * u, c * x * (1 - u)
     idle = float(((p1 - known) * gap / p1**2).sum() / (gap**2 / p1**2).sum())
@@ -48,7 +61,7 @@ def fit_memory_share(rows: pd.DataFrame) -> dict[str, float]:
     """Share a of ``latency(f) = latency(max) * (a + (1 - a) * max / f)`` at concurrency 1."""
     f = rows["gpu_mhz"].to_numpy()
     terms = np.column_stack([np.ones(len(f)), f.max() / f])
-    parts, error = _relative_nnls(terms, rows["latency_s_c1"].to_numpy())
+    parts, error = relative_nnls(terms, rows["latency_s_c1"].to_numpy())
     return {"memory_share": parts[0] / parts.sum(), "max_error_pct": 100 * error.max()}
 
 
@@ -110,7 +123,7 @@ def fit_layers(table: pd.DataFrame, asynchronous: bool, us_per_mmac: float = 0.0
     measured_us = 1000 * table["mean_ms"].to_numpy()
     used = [0, 3] if asynchronous else [0, 1, 2, 3]
     parts = np.zeros(4)
-    parts[used], _ = _relative_nnls(terms[:, used], measured_us)
+    parts[used], _ = relative_nnls(terms[:, used], measured_us)
     if asynchronous:
         parts[1:3] = us_per_mmac
     cost = LayerCost(*map(float, parts), us_per_mbyte, asynchronous, 1, "fitted")
@@ -128,16 +141,8 @@ def _terms(layer: LayerSpec) -> tuple[float, float, float, float]:
     """Overhead, dense MMAC, depth-wise MMAC and depth-wise kweights of one layer."""
     if layer.op == "pool":
         return 0.0, 0.0, 0.0, 0.0
-    mmac, depthwise = layer.macs / 1e6, layer.groups > 1
+    mmac, depthwise = layer.macs / 1e6, layer.groups == layer.in_channels > 1
     return 1.0, mmac * (not depthwise), mmac * depthwise, layer.params / 1e3 * depthwise
-
-
-def _relative_nnls(terms: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Non-negative coefficients of least relative error, and the relative error of each row."""
-    scale = terms.max(axis=0)
-    parts, _ = nnls(terms / scale / values[:, None], np.ones(len(values)))
-    parts = parts / scale
-    return parts, np.abs(terms @ parts / values - 1)
 
 
 def main(data_dir: Path, write=sys.stdout.write) -> None:

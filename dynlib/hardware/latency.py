@@ -27,7 +27,7 @@ def layer_us(layer: LayerSpec, cost: LayerCost, batch: int = 1, cores: int | Non
     """
     weighted = layer.op in ("conv", "linear")
     weights = layer.params if weighted else 0
-    depthwise = weighted and layer.groups > 1
+    depthwise = weighted and layer.groups == layer.in_channels > 1
     activations = 4 * (
         layer.in_channels * layer.in_size**2 + layer.out_channels * layer.out_size**2
     )

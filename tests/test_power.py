@@ -1,0 +1,133 @@
+"""Calibrated power and latency: on invented workloads, and on the measured Jetsons."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dynlib.hardware.board import load_board
+from dynlib.hardware.power import (
+    CalibrationError,
+    Workload,
+    calibrate,
+    choose,
+    cross_validate,
+    fit,
+    mape,
+)
+
+CLOCKS = np.linspace(100, 1000, 10)
+TRUTH = Workload(1000.0, (5.0, 15.0), (2.0, 14.0), 4000.0, 5.0, 2.0, 30.0, 0.8, 0.5)
+
+
+def samples(workload=TRUTH, clocks=CLOCKS, queues=range(1, 11), noise=0.0):
+    f, n = (a.ravel() for a in np.meshgrid(clocks, np.array(queues, float)))
+    rng = np.random.default_rng(0)
+    return pd.DataFrame({
+        "freq_mhz": f, "concurrency": n,
+        "power_mw": workload.power_mw(f, n) * rng.normal(1, noise, len(f)),
+        "latency_ms": workload.latency_ms(f, n) * rng.normal(1, noise, len(f)),
+    })  # fmt: skip
+
+
+def test_a_known_workload_is_found_again():
+    found = fit(samples())
+    f, n = samples()["freq_mhz"], samples()["concurrency"]
+    assert found.latency_ms(f, n) == pytest.approx(TRUTH.latency_ms(f, n), rel=1e-6)
+    assert found.power_mw(f, n) == pytest.approx(TRUTH.power_mw(f, n), rel=1e-3)
+    assert found.static_mw == pytest.approx(TRUTH.static_mw, rel=0.01)
+
+
+def test_alone_and_in_a_queue():
+    assert TRUTH.latency_ms(1000.0, 1) == 36
+    assert TRUTH.latency_ms(1000.0, 2) == 72
+    assert TRUTH.latency_ms(1000.0, 5) == 2 * 20 + 5 * 16
+    assert TRUTH.latency_ms(500.0, 1) == 5 + 30 + 2 + 28
+
+
+def test_static_power_rises_with_temperature():
+    warm = Workload(**{**vars(TRUTH), "static_slope_per_c": 0.01})
+    assert warm.power_mw(500) == warm.power_mw(500, temp_c=40) == TRUTH.power_mw(500, temp_c=80)
+    assert warm.power_mw(500, temp_c=60) - warm.power_mw(500) == pytest.approx(0.2 * 4000)
+    board = load_board("jetson-nano")
+    hot = board.power_mw({}, {}, temp_c=60) - board.power_mw({}, {})
+    assert hot == pytest.approx(20 * board.static_slope_per_c * board.static_mw)
+    assert board.static_slope_status == "estimated"
+    assert board.power_mw({}, {}, temp_c=board.reference_c) == board.power_mw({}, {})
+
+
+@given(st.sampled_from(CLOCKS), st.sampled_from(CLOCKS), st.integers(1, 20), st.integers(1, 20))
+def test_more_clock_is_faster_and_costs_more(f, g, n, m):
+    (f, g), (n, m) = sorted((f, g)), sorted((n, m))
+    assert TRUTH.latency_ms(f, n) >= TRUTH.latency_ms(g, n) - 1e-9
+    assert TRUTH.latency_ms(f, n) <= TRUTH.latency_ms(f, m) + 1e-9
+    assert TRUTH.power_mw(f, n) <= TRUTH.power_mw(g, n) + 1e-9
+
+
+def test_each_row_is_judged_once_by_a_fit_that_saw_neither_its_clock_nor_its_queue(monkeypatch):
+    import dynlib.hardware.power as power
+
+    table, seen = samples(noise=0.02), []
+    monkeypatch.setattr(power, "fit", lambda rows: seen.append(rows) or fit(rows))
+    judged = cross_validate(table, budget=50)
+    assert list(judged.index) == list(table.index)
+    assert len(seen) == 9
+    assert max(map(len, seen)) <= 50
+    assert judged["fitted_on"].max() <= 50
+    clocks, queues = (np.unique(table[c]) for c in ("freq_mhz", "concurrency"))
+    for (a, b), rows in zip(np.ndindex(3, 3), seen, strict=True):
+        assert not set(rows["freq_mhz"]) & set(clocks[a::3])
+        assert not set(rows["concurrency"]) & set(queues[b::3])
+
+
+def test_an_error_bar_of_the_size_of_the_noise():
+    calibration = calibrate(samples(noise=0.02))
+    assert calibration.n <= 50
+    assert 0.5 < calibration.power_mape_pct < 4
+    assert 0.5 < calibration.latency_mape_pct < 4
+
+
+def test_one_concurrency_is_enough_for_a_model_of_clocks():
+    calibration = calibrate(samples(clocks=np.linspace(100, 1000, 15), queues=[1]))
+    assert calibration.workload.latency_ms(550.0) == pytest.approx(
+        TRUTH.latency_ms(550.0), rel=0.02
+    )
+
+
+def test_a_budget_keeps_all_clocks_and_both_ends_of_the_queues():
+    chosen = choose(samples(queues=range(1, 19)), 50)
+    assert len(chosen) <= 50
+    assert set(chosen["freq_mhz"]) == set(CLOCKS)
+    assert {1, 18} <= set(chosen["concurrency"])
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda t: t.drop(columns="power_mw"), "lack the columns.*power_mw"),
+        (lambda t: t.assign(power_mw=0.0), "above 0"),
+        (lambda t: t.assign(latency_ms=np.nan), "finite"),
+        (lambda t: t.head(5), "at least 12"),
+        (lambda t: t.assign(freq_mhz=500.0), "4 or more"),
+    ],
+)
+def test_unfit_samples_are_refused(change, expected):
+    with pytest.raises(CalibrationError, match=expected):
+        calibrate(change(samples()))
+
+
+@pytest.mark.parametrize("name", ["jetson-xavier-nx", "jetson-nano"])
+def test_the_measured_jetsons(data_root, name):
+    from dynlib.hardware.fit import read_samples
+
+    table = read_samples(data_root / "boards" / "measured_power_jetson.csv", name)
+    judged = cross_validate(table, 50)
+    assert judged["fitted_on"].max() <= 50
+    assert len(judged) == len(table)
+    assert mape(judged, "power_mw") <= 3
+    assert mape(judged, "latency_ms") <= 4
+    calibration = calibrate(table)  # PowerTrain: 6 % and 15 % from 50 samples
+    assert calibration.power_mape_pct < 6
+    assert calibration.latency_mape_pct < 15
