@@ -145,6 +145,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--small", action="store_true", help="the small space")
     parser.add_argument("--out", type=Path, required=True, help="checkpoint to write")
     parser.add_argument("--state", type=Path, help="training state, resumed if it exists")
+    parser.add_argument("--finish-in", type=int, help="cut the rest short to so many epochs")
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     dataset = load_dataset(args.dataset, args.data_dir, seed=args.seed)
@@ -156,12 +157,14 @@ def main(argv: list[str] | None = None) -> None:
     space = SMALL_SPACE if args.small else CIFAR_SPACE
     supernet = Supernet(space, len(dataset.classes))
     state = args.state or repo_root() / "runs" / "training" / f"{args.out.stem}.pt"
-    history = train(supernet, dataset, recipe, seed=args.seed, state_file=state)
+    history = train(
+        supernet, dataset, recipe, seed=args.seed, state_file=state, finish_in=args.finish_in
+    )
     seconds = float(history["seconds"].sum())
     table = ship(
         supernet, dataset, args.out, recipe=asdict(recipe), seed=args.seed,
         train_images=len(dataset.train), seconds=seconds, torch=torch.__version__,
-        threads=torch.get_num_threads(),
+        threads=torch.get_num_threads(), epochs_run=len(history), finish_in=args.finish_in,
     )  # fmt: skip
     atomic_write(
         args.out.with_suffix(".history.csv"), history.to_csv(index=False, float_format="%.5g")

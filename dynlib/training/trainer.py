@@ -35,7 +35,7 @@ class ResumeError(DynlibError):
 def train(
     supernet: Supernet, dataset: Dataset, recipe: Recipe, *, seed: int = 0,
     state_file: str | Path | None = None, stop_after_epochs: int | None = None,
-    guide: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    finish_in: int | None = None, guide: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> pd.DataFrame:  # fmt: skip
     """Train in place and return one row per epoch: losses, validation accuracies, images/s.
 
@@ -45,6 +45,8 @@ def train(
     Args:
         state_file: where to keep the training state; an existing one is resumed.
         stop_after_epochs: end early after so many epochs of this call, to be resumed later.
+        finish_in: do the rest of the schedule in so many epochs of this call, for a run that must
+            end before its time: the rates still fall to zero, only faster.
         guide: a trained network, images -> logits, that teaches all sub-networks in place of the
             labels and of the recipe's teacher.
 
@@ -54,19 +56,22 @@ def train(
     whiten(supernet, dataset)
     step = Step(supernet, recipe, guide)
     per_epoch = max(1, len(dataset.train) // recipe.batch_size)
-    total = per_epoch * recipe.epochs
     identity = {
         "recipe": asdict(recipe), "space": supernet.space.to_dict(), "seed": seed,
         "images": len(dataset.train),
     }  # fmt: skip
     history = _resume(state_file, identity, supernet, step)
-    last = min(recipe.epochs, len(history) + (stop_after_epochs or recipe.epochs))
-    with tqdm(total=last * per_epoch, initial=len(history) * per_epoch, disable=None) as bar:
-        for epoch in range(len(history), last):
+    done = len(history)
+    rest = min(recipe.epochs - done, finish_in or recipe.epochs)
+    pace = (recipe.epochs - done) / max(rest, 1)  # epochs of the schedule per epoch of this call
+    last = done + min(rest, stop_after_epochs or rest)
+    with tqdm(total=last * per_epoch, initial=done * per_epoch, disable=None) as bar:
+        for epoch in range(done, last):
             rng = np.random.default_rng([seed, epoch])
             started, losses = time.perf_counter(), []
             for i, (view, labels) in enumerate(_batches(dataset, recipe, seed, epoch, rng)):
-                progress = (epoch * per_epoch + i) / total
+                ahead = (pace - 1) * (epoch - done + i / per_epoch)
+                progress = (epoch + i / per_epoch + ahead) / recipe.epochs
                 losses.append(step(view, labels, step=i, progress=progress, rng=rng))
                 rate = (i + 1) * recipe.batch_size / (time.perf_counter() - started)
                 bar.set_postfix_str(f"loss {losses[-1][0]:.3f}, {rate:.0f} images/s", refresh=False)
