@@ -4,6 +4,8 @@ The caller hands in a callable that returns when its work is done: one that uses
 Fix the threads of the numeric libraries first; `machine` records what was fixed.
 """
 
+import contextlib
+import ctypes
 import gc
 import math
 import os
@@ -14,6 +16,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import psutil
 
@@ -22,6 +25,7 @@ from dynlib import DynlibError
 _CONFIDENCE = 0.99
 _STABLE = 0.05
 _WARMUP_LIMIT = 10
+_T = TypeVar("_T")
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
@@ -186,6 +190,22 @@ def peak_memory_mb(run: Callable[[], object]) -> float:
 def resident_mb() -> float:
     """Resident memory of this process now, in MB."""
     return psutil.Process().memory_info().rss / 1e6
+
+
+def settled_mb() -> float:
+    """`resident_mb` once garbage is collected and freed pages are back with the system."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):  # not the GNU C library
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    return resident_mb()
+
+
+def preparation(make: Callable[[], _T]) -> tuple[_T, float, float]:
+    """What `make` returns, the CPU seconds it took, and the resident MB it left behind."""
+    before, start = settled_mb(), time.process_time()
+    made = make()
+    seconds = time.process_time() - start
+    return made, seconds, settled_mb() - before
 
 
 def machine() -> dict[str, object]:

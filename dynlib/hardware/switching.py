@@ -9,6 +9,8 @@ import pandas as pd
 
 from dynlib.hardware.profiler import ProfileError
 
+COLUMNS = ("switch_us", "first_frame_us", "next_frame_us", "later_frame_us")
+
 
 def profile_switches(
     switch: Callable[[str], object],
@@ -21,8 +23,8 @@ def profile_switches(
 ) -> pd.DataFrame:
     """Switch `count` times in random order, never to the same sub-network twice running.
 
-    Each switch is followed by two frames of the new sub-network; the second is what the first would
-    take if the switch left no trace.
+    Each switch is followed by three frames of the new sub-network. The second is what the first
+    would take if the switch left no trace; second against third is the noise of that comparison.
 
     Args:
         switch: makes the named sub-network serve.
@@ -30,7 +32,7 @@ def profile_switches(
         clock: nanoseconds; by default CPU time of the process, which other programs do not disturb.
 
     Returns:
-        One row per switch: `subnet`, `switch_us`, `first_frame_us`, `next_frame_us`.
+        One row per switch: `subnet`, then the `COLUMNS`.
     """
     if len(subnets) < 2 or count < 1:
         raise ProfileError(
@@ -39,8 +41,8 @@ def profile_switches(
     order = np.cumsum(rng.integers(1, len(subnets), size=count)) % len(subnets)
     for name in subnets:  # no cold start in the samples
         switch(name)
-        frame()
-        frame()
+        for _ in COLUMNS[1:]:
+            frame()
     switch(subnets[0])
     rows = []
     was_enabled = gc.isenabled()
@@ -50,11 +52,11 @@ def profile_switches(
             stamps = [clock()]
             switch(name)
             stamps.append(clock())
-            for _ in range(2):
+            for _ in COLUMNS[1:]:
                 frame()
                 stamps.append(clock())
             rows.append((name, *np.diff(stamps) / 1e3))
     finally:
         if was_enabled:
             gc.enable()
-    return pd.DataFrame(rows, columns=["subnet", "switch_us", "first_frame_us", "next_frame_us"])
+    return pd.DataFrame(rows, columns=["subnet", *COLUMNS])

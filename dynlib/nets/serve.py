@@ -1,34 +1,57 @@
 """Serve frames with one of several prepared sub-networks, switched between two frames."""
 
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
+from dynlib.nets.backends import BackendError, Frame, backend
 from dynlib.nets.supernet import Supernet
 from dynlib.space import ConfigError, SubnetConfig
+
+
+class Prepared(NamedTuple):
+    """A sub-network ready to run; one value, so that a frame sees all of it or nothing."""
+
+    subnet: str
+    resolution: int
+    run: Frame
 
 
 class SubnetServer:
     """A callable that runs the sub-network last switched to.
 
-    All sub-networks are prepared up front as views of the one weight store, so a switch only
-    re-binds a reference: no weight is copied and no statistic computed. A frame reads the reference
-    once, so a switch during an inference in another thread takes effect with the next frame.
+    A switch only re-binds a reference: no weight is copied and no statistic computed. A frame reads
+    it once, so a switch during an inference in another thread takes effect with the next frame.
+    With the back end `torch` the prepared sub-networks are views of the one weight store, the other
+    engines hold folded or compiled copies.
 
     Args:
         supernet: the weight store.
         configs: the sub-networks to prepare; the first one serves until the first switch.
+        backend: name of the engine that runs them.
+        precision: one that the engine has.
+        example: images (N, 3, H, W) like those that will be served; int8 is calibrated on them.
 
     Raises:
         ConfigError, MissingStatisticsError: a configuration cannot be prepared.
+        BackendError: no such engine or precision, or a package is missing.
     """
 
-    def __init__(self, supernet: Supernet, configs: Iterable[SubnetConfig]):
-        self._prepared = {str(config): supernet.prepare(config) for config in configs}
+    def __init__(
+        self, supernet: Supernet, configs: Iterable[SubnetConfig], *, backend: str = "torch",
+        precision: str = "fp32", example: torch.Tensor | None = None,
+    ):  # fmt: skip
+        self._supernet, self._example = supernet, example
+        self.backend, self.precision = backend, precision
+        self._prepared: dict[str, Prepared] = {}
+        for config in configs:
+            self.prepare(config)
         if not self._prepared:
             raise ConfigError("a server needs at least one sub-network to prepare")
-        self._current: nn.Module = next(iter(self._prepared.values()))
+        self._current = next(iter(self._prepared.values()))
 
     @property
     def subnets(self) -> tuple[str, ...]:
@@ -38,7 +61,17 @@ class SubnetServer:
     @property
     def subnet(self) -> str:
         """Canonical name of the sub-network that serves the next frame."""
-        return str(self._current.config)
+        return self._current.subnet
+
+    def prepare(self, config: SubnetConfig) -> None:
+        """Make one more sub-network ready to be switched to; the one that serves goes on."""
+        engine, size = backend(self.backend), config.resolution
+        if self._example is None and self.precision == "int8":
+            raise BackendError("int8 is calibrated on images; give the server an `example`")
+        example = torch.zeros(1, 3, size, size) if self._example is None else self._example
+        net = self._supernet.prepare(config)
+        run = engine.prepare(net, resize(example, size), self.precision)
+        self._prepared[str(config)] = Prepared(str(config), size, run)
 
     def switch(self, subnet: str | SubnetConfig) -> None:
         """Serve from the next frame on with `subnet`.
@@ -54,4 +87,19 @@ class SubnetServer:
     @torch.inference_mode()
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         """(N, 3, H, W) normalised images -> (N, classes) logits."""
-        return self._current(images)
+        current = self._current
+        return current.run(resize(images, current.resolution))
+
+
+def resize(images: torch.Tensor, size: int) -> torch.Tensor:
+    """What the networks do to images of another size, here before an engine sees them."""
+    if images.shape[-1] == size:
+        return images
+    return F.interpolate(images, (size, size), mode="bilinear", antialias=True)
+
+
+def storage_bytes(*nets: nn.Module) -> int:
+    """Bytes of all tensors of these networks, what several share counted once."""
+    tensors = (t for net in nets for t in (*net.parameters(), *net.buffers()))
+    storages = (tensor.untyped_storage() for tensor in tensors)
+    return sum({s.data_ptr(): s.nbytes() for s in storages}.values())

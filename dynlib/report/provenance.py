@@ -26,7 +26,10 @@ MANIFEST_FIELDS = (
     "notebook", "parameters", "seed", "git", "versions", "machine", "inputs", "outputs", "figures",
     "seconds",
 )  # fmt: skip
-PACKAGES = ("dynlib", "torch", "timm", "optuna", "numpy", "pandas")
+PACKAGES = (
+    "dynlib", "torch", "timm", "optuna", "numpy", "pandas",
+    "onnx", "onnxruntime", "openvino", "ofa",
+)  # fmt: skip
 # Promoting results changes these; that does not make the code another one.
 RESULTS = ("data/results", "figures")
 

@@ -1,0 +1,184 @@
+"""The contract of every back end, and a server that never mixes two configurations."""
+
+import threading
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from dynlib.nets import mobilenet
+from dynlib.nets.backends import BACKENDS, Backend, BackendError, backend
+from dynlib.nets.serve import SubnetServer, resize, storage_bytes
+from dynlib.nets.supernet import MissingStatisticsError, Supernet, calibrate
+from dynlib.space import ConfigError, SearchSpace
+
+SPACE = SearchSpace((12, 16), ((1,), (0, 1, 2)), ((4, 8), (6, 8, 12)))
+POINTS = (SPACE.smallest, SPACE.largest)
+TOLERANCE = {"fp32": 1e-5, "bf16": 5e-2, "int8": 0.15}  # of the largest logit
+PAIRS = [(name, precision) for name, b in BACKENDS.items() for precision in b.precisions]
+
+
+@pytest.fixture(scope="module")
+def images():
+    return torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="module")
+def supernet():
+    torch.manual_seed(0)
+    net = Supernet(SPACE)
+    for config in POINTS:
+        calibrate(net, config, [torch.randn(32, 3, 16, 16)])
+    return net
+
+
+@pytest.fixture(scope="module", params=PAIRS, ids="-".join)
+def server(request, supernet, images):
+    name, precision = request.param
+    if not BACKENDS[name].installed:
+        pytest.skip(f"{BACKENDS[name].package} is not installed")
+    return SubnetServer(supernet, POINTS, backend=name, precision=precision, example=images)
+
+
+def reference(supernet, config, images):
+    with torch.inference_mode():
+        return supernet.extract(config)(images)
+
+
+def off(got, want):
+    return float((got - want).abs().max() / want.abs().max())
+
+
+def test_every_engine_computes_what_plain_torch_does(server, supernet, images):
+    for config in (*POINTS, *POINTS):
+        server.switch(config)
+        assert server.subnet == str(config)
+        for batch in (images[:1], images[:3], images.to(memory_format=torch.channels_last)):
+            got = server(batch)
+            assert got.dtype == torch.float32
+            assert off(got, reference(supernet, config, batch)) <= TOLERANCE[server.precision]
+
+
+def test_a_refused_switch_leaves_the_old_network_serving(server, images):
+    server.switch(POINTS[1])
+    before = server(images)
+    with pytest.raises(ConfigError, match="not prepared"):
+        server.switch(SPACE.ladder(3)[1])
+    with pytest.raises(MissingStatisticsError, match="calibrate"):
+        server.prepare(SPACE.ladder(3)[1])
+    assert server.subnet == str(POINTS[1])
+    assert torch.equal(server(images), before)
+
+
+def test_a_switch_in_flight_never_mixes_two_configurations(server, images):
+    frame, outputs, enough = images[:1], [], threading.Event()
+    wanted = []
+    for config in POINTS:
+        server.switch(config)
+        wanted.append(server(frame))
+    assert off(*wanted) > 1e-3
+
+    def serve():
+        while len(outputs) < 150 or {which(o) for o in outputs[-150:]} != {0, 1}:
+            outputs.append(server(frame))
+            if len(outputs) > 20_000:
+                break
+        enough.set()
+
+    def which(output):
+        return next((i for i, want in enumerate(wanted) if torch.equal(output, want)), None)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    switches = 0
+    while not enough.wait(1e-4):
+        server.switch(POINTS[switches % 2])
+        switches += 1
+    thread.join()
+    assert switches > 2
+    assert {which(output) for output in outputs} == {0, 1}
+
+
+def test_two_threads_may_serve_at_once(server, images):
+    server.switch(POINTS[0])
+    want, wrong = server(images[:1]), []
+
+    def serve():
+        wrong.extend(i for i in range(50) if not torch.equal(server(images[:1]), want))
+
+    threads = [threading.Thread(target=serve) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+@settings(max_examples=10)
+@given(st.sampled_from(list(SPACE)))
+def test_a_prepared_network_leaves_the_weight_store_alone(supernet, images, config):
+    """No engine changes a weight, nor the statistics, of the network it was given."""
+    calibrate(supernet, config, [images])
+    before = {k: v.clone() for k, v in supernet.net.state_dict().items()}
+    stored = {k: v.clone() for k, v in supernet.statistics[config].items()}
+    for name in ("torch", "torch-folded"):
+        SubnetServer(supernet, [config], backend=name)(images)
+    assert all(torch.equal(v, before[k]) for k, v in supernet.net.state_dict().items())
+    assert all(torch.equal(v, stored[k]) for k, v in supernet.statistics[config].items())
+
+
+def test_unknown_engines_precisions_and_missing_packages_are_refused_by_name(supernet):
+    with pytest.raises(BackendError, match=r"no back end 'tensorrt'; there are torch, torch-fold"):
+        SubnetServer(supernet, POINTS, backend="tensorrt")
+    with pytest.raises(BackendError, match=r"onnxruntime has no precision 'fp8'; it has fp32, int"):
+        SubnetServer(supernet, POINTS, backend="onnxruntime", precision="fp8")
+    with pytest.raises(BackendError, match="calibrated on images"):
+        SubnetServer(supernet, POINTS, backend="onnxruntime", precision="int8")
+    gone = Backend("gone", ("fp32",), "no_such_package", backend("torch").build)
+    with pytest.raises(BackendError, match="needs the package no_such_package"):
+        gone.prepare(nn.Identity(), torch.zeros(1, 3, 4, 4))
+
+
+def test_views_share_storage_and_folded_copies_do_not(supernet):
+    prepared = [supernet.prepare(config) for config in POINTS]
+    alone = storage_bytes(supernet.net)
+    assert alone == 4 * sum(p.numel() for p in supernet.net.parameters())
+    extra = storage_bytes(supernet.net, *prepared) - alone
+    statistics = sum(v.nbytes for c in POINTS for v in supernet.statistics[c].values())
+    assert statistics <= extra <= 1.2 * statistics  # counters of batches are the rest
+    copies = [supernet.extract(config) for config in POINTS]
+    assert storage_bytes(supernet.net, *copies) > 1.3 * alone
+
+
+@pytest.mark.parametrize("name", [n for n in BACKENDS if n != "torch"])
+def test_squeeze_and_excitation_survives_the_engines(name, images):
+    """The mean over pixels becomes a pooling operator in the exported graph."""
+    if not BACKENDS[name].installed:
+        pytest.skip(f"{BACKENDS[name].package} is not installed")
+    torch.manual_seed(0)
+    space = mobilenet.space(resolution=(32,), depth=(2,), kernel=(3,), expand=(3,))
+    net = mobilenet.MobileNetV3(space.largest, 10).eval()
+    pixels = resize(images, 32)
+    run = BACKENDS[name].prepare(net, pixels)
+    with torch.inference_mode():
+        assert off(run(pixels), net(pixels)) <= 1e-4
+
+
+def test_once_for_all_and_we_agree():
+    """Its own dynamic network and ours, with its weights: the same logits."""
+    pytest.importorskip("ofa", reason="the peer is not installed (requirements-peers.txt)")
+    peers = pytest.importorskip("dynlib.nets.peers")
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randn(4, 3, 64, 64, generator=generator)
+    peer = peers.OnceForAll(pixels, generator)
+    ours = Supernet(mobilenet.space(resolution=(64,)), 1000, family="MobileNetV3", transform=True)
+    points = (ours.space.smallest, ours.space.sample(np.random.default_rng(0)))
+    peers.adopt(ours, peer, points)
+    with torch.inference_mode():
+        for config in points:
+            got = ours.prepare(config)(pixels)
+            assert off(got, peer.switch(config)(pixels)) <= 1e-5
+            assert off(got, peer.extract(config)(pixels)) <= 1e-5
