@@ -1,0 +1,343 @@
+"""Which channels of a model can only come and go together, and which of its blocks can go.
+
+Found by trying, not by a list of layers or models: torch.fx records the model, then each recorded
+operation is run alone, without weights, with one axis of one parameter made smaller. Where that
+fails, the smallest set of axes that can shrink together is searched: they are one group (a residual
+stream, a depth-wise chain, a squeezed gate). Channels that no set frees stay fixed. Groups of
+coupled channels are the idea of DepGraph (arXiv 2301.12900).
+"""
+
+import copy
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import torch
+from scipy.cluster.hierarchy import DisjointSet
+from torch import fx, nn
+
+from dynlib import DynlibError
+from dynlib._vision import timm
+from dynlib.nets.attention import Attention
+from dynlib.nets.supernet import NORMS
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)
+LAYERS = (*CONVOLUTIONS, *NORMS, nn.Linear, nn.LayerNorm, Attention)  # recorded as one operation
+SEQUENCES = (nn.Sequential, nn.ModuleList)
+FEWEST = 4  # a shorter axis is no axis of channels (colours, say), and one of 1 would broadcast
+
+Axis = tuple[str, int]  # name of a parameter or statistic, and which of its axes
+
+
+class ElasticityError(DynlibError):
+    """Something asked to be elastic cannot be; names the module and what holds it."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Channels of several tensors that can only come and go together."""
+
+    kind: str  # the dimension of `SubnetConfig`: width, expand or heads
+    axes: tuple[Axis, ...]
+    size: int
+    unit: int = 1  # channels that stay together: those of one attention head
+
+
+class _Tracer(fx.Tracer):
+    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
+        known = isinstance(module, LAYERS) or timm.layers.is_notrace_module(type(module))
+        return known or super().is_leaf_module(module, name)
+
+
+class Structure:
+    """Groups of coupled channels and stages of residual blocks of `model`.
+
+    Args:
+        model: takes (N, 3, H, W); its state holds parameters and BatchNorm statistics only.
+        resolution: H = W in pixels.
+
+    Raises:
+        ElasticityError: torch.fx cannot record it, or it does not run at this resolution.
+    """
+
+    def __init__(self, model: nn.Module, resolution: int):
+        self.model = copy.deepcopy(model).to("meta", torch.float32).eval()
+        self.shapes = {name: value.shape for name, value in self.model.state_dict().items()}
+        self.tied: DisjointSet[Axis] = DisjointSet()
+        self.units: dict[Axis, int] = {}
+        self.held: dict[Axis, str] = {}  # why the channels of an axis are fixed
+        # What the channels on each axis are, for the output of a node and for a named parameter.
+        self.labels: dict[fx.Node | str, dict[int, Axis]] = {}
+        self.values: dict[fx.Node, object] = {}
+        self.own: dict[fx.Node, list[str]] = {}  # the parameters that a node brings in
+        tracer = _Tracer(autowrap_functions=tuple(timm.layers.get_notrace_functions()))
+        try:
+            # Wrapped, so that further arguments of the model's forward keep their defaults.
+            nodes = list(tracer.trace(nn.Sequential(self.model)).nodes)
+            self.paths = {node: _paths(node) for node in nodes}
+            with torch.device("meta"), torch.no_grad():
+                for node in nodes:
+                    self._read(node, torch.empty(2, 3, resolution, resolution))
+        except (RuntimeError, TypeError, ValueError, AssertionError, AttributeError) as error:
+            raise ElasticityError(f"{type(model).__name__} cannot be read: {error}") from error
+        self.outputs = self.values[nodes[-1]].shape[-1]
+
+    def groups(self, patterns: Sequence[str] = ()) -> list[Group]:
+        """The groups that can shrink, in order of execution.
+
+        `patterns` of module names restrict them to those of the outputs of these layers; a layer
+        that cannot shrink, or that is not there, raises `ElasticityError`.
+        """
+        asked = {axis for pattern in patterns for axis in self._asked(pattern)}
+        found = []
+        for axes in self.tied.subsets():
+            axis, unit = min(axes), self._unit(min(axes))
+            if not self._reason(axis) and (not patterns or axes & asked):
+                kind = "heads" if unit > 1 else "expand" if self._inside_block(axes) else "width"
+                found.append(Group(kind, tuple(sorted(axes)), self._size(axis), unit))
+        return found
+
+    def stages(self, keep: int) -> dict[str, tuple[int, ...]]:
+        """For each sequence that ends in residual blocks the numbers of blocks it can have."""
+        found = {}
+        for name, sequence in self.model.named_modules():
+            if isinstance(sequence, SEQUENCES):
+                blocks = [f"{name}.{child}" for child, _ in sequence.named_children()]
+                loose = len(list(itertools.takewhile(self._is_residual, reversed(blocks))))
+                lowest = max(1, min(keep, len(blocks)), len(blocks) - loose)
+                if lowest < len(blocks):
+                    found[name] = tuple(range(lowest, len(blocks) + 1))
+        return found
+
+    def _asked(self, pattern: str) -> Iterator[Axis]:
+        layers = [name.removesuffix(".weight") for name in self.shapes if name.endswith(".weight")]
+        matching = [layer for layer in layers if fnmatchcase(layer, pattern)]
+        if not matching:
+            raise ElasticityError(f"{pattern}: the model has no such layer")
+        for layer in matching:
+            axis = f"{layer}.weight", 0
+            if reason := self._reason(axis):
+                raise ElasticityError(f"{layer} cannot be elastic: {reason}")
+            yield axis
+
+    def _reason(self, axis: Axis) -> str | None:
+        if axis not in self.tied:
+            return "it is never run, or has too few channels"
+        return next((why for a, why in self.held.items() if self.tied.connected(a, axis)), None)
+
+    def _hold(self, axes: Iterable[Axis], reason: str) -> None:
+        for axis in axes:
+            self.held.setdefault(axis, reason)  # the first reason is the cause
+
+    def _size(self, axis: Axis) -> int:
+        return self.shapes[axis[0]][axis[1]]
+
+    def _unit(self, axis: Axis) -> int:
+        return max(self.units.get(a, 1) for a in self.tied.subset(axis))
+
+    def _inside_block(self, axes: set[Axis]) -> bool:
+        """Whether all belong to one element of a sequence of modules."""
+        levels = zip(*(name.split(".")[:-1] for name, _ in axes), strict=False)
+        common = [level[0] for level in itertools.takewhile(lambda x: len(set(x)) == 1, levels)]
+        paths = (".".join(common[:n]) for n in range(len(common) + 1))
+        *around, last = (isinstance(self.model.get_submodule(path), SEQUENCES) for path in paths)
+        return any(around) and not last
+
+    def _is_residual(self, block: str) -> bool:
+        """Whether the block adds to its input, so that without it the shapes still fit."""
+        inside = {node for node, paths in self.paths.items() if block in paths}
+        sources = {source for node in inside for source in node.all_input_nodes} - inside
+        reached = {node for node in inside if set(node.users) - inside}
+        if len(sources) != 1 or len(reached) != 1 or not any(self.own[node] for node in inside):
+            return False
+        (source,) = sources
+        shape = getattr(self.values[source], "shape", None)
+        while reached:  # back from the output, through nothing with parameters
+            node = reached.pop()
+            if node is source:
+                return True
+            if not self.own[node] and getattr(self.values[node], "shape", None) == shape:
+                reached |= set(node.all_input_nodes)
+        return False
+
+    # -- reading ----------------------------------------------------------------------------------
+
+    def _read(self, node: fx.Node, images: torch.Tensor) -> None:
+        """Run one operation, tie the channels it couples, and label those of its output."""
+        self._meet_parameters(node)
+        labels = self.labels[node] = {}
+        value = self.values[node] = images if node.op == "placeholder" else self._run(node, {})
+        axes = dict.fromkeys(self.tied[axis] for axis in self._axes(node))
+        if node.op == "output":
+            self._hold(axes, "its channels are the outputs of the model")
+        elif reason := self._inseparable(node):
+            self._hold(axes, reason)
+        elif isinstance(value, torch.Tensor):
+            while axes:
+                group, shrunk = self._tie(node, list(axes))
+                labels |= dict.fromkeys(shrunk, group[0])
+                for axis in group:
+                    self.tied.merge(group[0], axis)
+                    del axes[axis]
+
+    def _meet_parameters(self, node: fx.Node) -> None:
+        """Label the parameters of a node. The rows of all tensors of one layer are its outputs."""
+        target = _without_root(node.target) if node.op in ("call_module", "get_attr") else None
+        names = [n for n in self.shapes if target and (n == target or n.startswith(f"{target}."))]
+        self.own[node] = names
+        module = self._module(node)
+        for name in names:
+            shape = self.shapes[name]
+            axes = range(2 if len(shape) > 3 else len(shape))  # the pixels of a kernel are none
+            labels = {axis: (name, axis) for axis in axes if shape[axis] >= FEWEST}
+            self.labels[name] = labels
+            for axis in labels.values():
+                self.tied.add(axis)
+            layer = self.model.get_submodule(name.rpartition(".")[0])
+            weight = f"{name.rpartition('.')[0]}.weight", 0
+            if isinstance(layer, LAYERS) and 0 in labels and weight in self.tied:
+                self.tied.merge(weight, (name, 0))
+        if isinstance(module, Attention) and module.q.out_features > module.head_dim:
+            columns = f"{target}.proj.weight", 1
+            for part in "qkv":
+                self.tied.merge(columns, (f"{target}.{part}.weight", 0))
+            self.units[columns] = module.head_dim
+
+    def _module(self, node: fx.Node) -> nn.Module | None:
+        if node.op == "call_module":
+            return self.model.get_submodule(_without_root(node.target))
+        return None
+
+    def _axes(self, node: fx.Node) -> Iterator[Axis]:
+        """The channels a node can touch: of its inputs and of its parameters."""
+        for source in node.all_input_nodes:
+            if isinstance(self.values[source], torch.Tensor):
+                yield from self.labels[source].values()
+            else:  # a shape, or a tuple of tensors: what it was computed from
+                yield from self._axes(source)
+        for name in self.own[node]:
+            yield from self.labels[name].values()
+
+    def _inseparable(self, node: fx.Node) -> str | None:
+        """Why a convolution cannot lose channels although the shapes would allow it."""
+        if node.op != "call_module":
+            return None
+        module, path = self._module(node), self.paths[node][-1]
+        for name, layer in module.named_modules(prefix=path):
+            if isinstance(layer, CONVOLUTIONS) and layer.groups > 1 and not _is_depthwise(layer):
+                return f"{name} has {layer.groups} groups of {layer.weight.shape[1]} channels"
+        along = isinstance(module, CONVOLUTIONS) and set(self.labels[node.args[0]]) - {1}
+        return f"{path} runs over channels" if along else None
+
+    def _tie(self, node: fx.Node, axes: list[Axis]) -> tuple[tuple[Axis, ...], tuple[int, ...]]:
+        """The group of the first of `axes`, and the axes of the output that shrink with it.
+
+        What can shrink together is a union of groups, so the smallest such set is the group.
+        """
+        first, *others = axes
+        size = self._size(first)
+        alike = [axis for axis in others if self._size(axis) == size]
+        for n in range(len(alike) + 1):
+            for more in itertools.combinations(alike, n):
+                shrunk = self._shrink(node, (first, *more))
+                if shrunk is not None:
+                    return (first, *more), shrunk
+        place = self.paths[node][-1] or "the model"
+        what = place if node.op == "call_module" else f"{node.name} in {place}"
+        self._hold([first], f"{what} needs all {size} channels")
+        return (first,), ()
+
+    def _shrink(self, node: fx.Node, axes: tuple[Axis, ...]) -> tuple[int, ...] | None:
+        """Axes of the output that shrink just as `axes` do; None if the operation fails."""
+        full, unit = self._size(axes[0]), self._unit(axes[0])
+        before, found = self.values[node].shape, set()
+        for size in (full - unit, full // unit // 2 * unit):
+            try:
+                after = self._run(node, dict.fromkeys(axes, size)).shape
+            except Exception:  # whatever it raises means no
+                return None
+            shrunk = tuple(a for a, (n, m) in enumerate(zip(before, after, strict=False)) if n != m)
+            if len(after) != len(before) or {(before[a], after[a]) for a in shrunk} - {
+                (full, size)
+            }:
+                return None
+            found.add(shrunk)
+        return found.pop() if len(found) == 1 else None
+
+    def _run(self, node: fx.Node, sizes: Mapping[Axis, int]) -> object:
+        """Execute a node on tensors without data, the channels in `sizes` (by root) resized."""
+
+        def shape(key: fx.Node | str, full: Sequence[int]) -> tuple[int, ...]:
+            axes = [self.labels[key].get(axis) for axis in range(len(full))]
+            return tuple(
+                sizes.get(self.tied[a], n) if a else n for a, n in zip(axes, full, strict=True)
+            )
+
+        def value(source: fx.Node) -> object:
+            known = self.values[source]
+            if isinstance(known, torch.Tensor):
+                return known.new_empty(shape(source, known.shape))
+            return self._run(source, sizes) if sizes else known
+
+        target = node.target
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), value)
+        if node.op == "call_function":
+            return target(*args, **kwargs)
+        if node.op == "call_method":
+            return getattr(args[0], target)(*args[1:], **kwargs)
+        if node.op == "output":
+            return args[0]
+        target = _without_root(target)
+        if node.op == "get_attr":
+            owner, _, leaf = target.rpartition(".")
+            tensor = getattr(self.model.get_submodule(owner), leaf)
+            return tensor.new_empty(shape(target, tensor.shape)) if self.own[node] else tensor
+        module = self.model.get_submodule(target)
+        if sizes and self.own[node]:
+            module = copy_structure(module)
+            own = {n.removeprefix(f"{target}."): shape(n, self.shapes[n]) for n in self.own[node]}
+            resize(module, own)
+        return module(*args, **kwargs)
+
+
+def copy_structure(module: nn.Module) -> nn.Module:
+    """A copy that shares the tensors, for `resize` to replace."""
+    tensors = itertools.chain(module.parameters(), module.buffers())
+    return copy.deepcopy(module, {id(tensor): tensor for tensor in tensors})
+
+
+def resize(module: nn.Module, shapes: Mapping[str, Sequence[int]]) -> None:
+    """Replace the named tensors by empty ones of these shapes, and what layers note of them."""
+    for name, shape in shapes.items():
+        owner, _, leaf = name.rpartition(".")
+        layer = module.get_submodule(owner)
+        old = getattr(layer, leaf)
+        new = torch.empty(shape, dtype=old.dtype)
+        parameter = isinstance(old, nn.Parameter)
+        setattr(layer, leaf, nn.Parameter(new, old.requires_grad) if parameter else new)
+    for layer in module.modules():
+        weight = getattr(layer, "weight", None)
+        if isinstance(layer, CONVOLUTIONS):
+            layer.groups = weight.shape[0] if _is_depthwise(layer) else layer.groups
+            layer.out_channels, layer.in_channels = weight.shape[0], weight.shape[1] * layer.groups
+        elif isinstance(layer, nn.Linear):
+            layer.out_features, layer.in_features = weight.shape
+        elif isinstance(layer, NORMS):
+            layer.num_features = layer.running_mean.shape[0]
+        elif hasattr(layer, "normalized_shape") and weight is not None:
+            layer.normalized_shape = tuple(weight.shape)
+
+
+def _without_root(path: str) -> str:
+    return path.partition(".")[2]
+
+
+def _paths(node: fx.Node) -> list[str]:
+    """The modules a node was recorded in, outermost first."""
+    stack = node.meta.get("nn_module_stack", {})
+    return [_without_root(path) for path, _ in stack.values()] or [""]
+
+
+def _is_depthwise(layer: nn.Conv1d | nn.Conv2d) -> bool:
+    return layer.groups == layer.in_channels == layer.out_channels > 1
