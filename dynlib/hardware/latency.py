@@ -33,7 +33,8 @@ def layer_us(layer: LayerSpec, cost: LayerCost, batch: int = 1, cores: int | Non
     )
     rate = cost.us_per_mmac_depthwise if depthwise else cost.us_per_mmac
     spread = cost.cores / (cores or cost.cores)
-    compute_us = rate * batch * layer.macs / 1e6 * spread if weighted else 0.0
+    works = weighted or layer.op == "attention"  # products of activations with each other
+    compute_us = rate * batch * layer.macs / 1e6 * spread if works else 0.0
     traffic_us = cost.us_per_mbyte * (batch * activations + 4 * weights) / 1e6
     fixed_us = cost.overhead_us if weighted else 0.0
     if depthwise:
