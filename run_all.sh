@@ -56,6 +56,8 @@ install() {
 # Other people's packages and start-up files have no say in the results.
 unset PYTHONPATH PYTHONHOME
 export PYTHONNOUSERSITE=1 PYTHONHASHSEED=0 MPLBACKEND=agg
+# Threads that wait must not spin where other programs want the cores.
+export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-passive}"
 if [[ -z ${OMP_NUM_THREADS:-} ]]; then
   cores="$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)"
   export OMP_NUM_THREADS=$((cores < 8 ? cores : 8))

@@ -1,0 +1,548 @@
+"""Faults of a board, one test id per row: what breaks, and what must hold all the same."""
+
+import errno
+import json
+import logging
+import math
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import fake_tree
+import pytest
+from fake_tree import FaultyKernel, memory_folder, tree_state
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from dynlib.hardware.board import BOARD_DIR, BoardError, load_board
+from dynlib.hardware.control import ControlError, Missing, Reading, Sensor, SysFs
+from dynlib.hardware.faketree import write_tree
+from dynlib.hardware.lease import LeaseError, lease_file, parse_lease, recover
+from dynlib.hardware.live import LiveBoard
+from dynlib.hardware.measure import Counter, Smooth, Window
+from dynlib.hardware.sensors import find_sensors
+from dynlib.hardware.sysfs import CPU, find_knobs
+from dynlib.hardware.virtual import VirtualClock
+from dynlib.points import DecisionLog
+from dynlib.report.files import atomic_write
+
+pytestmark = pytest.mark.faults
+HOLDER = Path(__file__).with_name("holder.py")
+POLICY = f"{CPU}/cpufreq/policy0"
+
+
+@pytest.fixture
+def tmp_path():
+    with memory_folder() as folder:
+        yield folder
+
+
+@pytest.fixture
+def root(tmp_path):
+    return write_tree(tmp_path / "root", fake_tree.jetson())
+
+
+@pytest.fixture
+def fs(root):
+    return FaultyKernel(root)
+
+
+@pytest.fixture
+def board(fs, tmp_path):
+    return make_board(fs, tmp_path)
+
+
+def make_board(fs, folder, **options):
+    knobs = find_knobs(fs)
+    return LiveBoard("fake", knobs + find_sensors(fs, knobs.knobs), fs, folder=folder, **options)
+
+
+def start(root, folder, how="sleep"):
+    """A holder that has changed the board; the process and its guardian's pid."""
+    child = subprocess.Popen(
+        [sys.executable, str(HOLDER), str(root), str(folder), how],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2],
+    )  # fmt: skip
+    line = child.stdout.readline()
+    return child, int(line) if line.strip() else None
+
+
+def wait_for(condition, seconds=20.0):
+    """Seconds until the condition held; fails if it never did."""
+    began = time.monotonic()
+    while not condition():
+        assert time.monotonic() - began < seconds
+        time.sleep(0.005)
+    return time.monotonic() - began
+
+
+def readings(values, period_ms=100, kind=Reading):
+    return [kind(float(v), i * period_ms * 1_000_000) for i, v in enumerate(values)]
+
+
+def test_fault_01_sensor_disappears(board, root):
+    assert board.read("CPU-therm").value == 41.5
+    (root / "sys/class/thermal/thermal_zone0/temp").unlink()
+    assert board.read("CPU-therm") == Missing("No such file or directory")
+    assert board.snapshot()["GPU-therm"].value == 39.0
+    board.refused = dict.fromkeys(board.knobs, "for this test")
+    assert board.level == "watch"
+    for name in list(board.sensors):
+        board.sensors[name].fetch = lambda: SysFs(root).number("gone")
+    assert board.level == "blind"
+
+
+SENSORS = ("CPU-therm", "VDD_IN.power", "policy0.clock", "package-0.energy")
+
+
+@pytest.mark.parametrize("raw", [b"", b"-1", b"abc", b"\0", b"12\0", b"9" * 40, b"1e3", b"nan"])
+@pytest.mark.parametrize("name", SENSORS)
+def test_fault_02_sensor_returns_nonsense(tmp_path, name, raw):
+    board, file = one_sensor(tmp_path, name)
+    file.write_bytes(raw)
+    assert isinstance(board.read(name), Missing)
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(raw=st.binary(max_size=60))
+def test_fault_02_sensor_returns_any_bytes(tmp_path, raw):
+    (tmp_path / "temp").write_bytes(raw)
+    fs = SysFs(tmp_path)
+    value = Sensor("t", "temp_c", lambda: fs.number("temp") / 1000).read(VirtualClock())
+    if isinstance(value, Reading):
+        assert value.value == int(raw) / 1000
+
+
+def one_sensor(tmp_path, name):
+    files = fake_tree.jetson() | fake_tree.rapl("package-0", "intel-rapl:0", 5, 10**9)
+    root = write_tree(tmp_path / "root", files)
+    file = {"CPU-therm": "sys/class/thermal/thermal_zone0/temp",
+            "VDD_IN.power": "sys/class/hwmon/hwmon3/in1_input",
+            "policy0.clock": f"{POLICY}/scaling_cur_freq",
+            "package-0.energy": "sys/class/powercap/intel-rapl:0/energy_uj"}[name]  # fmt: skip
+    return make_board(SysFs(root), tmp_path), root / file
+
+
+def test_fault_03_sensor_hangs(board, root):
+    file = root / "sys/class/thermal/thermal_zone0/temp"
+    file.unlink()
+    os.mkfifo(file)
+    assert isinstance(board.read("CPU-therm"), Missing)  # nobody writes: empty, at once
+    forever = threading.Event()
+    board.sensors["VDD_IN.power"].fetch = forever.wait
+    first, second = board.snapshot(), board.snapshot()
+    assert first["VDD_IN.power"] == Missing("not read in time")
+    assert second["VDD_IN.power"] == Missing("hangs")
+    assert isinstance(second["GPU-therm"], Reading)
+    forever.set()
+
+
+def test_fault_04_sensor_is_stale(board):
+    sensor = board.sensors["VDD_IN.power"]
+    values = [board.read("VDD_IN.power") for _ in range(sensor.stale_after + 1)]
+    assert [v.stale for v in values] == [False] * sensor.stale_after + [True]
+
+
+def test_fault_05_permission_lost(board, fs, root, caplog):
+    before = tree_state(root)
+    with board, caplog.at_level(logging.WARNING):
+        assert board.set("policy0", "clock_mhz", 1200.0).problem == ""
+        assert board.set("policy2", "clock_mhz", 1200.0).problem == ""
+        fs.fail("write", "policy0/*", errno.EACCES)
+        written = len(fs.written)
+        for _ in range(3):
+            applied = board.set("policy0", "clock_mhz", 1600.0)
+            assert applied.problem == "Permission denied"
+            assert applied.in_force == 1200.0
+        assert len(fs.written) == written
+        assert board.set("policy2", "clock_mhz", 800.0).problem == ""
+        os.kill(board._lease._guardian.pid, signal.SIGKILL)  # it would try again, and may
+    assert caplog.text.count("given up") == 1
+    assert set(board.problems) == {f"{POLICY}/scaling_min_freq", f"{POLICY}/scaling_max_freq"}
+    changed = {k for k, v in tree_state(root).items() if before[k] != v}
+    assert changed == set(board.problems)  # whatever is not as it was has a reason
+    fs.plan.clear()
+    with board:  # the next start owes it still, and can now
+        pass
+    assert tree_state(root) == before
+
+
+@pytest.mark.parametrize("number", [errno.EBUSY, errno.EINVAL, errno.EIO])
+@pytest.mark.parametrize("times", [2, 1_000_000])
+def test_fault_06_write_fails(board, fs, root, number, times):
+    before = tree_state(root)
+    with board:
+        fs.fail("write", "policy0/scaling_max_freq", number, times=times)
+        results = [board.set("policy0", "clock_mhz", 1200.0) for _ in range(4)]
+        if times == 2:
+            assert results[0].problem == ""
+            assert results[0].in_force == 1200.0
+        else:
+            assert {r.problem for r in results} == {os.strerror(number)}
+            assert ("policy0", "clock_mhz") in board.refused
+            assert fs.counts[0] <= 3 * 4  # retries are bounded, and end
+        fs.plan.clear()
+    assert tree_state(root) == before
+
+
+def test_fault_07_write_is_clamped(board, fs):
+    fs.cap[POLICY] = 1_200_000
+    with board:
+        applied = board.set("policy0", "clock_mhz", 2400.0)
+        assert applied.in_force == 1200.0
+        assert "asked for 2400.0, in force is 1200.0" in applied.problem
+        fs.cap.clear()
+
+
+@pytest.mark.parametrize("mhz", [1200.001, 1199.999, 1.2e6, 0, -1, math.nan, "1200", None])
+def test_fault_08_value_is_not_listed(board, fs, mhz):
+    with board:
+        with pytest.raises(ControlError, match=r"policy0\.clock_mhz.*expected one of"):
+            board.set("policy0", "clock_mhz", mhz)
+        assert fs.written == []
+
+
+def test_fault_09_exception_in_the_loop(board, root):
+    before = tree_state(root)
+
+    def loop():
+        with board:
+            board.set("policy0", "governor", "userspace")
+            board.set("policy0", "clock_mhz", 1600.0)
+            board.set("policy2", "cores", 0)
+            board.set("memory", "clock_mhz", 204.0)
+            board.set("board", "mode", "performance")
+            board.set("gpu", "clock_mhz", 1109.25)
+            assert tree_state(root) != before
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        loop()
+    assert tree_state(root) == before
+    assert board.problems == {}
+
+
+@pytest.mark.parametrize("signals", [(signal.SIGTERM,), (signal.SIGINT,), (signal.SIGINT,) * 2])
+def test_fault_10_signals(root, tmp_path, signals):
+    before = tree_state(root)
+    child, _ = start(root, tmp_path)
+    for number in signals:
+        child.send_signal(number)
+    child.communicate(timeout=20)
+    assert child.returncode in (-signals[0], 128 + signals[0])
+    assert tree_state(root) == before
+    assert not lease_file(SysFs(root), tmp_path).exists()
+
+
+def test_fault_11_kill_9(root, tmp_path):
+    before = tree_state(root)
+    child, _ = start(root, tmp_path)
+    assert tree_state(root) != before
+    lease = lease_file(SysFs(root), tmp_path)
+    assert lease.exists()
+    began = time.monotonic()
+    child.kill()
+    wait_for(lambda: not lease.exists())
+    seconds = time.monotonic() - began
+    child.communicate(timeout=20)
+    assert tree_state(root) == before
+    assert seconds < 1 or os.getloadavg()[0] > os.cpu_count()
+
+
+def test_fault_12_guardian_killed_first(root, tmp_path, fs):
+    before = tree_state(root)
+    child, guardian = start(root, tmp_path)
+    os.kill(guardian, signal.SIGKILL)
+    child.kill()
+    child.communicate(timeout=20)
+    assert tree_state(root) != before
+    with make_board(SysFs(root), tmp_path):
+        assert tree_state(root) == before
+    assert tree_state(root) == before
+
+
+def abandoned_lease(root, tmp_path):
+    child, guardian = start(root, tmp_path)
+    os.kill(guardian, signal.SIGKILL)
+    child.kill()
+    child.communicate(timeout=20)
+    return lease_file(SysFs(root), tmp_path)
+
+
+def test_fault_13_lease_half_written(root, tmp_path):
+    before = tree_state(root)
+    lease = abandoned_lease(root, tmp_path)
+    whole, changed = lease.read_bytes(), tree_state(root)
+    for cut in range(len(whole)):
+        with pytest.raises(LeaseError, match="damaged"):
+            parse_lease(whole[:cut], lease)
+    for cut in (0, 1, len(whole) // 2, len(whole) - 1):
+        lease.write_bytes(whole[:cut])
+        with pytest.raises(LeaseError, match="damaged"):
+            recover(SysFs(root), lease)
+        assert lease.exists()
+    flipped = whole.replace(b"schedutil", b"powersave", 1)
+    lease.write_bytes(flipped)
+    with pytest.raises(LeaseError, match="damaged"):
+        recover(SysFs(root), lease)
+    assert tree_state(root) == changed
+    lease.write_bytes(whole)
+    assert recover(SysFs(root), lease) == []
+    assert tree_state(root) == before
+
+
+def test_fault_13_power_loss(root, tmp_path):
+    lease = abandoned_lease(root, tmp_path)
+    changed = tree_state(root)
+    (root / "proc/sys/kernel/random/boot_id").write_text("another boot")
+    assert recover(SysFs(root), lease) == []
+    (root / "proc/sys/kernel/random/boot_id").write_text("fake-boot")
+    assert tree_state(root) == changed  # the kernel has forgotten it all: nothing is written
+    assert not lease.exists()
+
+
+def test_fault_14_two_managers(root, tmp_path):
+    before = tree_state(root)
+    child, _ = start(root, tmp_path)
+    held = tree_state(root)
+    second = make_board(SysFs(root), tmp_path)
+    with pytest.raises(LeaseError, match=f"process {child.pid};"), second:
+        pytest.fail("two managers on one board")
+    other, _ = start(root, tmp_path)
+    assert f"process {child.pid}" in other.communicate(timeout=20)[1]
+    assert other.returncode == 1
+    assert tree_state(root) == held
+    child.terminate()
+    child.communicate(timeout=20)
+    assert tree_state(root) == before
+
+
+def test_fault_14_pid_was_used_again(root, tmp_path):
+    before = tree_state(root)
+    lease = abandoned_lease(root, tmp_path)
+    outer = json.loads(lease.read_text())
+    body = json.loads(outer["body"])
+    body["holder"] = f"{os.getpid()}:1"  # a living process, but not the one that held it
+    from dynlib.hardware.lease import _digest
+
+    text = json.dumps(body)
+    lease.write_text(json.dumps({"sha256": _digest(text), "body": text}))
+    with make_board(SysFs(root), tmp_path):
+        assert tree_state(root) == before
+
+
+def test_fault_15_another_tool_sets_the_governor(board, fs, root):
+    before = tree_state(root)
+    with board:
+        assert board.set("policy0", "clock_mhz", 1200.0).problem == ""
+        fs.plain.write(f"{POLICY}/scaling_governor", "performance")
+        applied = board.set("policy0", "clock_mhz", 1600.0)
+        assert "another program set policy0.governor to performance" in applied.problem
+        assert board.set("policy2", "clock_mhz", 1600.0).problem == ""
+    after = tree_state(root)
+    assert after[f"{POLICY}/scaling_governor"] == "performance"
+    assert {k: v for k, v in after.items() if before[k] != v} == {
+        f"{POLICY}/scaling_governor": "performance"
+    }
+
+
+def test_fault_16_cpu_is_unplugged(board, root, tmp_path):
+    before = tree_state(root)
+    hidden = tmp_path / "policy2"
+    with board:
+        assert board.set("policy0", "clock_mhz", 1200.0).problem == ""
+        assert board.set("policy2", "clock_mhz", 1200.0).problem == ""
+        (root / f"{CPU}/cpufreq/policy2").rename(hidden)
+        gone = board.set("policy2", "clock_mhz", 1600.0)
+        assert gone.in_force == Missing("No such file or directory")
+        assert board.set("policy0", "clock_mhz", 1600.0).problem == ""
+    assert {Path(target).parent.name for target in board.problems} == {"policy2"}
+    assert tree_state(root) == {k: v for k, v in before.items() if "policy2/" not in k}
+
+
+def test_fault_17_wall_clock_jumps(monkeypatch):
+    clock = VirtualClock()
+    power = Sensor("board.power", "power_mw", lambda: 2000.0, 0.001, total=True)
+    with Window([power], clock) as window:
+        for step in range(20):
+            monkeypatch.setattr(time, "time", lambda s=step: 3600.0 * (-1) ** s)
+            clock.sleep(0.1)
+            window.sample()
+    assert window.latency_ms == pytest.approx(2000)
+    assert window.energy_mj == pytest.approx(4000)
+
+
+def test_fault_18_suspend(monkeypatch):
+    clock = VirtualClock()
+    energy = Sensor("e", "energy_mj", lambda: clock.boot_ns() / 1e9 * 500 + 1, 1e-6, total=True)
+    with Window([energy], clock) as window:
+        clock.sleep(1.0)
+        clock.suspend(3600.0)
+    assert window.latency_ms == pytest.approx(1000)
+    assert window.energy_mj == Missing("the machine was suspended in the window")
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 0.0, -3.0])
+def test_fault_19_impossible_latency(value):
+    mean = Smooth(0.5)
+    mean.add(10.0)
+    mean.add(20.0)
+    before = mean.mean_ms
+    assert not mean.add(value)
+    assert (mean.mean_ms, mean.rejected) == (before, 1)
+    sensor = Sensor("p", "power_mw", lambda: value or math.nan)
+    assert isinstance(sensor.read(VirtualClock()), Missing)
+
+
+@settings(max_examples=100)
+@given(steps=st.lists(st.integers(0, 400), min_size=1, max_size=30), span=st.integers(401, 2000))
+def test_fault_20_counter_wraps(steps, span):
+    counter, total = Counter(float(span), max_mw=4001.0), 0
+    counter.add(Reading(0.0, 0))
+    for i, step in enumerate(steps, 1):
+        total += step
+        counter.add(Reading(float(total % span), i * 100_000_000))
+    assert counter.dropped == 0
+    assert counter.energy_mj == pytest.approx(total)
+
+
+@pytest.mark.parametrize("span", [None, 0.0])
+def test_fault_20_wrap_of_unknown_range_or_reset(span):
+    counter = Counter(span)
+    for reading in readings([900, 950, 10, 60]):
+        counter.add(reading)
+    assert (counter.energy_mj, counter.dropped) == (100.0, 1)
+    reset = Counter(1e9)  # a reset to 0 would be a wrap of impossible power
+    for reading in readings([5000, 5100, 0, 100]):
+        reset.add(reading)
+    assert (reset.energy_mj, reset.dropped) == (200.0, 1)
+
+
+def test_fault_20_first_sample_is_only_a_baseline():
+    counter = Counter(1e6)
+    counter.add(Missing("Permission denied"))
+    counter.add(Reading(5e5, 0))
+    assert counter.energy_mj == 0.0
+
+
+def test_fault_21_two_wraps():
+    counter = Counter(1000.0, max_mw=200.0)
+    counter.add(Reading(100.0, 0))
+    counter.add(Reading(200.0, 20_000_000_000))  # 20 s at up to 200 mW: up to four times round
+    assert (counter.energy_mj, counter.dropped) == (0.0, 1)
+
+
+@pytest.mark.parametrize("millidegrees", [127_000, -40_000, 10**7])
+def test_fault_22_implausible_temperature(board, root, millidegrees):
+    (root / "sys/class/thermal/thermal_zone0/temp").write_text(str(millidegrees))
+    assert "implausible" in board.read("CPU-therm").reason
+
+
+def test_fault_22_throttling_ramp(board, fs):
+    seen = []
+    with board:
+        for cap in sorted(fake_tree.KHZ, reverse=True):
+            fs.cap[POLICY] = cap  # what the thermal framework does at each passive poll
+            seen.append(board.set("policy0", "clock_mhz", 2400.0).in_force)
+        fs.cap.clear()
+    listed = sorted((khz / 1000 for khz in fake_tree.KHZ), reverse=True)
+    assert seen == listed  # one step each, and the clock in force is the one reported
+
+
+NX = (BOARD_DIR / "jetson-xavier-nx.toml").read_text()
+BAD_BOARDS = {
+    "syntax": (NX.replace("[[cluster]]", "[[cluster", 1), "not valid TOML"),
+    "key": (NX.replace("capacity", "capacitance", 1), "capacit"),
+    "khz": (NX.replace("[115.2, 650]", "[115200, 650]", 1), "opps"),
+    "order": (NX.replace("[115.2, 650]", "[300.0, 650]", 1), "opps"),
+    "nul": (NX.replace("Jetson", "Jet\0son", 1), "not valid TOML"),
+    "text": (NX.replace("c_uw_mhz_v2 = 700", 'c_uw_mhz_v2 = "700"', 1), "c_uw_mhz_v2"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", BAD_BOARDS)
+def test_fault_29_board_file(tmp_path, fault):
+    text, key = BAD_BOARDS[fault]
+    file = tmp_path / "mine.toml"
+    file.write_text(text)
+    with pytest.raises(BoardError, match=rf"mine\.toml.*{key}"):
+        load_board(file)
+    assert [p.name for p in tmp_path.iterdir()] == ["mine.toml"]
+
+
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(raw=st.binary(max_size=80))
+def test_fault_29_board_file_of_any_bytes(tmp_path, raw):
+    file = tmp_path / "mine.toml"
+    file.write_bytes(raw)
+    with pytest.raises(BoardError, match=r"mine\.toml"):
+        load_board(file)
+
+
+@pytest.mark.parametrize("path", ["../secret", "/etc/passwd", "sys/../../secret", "sys/link"])
+def test_fault_29_path_outside_the_root(tmp_path, path):
+    secret = tmp_path / "secret"
+    secret.write_text("1")
+    root = write_tree(tmp_path / "root", {"sys/file": 1})
+    (root / "sys/link").symlink_to(secret)
+    for act in (SysFs(root).read, lambda p: SysFs(root).write(p, "2")):
+        with pytest.raises(ControlError, match="outside"):
+            act(path)
+    assert secret.read_text() == "1"
+
+
+def test_fault_30_disk_full(tmp_path, monkeypatch, root):
+    file = tmp_path / "table.csv"
+    atomic_write(file, "good")
+
+    def full(handle):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="No space left"):
+            atomic_write(file, "half")
+        before = tree_state(root)
+        fs = FaultyKernel(root)
+        with pytest.raises(OSError, match="No space left"), make_board(fs, tmp_path):
+            pytest.fail("no lease, no board")
+        assert fs.written == []
+        assert tree_state(root) == before
+    assert file.read_text() == "good"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["root", "table.csv"]
+    with make_board(fs, tmp_path):  # and the lock is free again
+        pass
+
+
+def test_fault_30_two_writers(tmp_path):
+    file, texts = tmp_path / "file", [str(i) * 50_000 for i in range(2)]
+    threads = [
+        threading.Thread(target=lambda t=t: [atomic_write(file, t) for _ in range(30)])
+        for t in texts
+    ]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        assert not file.exists() or file.read_text() in texts
+    assert file.read_text() in texts
+
+
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(cut=st.integers(1, 10_000))
+def test_fault_31_journal_cut(tmp_path, cut):
+    log = DecisionLog(seed=1)
+    for i in range(20):
+        log.add(float(i), "arrive", app="a", frame=i)
+    file = log.write(tmp_path / "log.jsonl")
+    whole = file.read_bytes()
+    header = whole.index(b"\n") + 1
+    kept = whole[: header + cut % (len(whole) - header)]
+    file.write_bytes(kept)
+    complete = kept[header:].count(b"\n")
+    events = list(DecisionLog.read(file))
+    assert len(events) in (complete, complete + 1)  # a cut of the newline alone loses nothing
+    assert events == log.events[: len(events)]

@@ -1,0 +1,113 @@
+"""Runs inside the guest, on its own /sys: the table of cases, the board contract, the lease."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from board_contract import BoardContract
+from cases import CASES, KHZ, path, reset, run
+
+from dynlib.hardware.control import Reading, SysFs
+from dynlib.hardware.lease import lease_file
+from dynlib.hardware.live import LiveBoard
+from dynlib.hardware.sensors import find_sensors
+from dynlib.hardware.sysfs import find_knobs
+
+FS = SysFs("/")
+STATE = [f"{p}/{n}" for p in ("policy0", "policy1") for n in
+         ("scaling_governor", "scaling_min_freq", "scaling_max_freq")]  # fmt: skip
+
+
+def make_board(folder):
+    knobs = find_knobs(FS)
+    return LiveBoard(
+        "guest", knobs + find_sensors(FS, knobs.knobs), FS, folder=folder, settle_s=0.3
+    )
+
+
+def state():
+    return {name: FS.read(path(name)) for name in [*STATE, "cpu1/online"]}
+
+
+@pytest.fixture(autouse=True)
+def _as_booted():
+    reset(FS)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_case(case):
+    run(FS, case)
+
+
+class TestContract(BoardContract):
+    @pytest.fixture
+    def board(self, tmp_path):
+        return make_board(tmp_path)
+
+    def state(self, board):
+        return state()
+
+    def values(self, knob):
+        values = list(super().values(knob))
+        if knob.kind == "governor":  # last, so that the clocks do not wait for work to appear
+            return sorted(values, key="userspace".__eq__)
+        # An offline CPU answers EBUSY for its whole policy.
+        return values[1:] if knob.kind == "cores" else values
+
+
+def test_finds_units_and_sensors(tmp_path):
+    board = make_board(tmp_path)
+    assert {"policy0", "policy1"} <= set(board.units)
+    assert board.knobs["policy0", "clock_mhz"].choices == tuple(khz / 1000 for khz in KHZ)
+    assert isinstance(board.read("acpitz"), Reading)
+
+
+def holder(tmp_path, how="sleep"):
+    child = subprocess.Popen([sys.executable, "/t/holder.py", "/", str(tmp_path), how],
+                             stdout=subprocess.PIPE, text=True, cwd="/t")  # fmt: skip
+    return child, int(child.stdout.readline())
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_killed(tmp_path, number):
+    before = state()
+    child, _ = holder(tmp_path)
+    assert FS.read(path("policy0/scaling_governor")) == "userspace"
+    assert FS.read(path("policy0/scaling_max_freq")) == "1200000"
+    child.send_signal(number)
+    child.wait()
+    end = time.monotonic() + 20
+    while lease_file(FS, tmp_path).exists() and time.monotonic() < end:
+        time.sleep(0.01)
+    assert state() == before
+
+
+def test_both_killed_and_started_again(tmp_path):
+    before = state()
+    child, guardian = holder(tmp_path)
+    os.kill(guardian, signal.SIGKILL)
+    child.kill()
+    child.wait()
+    assert state_or_offline() != before
+    with make_board(tmp_path):
+        assert state() == before
+    assert not Path(lease_file(FS, tmp_path)).exists()
+
+
+def state_or_offline():
+    try:
+        return state()
+    except OSError:  # the holder took cpu1 offline
+        return None
+
+
+def test_another_tool_takes_over(tmp_path):
+    with make_board(tmp_path) as board:
+        assert board.set("policy0", "governor", "userspace").problem == ""
+        FS.write(path("policy0/scaling_governor"), "ondemand")
+        assert "another program" in board.set("policy0", "clock_mhz", 1200.0).problem
+    assert FS.read(path("policy0/scaling_governor")) == "ondemand"

@@ -1,0 +1,37 @@
+"""The table of cases on the fake tree and, where the packages are there, on a real kernel."""
+
+import os
+
+import cases
+import guest
+import pytest
+
+from dynlib.hardware.faketree import FakeKernel, cpu_files, write_tree
+
+
+@pytest.mark.parametrize("case", cases.CASES, ids=lambda case: case.name)
+def test_fake_tree_answers_as_the_kernel(tmp_path, case):
+    files = cpu_files([((0,), cases.KHZ), ((1,), cases.KHZ)])
+    cases.run(FakeKernel(write_tree(tmp_path, files)), case)
+
+
+def test_table_is_large_and_has_no_twins():
+    assert len({case.name for case in cases.CASES}) == len(cases.CASES) >= 60
+
+
+@pytest.mark.parametrize("kernel", guest.KERNELS)
+def test_real_kernel(tmp_path, kernel, record_property):
+    if not os.environ.get("DYNLIB_REAL_KERNEL"):
+        pytest.skip("a guest takes minutes without hardware help: set DYNLIB_REAL_KERNEL=1 to run it")
+    if guest.missing():
+        pytest.skip(f"no real kernel: install the Debian packages {guest.missing()}")
+    try:
+        guest.fetch(guest.KERNELS[kernel])
+    except RuntimeError as error:
+        pytest.skip(f"no real kernel: {error}")
+    outcomes, text = guest.run_guest(kernel, tmp_path)
+    passed = sum(outcome == "PASSED" for outcome in outcomes.values())
+    record_property(f"real_kernel_cases.{kernel}", len(outcomes))
+    record_property(f"real_kernel_cases_passed.{kernel}", passed)
+    assert len(outcomes) > len(cases.CASES), text[-3000:]
+    assert passed == len(outcomes), text[-6000:]

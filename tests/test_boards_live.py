@@ -1,0 +1,158 @@
+"""The contract of a live board on every back end."""
+
+from types import SimpleNamespace
+
+import fake_tree
+import pytest
+from board_contract import BoardContract
+
+from dynlib.hardware.board import load_board
+from dynlib.hardware.control import Missing, SysFs
+from dynlib.hardware.faketree import FakeKernel, write_tree
+from dynlib.hardware.host import process_parts
+from dynlib.hardware.live import LiveBoard, open_board
+from dynlib.hardware.nvml import nvml_parts, undo
+from dynlib.hardware.sensors import find_sensors
+from dynlib.hardware.sysfs import find_knobs
+from dynlib.hardware.virtual import VirtualClock, load, virtual_parts
+
+
+@pytest.fixture
+def tmp_path():
+    with fake_tree.memory_folder() as folder:
+        yield folder
+
+
+class TestSysfs(BoardContract):
+    @pytest.fixture
+    def board(self, tmp_path):
+        fs = FakeKernel(write_tree(tmp_path / "root", fake_tree.jetson()))
+        knobs = find_knobs(fs)
+        return LiveBoard("jetson", knobs + find_sensors(fs, knobs.knobs), fs, folder=tmp_path)
+
+
+class TestHost(BoardContract):
+    @pytest.fixture
+    def board(self, tmp_path):
+        fs = SysFs("/")
+        # Only what concerns this process: no test turns a real machine's clocks or cores.
+        parts = process_parts(fs) + find_sensors(fs)
+        return LiveBoard("host", parts, fs, folder=tmp_path)
+
+
+class TestSimulated(BoardContract):
+    @pytest.fixture(params=["jetson-nano", "hikey960"])
+    def board(self, request):
+        return open_board(request.param)
+
+
+class FakeNvml:
+    """As much of the library as is used, with one GPU."""
+
+    class NVMLError(Exception):
+        pass
+
+    NVML_CLOCK_GRAPHICS, NVML_TEMPERATURE_GPU = 0, 0
+
+    def __init__(self):
+        self.locked, self.limit, self.calls = None, 300_000, []
+
+    def nvmlInit(self):
+        self.calls.append("init")
+
+    def nvmlDeviceGetCount(self):
+        return 1
+
+    def nvmlDeviceGetHandleByIndex(self, index):
+        return index
+
+    def nvmlDeviceGetSupportedMemoryClocks(self, handle):
+        return [405, 2619]
+
+    def nvmlDeviceGetSupportedGraphicsClocks(self, handle, memory):
+        return [1980, 1200, 345] if memory == 2619 else [345]
+
+    def nvmlDeviceGetClockInfo(self, handle, which):
+        return self.locked or 1980
+
+    def nvmlDeviceSetGpuLockedClocks(self, handle, low, high):
+        self.locked = high
+
+    def nvmlDeviceResetGpuLockedClocks(self, handle):
+        self.locked = None
+
+    def nvmlDeviceGetPowerManagementLimitConstraints(self, handle):
+        return [200_000, 700_000]
+
+    def nvmlDeviceGetPowerManagementLimit(self, handle):
+        return self.limit
+
+    def nvmlDeviceSetPowerManagementLimit(self, handle, limit):
+        self.limit = limit
+
+    def nvmlDeviceGetPowerUsage(self, handle):
+        return 71_234
+
+    def nvmlDeviceGetTotalEnergyConsumption(self, handle):
+        raise self.NVMLError("Not Supported")
+
+    def nvmlDeviceGetTemperature(self, handle, which):
+        return 34
+
+    def nvmlDeviceGetUtilizationRates(self, handle):
+        return SimpleNamespace(gpu=12)
+
+
+class TestNvml(BoardContract):
+    @pytest.fixture
+    def library(self):
+        return FakeNvml()
+
+    @pytest.fixture
+    def board(self, library, tmp_path):
+        (tmp_path / "root").mkdir()
+        undoers = {"nvml": lambda fs, step: undo(step, library)}
+        return LiveBoard("gpu", nvml_parts(library), SysFs(tmp_path / "root"), folder=tmp_path,
+                         undoers=undoers)  # fmt: skip
+
+    def test_says_what_the_gpu_lacks(self, board):
+        assert any("energy: Not Supported" in lack for lack in board.lacks)
+        assert board.read("nvidia0.power").value == 71_234
+
+    def test_error_becomes_a_problem(self, board, library):
+        def refuse(*_):
+            raise library.NVMLError("Insufficient Permissions")
+
+        library.nvmlDeviceSetGpuLockedClocks = refuse
+        with board:
+            applied = board.set("nvidia0", "clock_mhz", 1200.0)
+        assert applied.problem == "Insufficient Permissions"
+        assert applied.in_force == 1980
+
+
+def test_simulated_energy_is_exact():
+    clock = VirtualClock()
+    model = load_board("hikey960")
+    parts = virtual_parts(model, clock)
+    load(parts, "big", 4.0)
+    with LiveBoard("model", parts, None, clock=clock) as board:
+        board.set("big", "clock_mhz", 903.0)
+        with board.measure() as window:
+            clock.sleep(2.0)
+    expected = model.power_mw({"big": 903.0, "little": 1844.0}, {"big": 4.0})
+    assert window.power_mw == pytest.approx(expected)
+    assert window.energy_mj == pytest.approx(2 * expected)
+
+
+def test_auto_finds_this_machine_and_says_what_it_lacks():
+    board = open_board("auto")
+    assert ("process", "affinity") in board.knobs
+    assert board.lacks
+    assert not any(isinstance(v, Missing) and not v.reason for v in board.snapshot().values())
+
+
+def test_auto_on_an_injected_root(tmp_path):
+    root = write_tree(tmp_path, fake_tree.jetson())
+    board = open_board("auto", root=root)
+    assert {"policy0", "policy2", "gpu", "memory", "board"} <= set(board.units)
+    assert board.read("VDD_IN.power").value == 6000.0

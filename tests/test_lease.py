@@ -1,0 +1,198 @@
+"""The lease: what is written when, who may hold it, and what happens around fork and signals."""
+
+import json
+import os
+import signal
+import threading
+
+import fake_tree
+import pytest
+from fake_tree import FaultyKernel, memory_folder, tree_state
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from dynlib.hardware.control import SysFs, Undo
+from dynlib.hardware.faketree import FakeKernel, write_tree
+from dynlib.hardware.lease import (
+    Lease,
+    LeaseError,
+    lease_file,
+    parse_lease,
+    process_key,
+    recover,
+    restore,
+)
+from dynlib.hardware.live import LiveBoard
+from dynlib.hardware.sysfs import CPU, find_knobs
+
+POLICY = f"{CPU}/cpufreq/policy0"
+
+
+@pytest.fixture
+def tmp_path():
+    with memory_folder() as folder:
+        yield folder
+
+
+@pytest.fixture
+def root(tmp_path):
+    return write_tree(tmp_path / "root", fake_tree.jetson())
+
+
+def live(fs, folder):
+    return LiveBoard("fake", find_knobs(fs), fs, folder=folder)
+
+
+def test_lease_is_on_disk_before_the_first_write(root, tmp_path):
+    fs = FaultyKernel(root)
+    board = live(fs, tmp_path)
+    before = tree_state(root)
+    with board:
+        assert fs.written == []
+        _, undo = parse_lease(lease_file(fs, tmp_path).read_bytes(), tmp_path)
+        saved = {step.target: step.value for step in undo}
+        for policy in ("policy0", "policy2"):
+            for name in ("scaling_governor", "scaling_min_freq", "scaling_max_freq"):
+                file = f"{CPU}/cpufreq/{policy}/{name}"
+                assert saved[file] == before[file]
+        assert board._lease.guarded
+    assert not lease_file(fs, tmp_path).exists()
+    assert fs.written == []  # what was not touched is not written either
+
+
+def test_no_guardian_is_left_behind(root, tmp_path):
+    board = live(SysFs(root), tmp_path)
+    with board:
+        guardian = board._lease._guardian
+    assert guardian.poll() == 0
+
+
+def test_a_forked_child_changes_nothing(root, tmp_path):
+    board = live(SysFs(root), tmp_path)
+    with board:
+        board.set("policy0", "governor", "performance")
+        held = tree_state(root)
+        child = os.fork()
+        if child == 0:
+            board.restore()
+            signal.raise_signal(signal.SIGTERM)
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGTERM
+        assert tree_state(root) == held
+        with pytest.raises(LeaseError):
+            live(SysFs(root), tmp_path).__enter__()
+
+
+def test_signal_handlers_are_put_back(root, tmp_path):
+    seen = []
+    old = signal.signal(signal.SIGTERM, lambda number, frame: seen.append(number))
+    try:
+        handler = signal.getsignal(signal.SIGTERM)
+        before = tree_state(root)
+        with live(FakeKernel(root), tmp_path) as board:
+            board.set("policy0", "governor", "performance")
+            signal.raise_signal(signal.SIGTERM)
+            assert tree_state(root) == before  # at once, not at the end of the block
+            assert seen == [signal.SIGTERM]
+        assert signal.getsignal(signal.SIGTERM) is handler
+    finally:
+        signal.signal(signal.SIGTERM, old)
+
+
+def test_works_in_a_thread_without_signals(root, tmp_path):
+    before, problems = tree_state(root), []
+
+    def work():
+        with live(FakeKernel(root), tmp_path) as board:
+            problems.append(board.set("policy0", "governor", "performance").problem)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert problems == [""]
+    assert tree_state(root) == before
+
+
+def test_process_key_tells_processes_apart():
+    assert process_key(os.getpid()) == process_key(os.getpid())
+    assert process_key(os.getpid()) != process_key(os.getppid())
+    with pytest.raises(OSError, match="No such"):
+        process_key(2**22 + 1)
+
+
+def test_persistent_steps_survive_a_reboot(root, tmp_path):
+    fs = SysFs(root)
+    steps = [
+        Undo("write", f"{POLICY}/scaling_governor", "powersave"),
+        Undo("write", "sys/firmware/acpi/platform_profile", "low-power", persistent=True),
+    ]
+    lease = Lease(fs, lambda: steps, folder=tmp_path, guardian=False)
+    text = lease.file.read_text()
+    lease.undo = []
+    lease.release()
+    lease.file.write_text(text)
+    (root / "proc/sys/kernel/random/boot_id").write_text("next")
+    assert recover(fs, lease.file) == []
+    assert fs.read("sys/firmware/acpi/platform_profile") == "low-power"
+    assert fs.read(f"{POLICY}/scaling_governor") == "schedutil"
+
+
+ACTIONS = st.lists(
+    st.one_of(
+        st.tuples(st.sampled_from(["policy0", "policy2"]), st.just("clock_mhz"),
+                  st.sampled_from([khz / 1000 for khz in fake_tree.KHZ])),
+        st.tuples(st.sampled_from(["policy0", "policy2"]), st.just("governor"),
+                  st.sampled_from(["performance", "powersave", "userspace", "schedutil"])),
+        st.tuples(st.just("policy2"), st.just("cores"), st.integers(0, 2)),
+        st.tuples(st.just("gpu"), st.just("clock_mhz"), st.sampled_from(fake_tree.GPU_MHZ)),
+    ),
+    max_size=12,
+)  # fmt: skip
+FAULTS = st.lists(
+    st.tuples(
+        st.just("write"), st.sampled_from(["governor", "min_freq", "max_freq", "online"]),
+        st.integers(1, 6), st.integers(1, 4), st.sampled_from([5, 13, 16, 22]),
+    ),
+    max_size=3,
+)  # fmt: skip
+
+
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(actions=ACTIONS, faults=FAULTS)
+def test_after_any_faults_every_file_is_as_it_was_or_named(tmp_path, actions, faults):
+    root = write_tree(tmp_path / "root", fake_tree.jetson())
+    before, fs = tree_state(root), FaultyKernel(root)
+    knobs = find_knobs(fs)
+    undo = [step for knob in knobs.knobs for step in knob.undo()]
+    fs.plan = [list(fault) for fault in faults]
+    table = {str(khz) for khz in fake_tree.KHZ} | {str(round(1e6 * m)) for m in fake_tree.GPU_MHZ}
+    known = {(knob.unit, knob.kind): knob for knob in knobs.knobs}
+    for unit, kind, value in actions:
+        try:
+            known[unit, kind].put(value)
+        except OSError:
+            continue
+        finally:
+            for policy in ("policy0", "policy2"):
+                low, high = (
+                    int(fs.plain.read(f"{CPU}/cpufreq/{policy}/scaling_{end}_freq"))
+                    for end in ("min", "max")
+                )
+                assert low <= high
+    assert all(text in table for path, text in fs.written if path.endswith("_freq"))
+    left, problems = restore(fs, undo)
+    changed = {path for path, text in tree_state(root).items() if before[path] != text}
+    assert {p for p in changed if "setspeed" not in p} <= set(problems)
+    assert {step.target for step in left} <= set(problems)
+
+
+def test_damage_is_refused_and_said(root, tmp_path):
+    fs = SysFs(root)
+    file = lease_file(fs, tmp_path)
+    for text in ("{}", "[]", "null", json.dumps({"sha256": "0", "body": "{}"}), "\0"):
+        file.write_text(text)
+        with pytest.raises(LeaseError, match=r"lease-.*damaged.*delete this file"):
+            live(fs, tmp_path).__enter__()
+    file.unlink()
+    with live(fs, tmp_path):
+        pass
