@@ -4,7 +4,18 @@ Imports without torch. It stands on boards and operating-point tables, never on 
 """
 
 from dynlib.runtime.engine import EngineError, run
-from dynlib.runtime.experiments import contenders, sensitivity, simulate_many
+from dynlib.runtime.experiments import (
+    against_optimum,
+    contenders,
+    decision_us,
+    levels,
+    over_linux,
+    recoveries,
+    rivals,
+    sensitivity,
+    simulate_many,
+    simulation_speed,
+)
 from dynlib.runtime.manager import Manager
 from dynlib.runtime.measures import (
     compare,
@@ -12,11 +23,13 @@ from dynlib.runtime.measures import (
     frames_of,
     headline,
     published_ladder,
+    recovery_frames,
     reductions,
     summarise,
     timeline,
 )
-from dynlib.runtime.policies import Static, best_static, linux_default
+from dynlib.runtime.oracle import Optimum, offered, oracle
+from dynlib.runtime.policies import Reactive, Static, best_static, linux_default, only
 from dynlib.runtime.scenarios import SCENARIOS, scenario
 from dynlib.runtime.state import Action, Placement, Policy, State
 from dynlib.runtime.tables import PointTable, published_frame, published_tables
@@ -30,9 +43,49 @@ from dynlib.runtime.workload import (
 )
 
 __all__ = [
-    "SCENARIOS", "Action", "App", "Change", "EngineError", "Manager", "Placement", "PointTable",
-    "Policy", "State", "Static", "Workload", "WorkloadError", "best_static", "compare",
-    "contenders", "dump_workload", "energy_mj", "frames_of", "headline", "linux_default",
-    "load_workload", "published_frame", "published_ladder", "published_tables", "reductions",
-    "run", "scenario", "sensitivity", "simulate_many", "summarise", "timeline",
+    "SCENARIOS",
+    "Action",
+    "App",
+    "Change",
+    "EngineError",
+    "Manager",
+    "Optimum",
+    "Placement",
+    "PointTable",
+    "Policy",
+    "Reactive",
+    "State",
+    "Static",
+    "Workload",
+    "WorkloadError",
+    "against_optimum",
+    "best_static",
+    "compare",
+    "contenders",
+    "decision_us",
+    "dump_workload",
+    "energy_mj",
+    "frames_of",
+    "headline",
+    "levels",
+    "linux_default",
+    "load_workload",
+    "offered",
+    "only",
+    "oracle",
+    "over_linux",
+    "published_frame",
+    "published_ladder",
+    "published_tables",
+    "recoveries",
+    "recovery_frames",
+    "reductions",
+    "rivals",
+    "run",
+    "scenario",
+    "sensitivity",
+    "simulate_many",
+    "simulation_speed",
+    "summarise",
+    "timeline",
 ]  # fmt: skip

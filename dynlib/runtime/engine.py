@@ -16,14 +16,15 @@ Rules a number depends on:
 import heapq
 import math
 from collections.abc import Mapping, Sequence
-from time import perf_counter
+from time import process_time
 
 from dynlib import DynlibError
 from dynlib.hardware.board import Board
 from dynlib.hardware.governors import make_governor
 from dynlib.points import DecisionLog
 from dynlib.report.metrics import weakest
-from dynlib.runtime.parts import EPS_MS, AppRun, Job, UnitRun
+from dynlib.runtime.conditions import Conditions, conditions
+from dynlib.runtime.parts import EPS_MS, ORDERS, AppRun, Job, UnitRun
 from dynlib.runtime.state import Action, Finished, Policy, State
 from dynlib.runtime.tables import Tables
 from dynlib.runtime.workload import (
@@ -73,15 +74,14 @@ class Engine:
                                   f"there are {sorted(tables)}")  # fmt: skip
             shares = (segments or {}).get(app.model, (1.0,))
             self.apps[app.name] = AppRun(app, workload, tables[app.model], seed, shares)
-        for change in workload.changes:
-            if change.unit:
-                board.unit(change.unit)  # raises for an unknown one
+        self.under = conditions(workload, board)
+        self.now = self.under[0][1]
         self.finished: list[Finished] = []
         self.memory = None
         self.ask = False
         self.last_power_mw = math.nan
         self.limits = {name: unit.cap_mhz for name, unit in self.units.items()}
-        self.urgency = _ORDERS[policy.order]
+        self.urgency = ORDERS[policy.order]
         self.log = DecisionLog(
             scenario=workload.name, policy=policy.name, seed=seed, board=board.name,
             board_sha256=board.digest, workload_sha256=workload.digest,
@@ -124,11 +124,14 @@ class Engine:
         self.log.add(self.now_ms / 1000, event, **values)
 
     def _schedule(self) -> None:
+        for t_ms, now in self.under[1:]:
+            self._push(t_ms, _CHANGE, now)
         for change in self.workload.changes:
             t_ms = change.t_s * 1000
-            self._push(t_ms, _CHANGE, change)
-            if change.announced and change.app and not self.policy.static:
-                self._push(max(t_ms - ANNOUNCE_MS, 0.0), _WAKE)
+            if change.app:
+                self._push(t_ms, _CHANGE, change)
+                if change.announced and not self.policy.static:
+                    self._push(max(t_ms - ANNOUNCE_MS, 0.0), _WAKE)
         for run in self.apps.values():
             start_ms = run.app.start_s * 1000
             self._push(start_ms, _CHANGE, run)
@@ -149,9 +152,10 @@ class Engine:
         if self.ask:
             self.ask = False
             self._decide()
-        for unit in self.units.values():
-            if unit.job is None:
-                self._dispatch(unit)
+        if any(run.waiting or run.jobs for run in self.apps.values()):
+            for unit in self.units.values():
+                if unit.job is None:
+                    self._dispatch(unit)
         self._sample()
 
     def _sample(self, last: bool = False) -> None:
@@ -161,29 +165,41 @@ class Engine:
             self._log("sample", power_mw=power_mw)
 
     def _on_change(self, change) -> None:
-        # Competitors are not observable, so a stretch alone is no reason to ask the policy.
-        self.ask = self.ask or isinstance(change, AppRun) or change.stretch is None
+        if isinstance(change, Conditions):
+            self._impose(change)
+            return
+        self.ask = True
         if isinstance(change, AppRun):
             change.gone = self.now_ms >= self.workload.end_ms(change.app)
             return
-        if change.app:
-            run = self.apps[change.app]
-            need = requirement_at(run.steps, self.now_ms)
-            # What is asked for is known; how often others ask only when they say so.
-            run.known = need if change.announced else need._replace(period_ms=run.known.period_ms)
-            return
-        unit = self.units[change.unit]
-        unit.advance(self.now_ms)
-        self._wake_governor(unit)
-        if change.stretch is not None:
-            unit.stretch = change.stretch
-        if change.cap_mhz is not None:
-            cap_mhz = change.cap_mhz or unit.spec.max_mhz
-            unit.cap_mhz = self.limits[change.unit] = unit.spec.at_or_below(cap_mhz)
-            if unit.governor:
-                unit.governor.set_limits(None, unit.cap_mhz)
+        run = self.apps[change.app]
+        need = requirement_at(run.steps, self.now_ms)
+        # What is asked for is known; how often others ask only when they say so.
+        run.known = need if change.announced else need._replace(period_ms=run.known.period_ms)
+
+    def _impose(self, now: Conditions) -> None:
+        for unit, stretch, cap_mhz in zip(self.units.values(), now.stretch, now.cap_mhz,
+                                          strict=True):  # fmt: skip
+            unit.advance(self.now_ms)
+            self._wake_governor(unit)
+            unit.impose(stretch, cap_mhz, now.emc)
+            self.limits[unit.spec.name] = cap_mhz
             self._request(unit, min(unit.target_mhz, unit.cap_mhz), "cap")
-        self._reschedule(unit)
+            if unit.lost:
+                self._evict(unit)
+            self._reschedule(unit)
+        # Competitors and memory clocks announce nothing: they are no reason to ask the policy.
+        before, self.now = self.now, now
+        self.ask |= (before.cap_mhz, before.memory_mb) != (now.cap_mhz, now.memory_mb)
+
+    def _evict(self, unit: UnitRun) -> None:
+        """Frames on a unit that was taken away have to start again, wherever their app goes."""
+        unit.job = None
+        for run in self.apps.values():
+            for job in [j for j in run.jobs if j.point.unit == unit.spec.name]:
+                run.jobs.remove(job)
+                again = Job(run, job.frame, job.arrival_ms, job.need)
+                run.waiting.appendleft(again)
 
     def _next_arrival(self, run: AppRun) -> None:
         item = next(run.arrivals, None)
@@ -219,6 +235,8 @@ class Engine:
 
     def _dispatch(self, unit: UnitRun) -> None:
         name, best = unit.spec.name, None
+        if unit.lost:
+            return
         for run in self.apps.values():
             paused = [j for j in run.jobs if j.point.unit == name]
             if run.waiting:
@@ -236,8 +254,7 @@ class Engine:
             run.waiting.popleft()
             run.jobs.append(best)
             best.point = point = run.table.point(*run.placement)
-            variance = math.log1p(point.noise_cv**2)
-            best.noise = math.exp(math.sqrt(variance) * run.draw(best.frame) - variance / 2)
+            best.noise = point.noise(run.draw(best.frame))
             if run.served not in (None, point.subnet):
                 best.fixed_ms = self.switch_ms
             run.served = point.subnet
@@ -308,37 +325,20 @@ class Engine:
 
     def _on_tick(self, unit: UnitRun) -> None:
         unit.advance(self.now_ms)
-        governor, idle = unit.governor, unit.busy_ms == 0
-        window_ms = self.now_ms - unit.window_ms
-        target = governor.update(self.now_ms, unit.busy_ms, window_ms, unit.mhz)
-        unit.window_ms, unit.busy_ms = self.now_ms, 0.0
-        self._request(unit, target, unit.spec.governor)
-        # A CPU at rest at its lowest clock stays there: its governor sleeps until work comes. The
-        # GPU's keeps running means that every poll moves.
-        at_rest = idle and unit.job is None and unit.stretch == 1 and unit.mhz == unit.spec.min_mhz
-        unit.asleep = unit.spec.kind == "cpu" and at_rest and target == unit.mhz
+        self._request(unit, unit.tick(self.now_ms), unit.spec.governor)
         if not unit.asleep:
-            self._push(self.now_ms + governor.period_ms, _TICK, unit)
+            self._push(self.now_ms + unit.governor.period_ms, _TICK, unit)
 
     def _wake_governor(self, unit: UnitRun) -> None:
-        if not unit.asleep:
-            return
-        unit.asleep = False
-        period_ms = unit.governor.period_ms
-        missed = int((self.now_ms - unit.window_ms) / period_ms + EPS_MS)
-        if missed:
-            # The ticks slept through, as one idle window, so that the load signal decays.
-            last_ms = unit.window_ms + missed * period_ms
-            unit.governor.update(last_ms, 0.0, last_ms - unit.window_ms, unit.mhz)
-            unit.window_ms = last_ms
-        self._push(unit.window_ms + period_ms, _TICK, unit)
+        if unit.asleep:
+            self._push(unit.catch_up(self.now_ms), _TICK, unit)
 
     def _decide(self) -> None:
         state = self._state()
-        begin = perf_counter()
+        begin = process_time()
         action = self.policy.decide(state, dict(self.limits))
         if self.decision_ms is not None:
-            self.decision_ms.append((perf_counter() - begin) * 1000)
+            self.decision_ms.append((process_time() - begin) * 1000)
         self.finished = []
         self._apply(action)
 
@@ -347,10 +347,12 @@ class Engine:
         for name, placement in action.placements.items():
             run = self.apps[name]
             if placement != run.placement:
-                run.table.point(*placement)  # raises for an unknown one
                 run.placement = placement
-                self._log("decide", app=name, subnet=placement.subnet, unit=placement.unit,
-                          reason=action.reason)  # fmt: skip
+                where = {}
+                if placement is not None:
+                    run.table.point(*placement)  # raises for an unknown one
+                    where = {"subnet": placement.subnet, "unit": placement.unit}
+                self._log("decide", app=name, **where, reason=action.reason)
         for name, mhz in action.clocks.items():
             if name not in self.units:
                 raise EngineError(f"board {self.board.name!r} has no unit {name!r}")
@@ -367,15 +369,8 @@ class Engine:
         clocks = {name: unit.mhz for name, unit in self.units.items()}
         targets = {name: unit.target_mhz for name, unit in self.units.items()}
         return State(self.now_ms, tuple(app for app in seen if app), clocks, targets,
-                     self.last_power_mw, tuple(self.finished), self.memory)  # fmt: skip
-
-
-_ORDERS = {
-    "fifo": lambda job: (job.arrival_ms, job.app.app.name, job.frame),
-    "edf": lambda job: (job.deadline_at_ms, job.arrival_ms, job.app.app.name, job.frame),
-    "priority": lambda job: (-job.app.app.priority, job.deadline_at_ms, job.app.app.name,
-                             job.frame),
-}  # fmt: skip
+                     self.last_power_mw, tuple(self.finished), self.memory, self.now.emc,
+                     self.now.memory_mb)  # fmt: skip
 
 
 def run(
@@ -390,7 +385,7 @@ def run(
         seed: of arrivals and noise.
         options: `switch_ms` (cost of another sub-network), `segments` (model -> shares of its
             latency between which it can be preempted), `decision_ms` (a list that collects how
-            long each decision took on this machine).
+            much CPU time each decision took).
 
     Raises `EngineError` for a clock, unit, sub-network or model that does not exist.
     """

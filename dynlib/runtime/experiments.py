@@ -1,31 +1,55 @@
 """Many runs at once: policies against scenarios over seeds, and how much guesses matter."""
 
+import gc
+import math
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
+from time import process_time
 
+import numpy as np
 import pandas as pd
 
 from dynlib.hardware.board import Board
+from dynlib.hardware.latency import clock_scale
+from dynlib.points import make_table
 from dynlib.runtime.engine import run
 from dynlib.runtime.manager import Manager
-from dynlib.runtime.measures import compare, summarise
-from dynlib.runtime.policies import linux_default
+from dynlib.runtime.measures import compare, frames_of, recovery_frames, summarise
+from dynlib.runtime.oracle import oracle
+from dynlib.runtime.policies import KNOBS, Reactive, best_static, linux_default, only
 from dynlib.runtime.scenarios import scenario
 from dynlib.runtime.state import Policy
-from dynlib.runtime.tables import Tables
-from dynlib.runtime.workload import Workload
+from dynlib.runtime.tables import PointTable, Tables
+from dynlib.runtime.workload import App, Change, Workload
 
 Maker = Callable[[int], Workload]
 Scenarios = Mapping[str, Maker] | Iterable[str]
 
 
 def contenders(board: Board, tables: Tables) -> dict[str, Callable[[Maker], Policy]]:
-    """Who is compared: the Linux default, and the manager for least energy and for accuracy."""
+    """Who is compared: the Linux default, and the manager for each of its objectives."""
     return {
         "linux": lambda make: linux_default(make, board, tables),
         "manager": lambda make: Manager(board, tables),
         "accuracy": lambda make: Manager(board, tables, objective="accuracy"),
+        "latency": lambda make: Manager(board, tables, objective="latency"),
     }
+
+
+def rivals(board: Board, tables: Tables) -> dict[str, Callable[[Maker], Policy | None]]:
+    """What else the manager is compared with: the best static setting, Dynamic-OFA's loop, the
+    manager with one knob alone, and each kernel governor alone."""
+    found: dict[str, Callable] = {
+        "best static": lambda make: best_static(make, board, tables),
+        "reactive": lambda make: Reactive(board, tables),
+    }
+    for knob in KNOBS:
+        found[f"{knob} only"] = lambda make, knob=knob: only(knob, make, board, tables)
+    for governor in ("performance", "powersave", "ondemand", "conservative", "schedutil"):
+        found[governor] = lambda make, governor=governor: linux_default(
+            make, board, tables, name=governor, governor=governor
+        )
+    return found
 
 
 def simulate_many(
@@ -89,6 +113,166 @@ def sensitivity(
         table.insert(0, "factor", factor)
         results.append(table)
     return pd.concat(results, ignore_index=True)
+
+
+def against_optimum(
+    scenarios: Scenarios,
+    board: Board,
+    tables: Tables,
+    build: Callable[[Maker], Policy] | None = None,
+    seeds: Iterable[int] = range(3),
+) -> pd.DataFrame:
+    """How far a policy (default: the manager) is from `oracle`: one row per scenario and seed.
+
+    Columns: scenario, seed, energy_over_oracle (board energy per on-time frame over that of the
+    optimum), above_idle_over_oracle (energy above idle, for the frames that the policy served in
+    time), deadline_miss_pct (outside the spans that the optimum calls infeasible), infeasible_pct
+    (frames in these spans), source.
+    """
+    rows = []
+    for name, make in _makers(scenarios, board, tables).items():
+        policy = build(make) if build else Manager(board, tables)
+        for seed in seeds:
+            workload = make(seed)
+            log = run(workload, board, tables, policy, seed)
+            summary, frames = (
+                summarise(log, workload, tables, board),
+                frames_of(log, workload, tables),
+            )
+            best = oracle(workload, board, tables, seed)
+            served = frames[frames["on_time"]]
+            same = oracle(
+                workload, board, tables, seed, zip(served["app"], served["frame"], strict=True)
+            )
+            start_s, end_s = frames["arrival_s"], frames["arrival_s"] + frames["deadline_ms"] / 1000
+            inside = pd.Series(False, frames.index)
+            for first_s, last_s in best.spans_s:
+                inside |= (start_s < last_s) & (end_s > first_s)
+            outside = frames[~inside]
+            per_frame_mj = best.energy_mj / best.served if best.served else math.nan
+            rows.append({
+                "scenario": name, "seed": seed, "policy": policy.name,
+                "energy_over_oracle": summary["energy_per_frame_mj"] / per_frame_mj,
+                "above_idle_over_oracle": (summary["energy_mj"] - same.idle_mj)
+                / max(same.energy_mj - same.idle_mj, 1e-9),
+                "deadline_miss_pct": 100 * (~outside["on_time"]).mean() if len(outside) else 0.0,
+                "infeasible_pct": 100 * inside.mean(), "source": summary["source"],
+            })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def over_linux(runs: pd.DataFrame) -> pd.DataFrame:
+    """Energy per on-time frame of every policy over the Linux default's: a row per policy and
+    scenario, with deadline_miss_pct and source."""
+    means = runs.groupby(["policy", "scenario"], sort=False)
+    table = means[["energy_per_frame_mj", "deadline_miss_pct"]].mean().reset_index()
+    linux = table[table["policy"] == "linux"].set_index("scenario")["energy_per_frame_mj"]
+    ratio = table["energy_per_frame_mj"] / table["scenario"].map(linux)
+    return table.assign(energy_over_linux=ratio, source=runs["source"].iloc[0])
+
+
+def levels(board: Board, tables: Tables, workload: Workload, span_s: float = 0.6) -> pd.DataFrame:
+    """What the two levels of the manager do with a workload of one app, for a figure.
+
+    Columns panel, kind, x, y, source. `upper`: every network of the chosen unit at every clock, by
+    planned time over deadline and mean power (mW). `lower`: clock (MHz), frames (start, end in s)
+    and deadlines over `span_s` seconds.
+    """
+    manager = Manager(board, tables)
+    log = run(workload, board, tables, manager)
+    app, table = workload.apps[0], tables[workload.apps[0].model]
+    need = workload.timeline(app)[0][1]
+    first = next(e for e in log if e["event"] == "decide")
+    unit, rows = board.unit(first["unit"]), []
+    changes = [e for e in log if e["event"] == "set" and e["reason"] == "acts"
+               and e["unit"] == unit.name]  # fmt: skip
+    mhz = "gpu_mhz" if unit.kind == "gpu" else "cpu_mhz"
+    for point in table.on(unit.name):
+        for i, ms in enumerate(point.latency_ms):
+            planned_ms = ms * manager.planner.margin(point)
+            fits = planned_ms <= need.deadline_ms and point.accuracy_val_pct >= need.floor_pct
+            kind = "feasible" if fits else "misses deadline or floor"
+            rows.append(("upper", kind, planned_ms / need.deadline_ms,
+                         point.active_mw[i] * ms / need.period_ms))  # fmt: skip
+    feasible = [row for row in rows if row[1] == "feasible" and row[2] <= 1]
+    chosen = min(feasible, key=lambda row: row[3])
+    rows.append(("upper", "chosen", *chosen[2:]))
+    start_s = 1.0
+    now = [e[mhz] for e in changes if e["t_s"] <= start_s] or [unit.min_mhz]
+    inside = [(e["t_s"], e[mhz]) for e in changes if start_s < e["t_s"] < start_s + span_s]
+    steps = [(start_s, now[-1]), *inside, (start_s + span_s, (inside or [(0, now[-1])])[-1][1])]
+    rows += [("lower", "clock", *step) for step in steps]
+    for frame in frames_of(log, workload, tables).itertuples():
+        end_s = start_s + span_s
+        if start_s < frame.finish_s and frame.start_s < end_s:
+            rows.append(("lower", "frame", max(frame.start_s, start_s), min(frame.finish_s, end_s)))
+            due_s = frame.arrival_s + frame.deadline_ms / 1000
+            rows += [("lower", "deadline", due_s, 0.0)] if due_s < end_s else []
+    source = log.header["source"]
+    return pd.DataFrame(rows, columns=["panel", "kind", "x", "y"]).assign(source=source)
+
+
+def recoveries(
+    board: Board, tables: Tables, build: Callable[[Maker], Policy], seeds: Iterable[int]
+) -> list[int]:
+    """`recovery_frames` of S4 over all seeds, without frames that the optimum calls infeasible."""
+    make = partial(_scenario, "S4", board, tables)
+    policy, found = build(make), []
+    for seed in seeds:
+        workload = make(seed)
+        frames = frames_of(run(workload, board, tables, policy, seed), workload, tables)
+        hopeless = oracle(workload, board, tables, seed).infeasible
+        fair = [key not in hopeless for key in zip(frames["app"], frames["frame"], strict=True)]
+        found += recovery_frames(frames[fair], workload)
+    return found
+
+
+def simulation_speed(
+    board: Board, tables: Tables, policy: Policy, horizon_s: float = 60.0
+) -> float:
+    """Simulated seconds per second of CPU time: two periodic apps that fill a third of the main
+    unit each, at 30 fps once times are scaled; with the full log."""
+    model, table = next(iter(tables.items()))
+    period_ms = 3 * table.smallest.latency_ms[-1]
+    apps = tuple(App(n, model, period_ms, period_ms=period_ms, start_unit=table.main_unit)
+                 for n in "ab")  # fmt: skip
+    workload = Workload("speed", horizon_s * period_ms * 30 / 1000, apps)
+    begin = process_time()
+    run(workload, board, tables, policy)
+    return horizon_s / (process_time() - begin)
+
+
+def decision_us(board: Board, apps: int, points: int, seed: int = 0) -> list[float]:
+    """CPU time of every decision, in us: `apps` apps with `points` sub-networks of their own on the
+    fastest unit, all clocks, and requirements that change, announced or not, every second."""
+    unit = next((u for u in board.units if u.kind == "gpu"), board.units[-1])
+    rng, rows = np.random.default_rng(seed), []
+    for i in range(points):
+        ms, accuracy_pct = 10 + 10 * i / points, 70 + 10 * (i / points) ** 0.5
+        for mhz in unit.freqs:
+            rows.append({
+                "model": "many", "subnet": f"n{i}", "board": board.name, "unit": unit.name,
+                "cores": 1, "batch": 1, f"{unit.kind}_mhz": mhz, "accuracy_val_pct": accuracy_pct,
+                "latency_ms": ms * clock_scale(mhz, unit.max_mhz, unit.memory_share),
+                "source": "estimated",
+            })  # fmt: skip
+    tables = {"many": PointTable(make_table(rows), board)}
+    who = tuple(
+        App(f"app{i}", "many", 40.0 * apps, period_ms=40.0 * apps + 3 * i) for i in range(apps)
+    )
+    changes = tuple(
+        Change(float(t), who[t % apps].name, deadline_ms=float(rng.uniform(30, 50)) * apps,
+               accuracy_floor_pct=float(rng.uniform(70, 78)), announced=bool(t % 2))
+        for t in range(1, 30)
+    )  # fmt: skip
+    times: list[float] = []
+    workload = Workload("many", 30.0, who, changes)
+    gc.disable()  # what the collector would look through is the log of the simulator
+    try:
+        run(workload, board, tables, Manager(board, tables), seed, decision_ms=times)
+    finally:
+        gc.enable()
+    return [1000 * ms for ms in times]
 
 
 def _makers(scenarios: Scenarios, board: Board, tables: Tables) -> dict[str, Maker]:

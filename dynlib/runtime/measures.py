@@ -248,6 +248,24 @@ def _highest(steps: list[tuple[float, float]], edges: np.ndarray) -> list[float]
     return result
 
 
+def recovery_frames(frames: pd.DataFrame, workload: Workload) -> list[int]:
+    """Frames from each unannounced arrival of a competitor until the next 10 are on time."""
+    found, ok = [], frames.sort_values("arrival_s")
+    before = dict.fromkeys((c.unit for c in workload.changes), 1.0)
+    for change in workload.changes:
+        if change.stretch is None:
+            continue
+        if change.stretch > before[change.unit]:
+            # The frame that runs when the competitor comes is the first it can hurt.
+            later = ok[ok["arrival_s"] + ok["deadline_ms"] / 1000 > change.t_s][
+                "on_time"
+            ].to_numpy()
+            runs = (i for i in range(len(later)) if later[i : i + 10].all())
+            found.append(next(runs, len(later)))
+        before[change.unit] = change.stretch
+    return found
+
+
 def published_ladder(same_unit: Mapping, on_cpu: Mapping) -> pd.DataFrame:
     """On which rung a published reduction such as 89 % is reached (end of specs/scenarios.md).
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from dynlib.hardware.board import Unit
+from dynlib.runtime.conditions import memory_scale
 from dynlib.runtime.state import AppState, Placement, Running, Waiting
 from dynlib.runtime.tables import Point, PointTable
 from dynlib.runtime.workload import (
@@ -95,15 +96,16 @@ class UnitRun:
     """The state of one unit."""
 
     __slots__ = ("asked", "asleep", "busy_ms", "cap_mhz", "freq_index", "frozen_ms", "governor",
-                 "job", "mhz", "power", "since_ms", "spec", "stretch", "target_mhz", "token",
-                 "window_ms")  # fmt: skip
+                 "job", "lost", "mhz", "power", "scale", "since_ms", "spec", "stretch",
+                 "target_mhz", "token", "window_ms")  # fmt: skip
 
     def __init__(self, spec: Unit, governor):
         self.spec, self.governor = spec, governor
         self.mhz = self.target_mhz = spec.min_mhz
         self.freq_index = {f: i for i, f in enumerate(spec.freqs)}
         self.cap_mhz = spec.max_mhz
-        self.stretch = 1.0
+        self.stretch, self.lost = 1.0, False
+        self.scale = (1.0,) * len(spec.freqs)  # what a slower memory makes of run times
         self.job: Job | None = None
         self.since_ms = self.frozen_ms = self.window_ms = self.busy_ms = 0.0
         # Numbers of the newest completion and clock request; events of older ones are void.
@@ -113,7 +115,8 @@ class UnitRun:
 
     def job_ms(self, job: Job) -> float:
         """Duration of the whole job at the present clock and contention."""
-        return job.point.latency_ms[self.freq_index[self.mhz]] * job.noise * self.stretch
+        index = self.freq_index[self.mhz]
+        return job.point.latency_ms[index] * job.noise * self.stretch * self.scale[index]
 
     def advance(self, now_ms: float) -> None:
         """Account for the time since the last call."""
@@ -133,6 +136,37 @@ class UnitRun:
                 job.share -= (work - fixed) / self.job_ms(job)
         self.since_ms = now_ms
 
+    def impose(self, stretch: float, cap_mhz: float, emc: float) -> None:
+        """Take over what others do to the unit from now on (see `Conditions`)."""
+        self.stretch, self.lost = stretch, cap_mhz == 0
+        self.cap_mhz = cap_mhz or self.spec.min_mhz
+        self.scale = tuple(memory_scale(self.spec, mhz, emc) for mhz in self.spec.freqs)
+        if self.governor:
+            self.governor.set_limits(None, self.cap_mhz)
+
+    def tick(self, now_ms: float) -> float:
+        """The clock that the unit's governor asks for at its sampling time."""
+        idle, window_ms = self.busy_ms == 0, now_ms - self.window_ms
+        target = self.governor.update(now_ms, self.busy_ms, window_ms, self.mhz)
+        self.window_ms, self.busy_ms = now_ms, 0.0
+        # A CPU at rest at its lowest clock stays there: its governor sleeps until work comes. The
+        # GPU's keeps running means that every poll moves.
+        at_rest = idle and self.job is None and self.stretch == 1 and self.mhz == self.spec.min_mhz
+        self.asleep = self.spec.kind == "cpu" and at_rest and target == self.mhz
+        return target
+
+    def catch_up(self, now_ms: float) -> float:
+        """Wake the governor; the time of its next tick."""
+        self.asleep = False
+        period_ms = self.governor.period_ms
+        missed = int((now_ms - self.window_ms) / period_ms + EPS_MS)
+        if missed:
+            # The ticks slept through, as one idle window, so that the load signal decays.
+            last_ms = self.window_ms + missed * period_ms
+            self.governor.update(last_ms, 0.0, last_ms - self.window_ms, self.mhz)
+            self.window_ms = last_ms
+        return self.window_ms + period_ms
+
     def power_mw(self) -> float:
         """Power of the unit at this instant."""
         key = (self.mhz, self.job.point.cores if self.job else
@@ -140,3 +174,11 @@ class UnitRun:
         if key not in self.power:
             self.power[key] = self.spec.power_mw(*key)
         return self.power[key]
+
+
+ORDERS = {
+    "fifo": lambda job: (job.arrival_ms, job.app.app.name, job.frame),
+    "edf": lambda job: (job.deadline_at_ms, job.arrival_ms, job.app.app.name, job.frame),
+    "priority": lambda job: (-job.app.app.priority, job.deadline_at_ms, job.app.app.name,
+                             job.frame),
+}  # fmt: skip

@@ -11,12 +11,14 @@ from functools import lru_cache
 from itertools import product
 from typing import NamedTuple
 
+import numpy as np
+
 from dynlib.hardware.board import Board
 from dynlib.runtime.state import Placement
 from dynlib.runtime.tables import Point, Tables
 from dynlib.runtime.workload import Requirement
 
-OBJECTIVES = ("energy", "accuracy")
+OBJECTIVES = ("energy", "accuracy", "latency")
 MAX_ASSIGNMENTS = 128
 
 
@@ -32,13 +34,28 @@ class Demand(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Placements per app and clocks (MHz) per unit; `power_mw` is the expected mean above idle."""
+    """Placements per app (None: refused) and clocks (MHz) per unit; `power_mw` is the expected mean
+    above idle, `degraded` what is given up, in the order in which it was."""
 
-    placements: Mapping[str, Placement]
+    placements: Mapping[str, Placement | None]
     clocks: Mapping[str, float]
     power_mw: float
     accuracy_pct: float
-    feasible: bool = True
+    degraded: tuple[str, ...] = ()
+
+    @property
+    def feasible(self) -> bool:
+        """Whether every demand is met."""
+        return not self.degraded
+
+
+class Rules(NamedTuple):
+    """Memory for each app; and whether frames must be in time with the margin whatever the phases
+    of the apps are (strict), or may be late now and then: the fastest points at the highest clock,
+    if on average one after the other is in time."""
+
+    share_mb: float
+    strict: bool = True
 
 
 class _Load(NamedTuple):
@@ -83,56 +100,88 @@ class Planner:
 
     Args:
         objective: `energy`, least board energy that meets floors and deadlines; or `accuracy`, the
-            highest sum of accuracies that meets the deadlines, then least energy.
+            highest sum of accuracies that meets the deadlines, then least energy. (`latency` plans
+            as `energy` does: the least work; the lower level does it at the highest clock.)
         margin_sigma: execution times are taken so many standard deviations above their mean.
     """
 
     def __init__(self, board: Board, tables: Tables, objective: str, margin_sigma: float):
         self.board, self.tables, self.objective = board, tables, objective
         self.margin_sigma = margin_sigma
+        self._margins: dict[float, float] = {}
         self.plan = lru_cache(maxsize=512)(self._plan)
+        self._arrays = lru_cache(maxsize=None)(self._sorted)
+        self._candidates = lru_cache(maxsize=1024)(self._useful)
         self._best = lru_cache(maxsize=4096)(self._best_load)
 
     def margin(self, point: Point) -> float:
         """Factor from the mean execution time to the one planned with (log-normal noise)."""
-        return math.exp(self.margin_sigma * math.sqrt(math.log1p(point.noise_cv**2)))
+        found = self._margins.get(point.noise_cv)
+        if found is None:
+            found = math.exp(self.margin_sigma * math.sqrt(math.log1p(point.noise_cv**2)))
+            self._margins[point.noise_cv] = found
+        return found
 
     def _plan(
         self,
         demands: tuple[Demand, ...],
         slowdowns: tuple[tuple[str, float], ...],
         limits: tuple[tuple[str, float], ...],
+        memory_mb: float = math.inf,
     ) -> Plan:
-        """The best plan; when nothing is feasible, the declared fallback (`Plan.feasible` False).
+        """The best plan; where demands cannot be met together, the declared order of giving up.
 
-        Fallback: every app its fastest point that meets its floor (the fastest, if none does), all
-        clocks at the highest allowed, spread so that the fullest unit is as empty as possible.
+        From the least important app on (lowest priority, then last in `demands`): serve it below
+        its floor; refuse it. The most important one is never refused: if it cannot be served alone
+        in time it gets its fastest point that meets its floor (the fastest, if none does), at the
+        highest clock.
         """
         if not demands:
             return Plan({}, {}, 0.0, 0.0)
         slow, limit = dict(slowdowns), dict(limits)
-        units = [unit.name for unit in self.board.units]
-        options = [[u for u in units if self.tables[d.model].on(u)] for d in demands]
-        count = math.prod(len(o) for o in options)
-        exhaustive = count <= MAX_ASSIGNMENTS
-        found = (self._search if exhaustive else self._greedy)(demands, options, slow, limit)
-        if found is None:
-            return self._fallback(demands, slow, limit)
-        return self._merge(found, demands, limit)
+        kept, degraded = list(demands), []
 
-    def _search(self, demands, options, slow, limit):
+        def place(*strict: bool):
+            for rules in (Rules(memory_mb / len(kept), each) for each in strict):
+                found = self._place(tuple(kept), slow, limit, rules)
+                if found is not None:
+                    return found
+            return None
+
+        ranks = sorted(range(len(demands)), key=lambda i: (demands[i].priority, -i))
+        for weakest in (demands[i] for i in ranks):
+            if (found := place(True, False)) is not None:
+                break
+            at = kept.index(weakest)
+            kept[at] = weakest._replace(need=weakest.need._replace(floor_pct=0.0))
+            if (found := place(True)) is not None:
+                degraded.append(f"{weakest.app} below its floor")
+                break
+            if len(kept) == 1:
+                return self._fastest(weakest, demands, slow, limit, (*degraded,))
+            del kept[at]
+            degraded.append(f"{weakest.app} refused")
+        return self._merge(found, demands, tuple(degraded))
+
+    def _place(self, demands, slow, limit, rules: Rules):
+        units = [u.name for u in self.board.units if limit[u.name]]
+        options = [[u for u in units if self.tables[d.model].on(u)] for d in demands]
+        exhaustive = math.prod(map(len, options)) <= MAX_ASSIGNMENTS
+        return (self._search if exhaustive else self._greedy)(demands, options, slow, limit, rules)
+
+    def _search(self, demands, options, slow, limit, rules):
         best, best_score = None, None
         for units in product(*options):
             if not self._canonical(units, slow):
                 continue
-            loads = self._loads(demands, units, slow, limit)
+            loads = self._loads(demands, units, slow, limit, rules)
             if loads is not None:
                 score = self._score(loads.values())
                 if best_score is None or score < best_score:
                     best, best_score = loads, score
         return best
 
-    def _greedy(self, demands, options, slow, limit):
+    def _greedy(self, demands, options, slow, limit, rules):
         """Insert the apps one by one where they cost least; important and heavy ones first."""
         order = sorted(range(len(demands)), key=lambda i: (
             -demands[i].priority, demands[i].need.period_ms, demands[i].app))  # fmt: skip
@@ -142,7 +191,7 @@ class Planner:
             best = None
             for unit in options[i]:
                 some = [*placed, (demands[i], unit)]
-                candidate = self._loads(*zip(*some, strict=True), slow, limit)
+                candidate = self._loads(*zip(*some, strict=True), slow, limit, rules)
                 if candidate is None:
                     continue
                 score = self._score(candidate.values())
@@ -154,13 +203,13 @@ class Planner:
             loads = best[2]
         return loads
 
-    def _loads(self, demands, units, slow, limit):
+    def _loads(self, demands, units, slow, limit, rules):
         groups: dict[str, list[Demand]] = {}
         for demand, unit in zip(demands, units, strict=True):
             groups.setdefault(unit, []).append(demand)
         loads = {}
         for unit, group in groups.items():
-            load = self._best(unit, tuple(group), slow[unit], limit[unit])
+            load = self._best(unit, tuple(group), slow[unit], limit[unit], rules)
             if load is None:
                 return None
             loads[unit] = (group, load)
@@ -169,7 +218,7 @@ class Planner:
     def _score(self, loads) -> tuple[float, float]:
         power_mw = sum(load.power_mw for _, load in loads)
         accuracy_pct = sum(load.accuracy_pct for _, load in loads)
-        if self.objective == "energy":
+        if self.objective != "accuracy":
             return power_mw, -accuracy_pct
         return -round(accuracy_pct, 9), power_mw
 
@@ -186,91 +235,128 @@ class Planner:
                     return False
         return True
 
-    def _best_load(self, unit: str, demands: tuple[Demand, ...], slow: float, limit: float):
+    def _best_load(self, unit: str, demands: tuple[Demand, ...], slow: float, limit: float,
+                   rules: Rules):  # fmt: skip
         spec = self.board.unit(unit)
-        best, best_score = None, None
-        candidates = []
+        best, best_score, candidates = None, None, []
+        # Bounds per clock: the load of the fastest points, the power of the cheapest ones.
+        share, least = np.zeros(len(spec.freqs)), np.zeros(len(spec.freqs))
+        share[np.array(spec.freqs) > limit] = np.inf
         for demand in demands:
-            points = self.tables[demand.model].on(unit)
-            floor_pct = demand.need.floor_pct - 1e-9
-            candidates.append([p for p in points if p.accuracy_val_pct >= floor_pct])
-        for index, mhz in enumerate(spec.freqs):
-            if mhz > limit:
+            points, time_ms, energy_uj = self._candidates(demand.model, unit, demand.need.floor_pct)
+            fits = [i for i, p in enumerate(points) if p.memory_mb <= rules.share_mb]
+            if not fits:
+                return None
+            fits = fits if rules.strict else fits[:1]
+            candidates.append([points[i] for i in fits])
+            margin = min(map(self.margin, candidates[-1])) if rules.strict else 1.0
+            planned_ms = time_ms[fits].min(axis=0) * slow * margin
+            share[planned_ms > demand.need.deadline_ms] = np.inf
+            share += planned_ms / demand.need.period_ms
+            least += energy_uj[fits].min(axis=0) * (slow / demand.need.period_ms)
+        clocks = np.flatnonzero(share <= 1)[0 if rules.strict else -1 :]
+        cheap_first = self.objective != "accuracy"
+        for index in clocks[np.argsort(least[clocks], kind="stable")] if cheap_first else clocks:
+            if cheap_first and best_score is not None and least[index] > best_score[0] + 1e-9:
                 break
-            load = self._load_at(spec, demands, candidates, index, slow)
+            load = self._load_at(
+                spec, demands, candidates, int(index), slow, best_score, rules.strict
+            )
             if load is not None:
                 score = self._score([(demands, load)])
                 if best_score is None or score < best_score:
                     best, best_score = load, score
         return best
 
-    def _load_at(self, spec, demands, candidates, index: int, slow: float) -> _Load | None:
+    def _useful(self, model: str, unit: str, floor_pct: float):
+        """Points that meet a floor, fastest first; where energy alone counts, without those that
+        another one beats in time and power at every clock; with their times and energies."""
+        points, accuracy, time_ms, power_mw = self._arrays(model, unit)
+        left = np.flatnonzero(accuracy >= floor_pct - 1e-9)
+        kept = list(left) if self.objective == "accuracy" else []
+        while self.objective != "accuracy" and len(left):
+            first, left = left[0], left[1:]
+            kept.append(first)
+            better = (time_ms[left] < time_ms[first]) | (power_mw[left] < power_mw[first])
+            left = left[better.any(axis=1)]
+        return [points[i] for i in kept], time_ms[kept], (time_ms * power_mw)[kept]
+
+    def _sorted(self, model: str, unit: str):
+        points = sorted(self.tables[model].on(unit),
+                        key=lambda p: (p.latency_ms[-1], -p.accuracy_val_pct))  # fmt: skip
+        accuracy = np.array([p.accuracy_val_pct for p in points])
+        time_ms, power_mw = (np.array([getattr(p, name) for p in points])
+                             for name in ("latency_ms", "active_mw"))  # fmt: skip
+        return points, accuracy, time_ms, power_mw
+
+    def _load_at(self, spec, demands, candidates, index: int, slow: float, beat, strict: bool):
         """The best points at one clock: from each app's own best, shrinking the heaviest."""
-        ladders = []
+        ladders, times = [], []
         for demand, points in zip(demands, candidates, strict=True):
-            fits = [
-                p
-                for p in points
-                if self.planned_ms(p, index, slow, demand, spec) <= demand.need.deadline_ms
-            ]
+            deadline_ms = demand.need.deadline_ms
+            planned = [self.planned_ms(p, index, slow, demand, spec, strict) for p in points]
+            fits = [(p, ms) for p, ms in zip(points, planned, strict=True) if ms <= deadline_ms]
             if not fits:
                 return None
-            energy = {p.subnet: p.active_mw[index] * p.latency_ms[index] for p in fits}
-            if self.objective == "energy":
-                top = min(fits, key=lambda p: (energy[p.subnet], -p.accuracy_val_pct))
+            energy = [p.active_mw[index] * p.latency_ms[index] for p, _ in fits]
+            accuracy = [p.accuracy_val_pct for p, _ in fits]
+            if self.objective != "accuracy":
+                top = min(range(len(fits)), key=lambda i: (energy[i], -accuracy[i]))
             else:
-                top = max(fits, key=lambda p: (p.accuracy_val_pct, -energy[p.subnet]))
-            # `fits` is sorted by latency: everything before the favourite is a way to shrink.
-            ladders.append(fits[: fits.index(top) + 1])
+                top = max(range(len(fits)), key=lambda i: (accuracy[i], -energy[i]))
+            # Fastest first: everything before the favourite is a way to shrink.
+            ladders.append(fits[: top + 1])
         while True:
-            chosen = [ladder[-1] for ladder in ladders]
-            tasks = [
-                (self.planned_ms(p, index, slow, d, spec), d.need.period_ms, d.need.deadline_ms)
-                for p, d in zip(chosen, demands, strict=True)
-            ]
-            if schedulable(tasks):
-                break
+            chosen = [ladder[-1][0] for ladder in ladders]
+            times = [ladder[-1][1] for ladder in ladders]
+            power_mw = sum(p.active_mw[index] * p.latency_ms[index] * slow / d.need.period_ms
+                           for p, d in zip(chosen, demands, strict=True))  # fmt: skip
+            load = _Load(tuple(chosen), index, power_mw, sum(p.accuracy_val_pct for p in chosen))
+            last = len(ladders) == sum(map(len, ladders))
+            if last and beat is not None and self._score([(demands, load)]) >= beat:
+                return None  # not worth asking whether it can be scheduled
+            tasks = [(ms, d.need.period_ms, d.need.deadline_ms)
+                     for ms, d in zip(times, demands, strict=True)]  # fmt: skip
+            if schedulable(tasks) if strict else sum(c / min(p, d) for c, p, d in tasks) <= 1:
+                return load
             shrinkable = [i for i, ladder in enumerate(ladders) if len(ladder) > 1]
             if not shrinkable:
                 return None
             ladders[max(shrinkable, key=lambda i: tasks[i][0] / tasks[i][1])].pop()
-        power_mw = sum(p.active_mw[index] * p.latency_ms[index] * slow / d.need.period_ms
-                       for p, d in zip(chosen, demands, strict=True))  # fmt: skip
-        return _Load(tuple(chosen), index, power_mw, sum(p.accuracy_val_pct for p in chosen))
 
-    def planned_ms(self, point: Point, index: int, slow: float, demand: Demand, spec) -> float:
+    def planned_ms(
+        self, point: Point, index: int, slow: float, demand: Demand, spec, strict: bool = True
+    ) -> float:
         """Execution time to plan with; an unforeseen frame finds the clock still low."""
         wake_ms = spec.settle_ms + spec.stall_ms if demand.jitter else 0.0
-        return point.latency_ms[index] * slow * self.margin(point) + wake_ms
+        margin = self.margin(point) if strict else 1.0
+        return point.latency_ms[index] * slow * margin + wake_ms
 
-    def _merge(self, loads, demands, limit) -> Plan:
+    def _merge(self, loads, demands, degraded) -> Plan:
         placements, clocks = {}, {}
         for unit, (group, load) in loads.items():
             clocks[unit] = self.board.unit(unit).freqs[load.index]
             for demand, point in zip(group, load.points, strict=True):
                 placements[demand.app] = Placement(point.subnet, unit)
-        placements = {d.app: placements[d.app] for d in demands}
+        placements = {d.app: placements.get(d.app) for d in demands}
         power_mw = sum(load.power_mw for _, load in loads.values())
         accuracy_pct = sum(load.accuracy_pct for _, load in loads.values())
-        return Plan(placements, clocks, power_mw, accuracy_pct)
+        return Plan(placements, clocks, power_mw, accuracy_pct, degraded)
 
-    def _fallback(self, demands, slow, limit) -> Plan:
-        placements, share = {}, dict.fromkeys(limit, 0.0)
-        for demand in sorted(demands, key=lambda d: (-d.priority, d.app)):
-            table, best = self.tables[demand.model], None
-            for unit in table.units:
-                points = table.on(unit)
-                good = [p for p in points if p.accuracy_val_pct >= demand.need.floor_pct - 1e-9]
-                point = (good or points)[0]
-                index = self.board.unit(unit).freqs.index(limit[unit])
-                ms = point.latency_ms[index] * slow[unit]
-                late = ms > demand.need.deadline_ms
-                used = share[unit] + ms / demand.need.period_ms
-                score = (not good, late, used, ms)
-                if best is None or score < best[0]:
-                    best = score, point, used
+    def _fastest(self, demand: Demand, demands, slow, limit, degraded) -> Plan:
+        best = None
+        for unit in self.board.units:
+            points = self.tables[demand.model].on(unit.name)
+            if not points or not limit[unit.name]:
+                continue
+            good = [p for p in points if p.accuracy_val_pct >= demand.need.floor_pct - 1e-9]
+            point = (good or points)[0]
+            ms = point.latency_ms[unit.freqs.index(limit[unit.name])] * slow[unit.name]
+            score = not good, ms > demand.need.deadline_ms, ms
+            if best is None or score < best[0]:
+                best = score, point
+        placements, clocks = dict.fromkeys(d.app for d in demands), {}
+        if best is not None:
             placements[demand.app] = Placement(best[1].subnet, best[1].unit)
-            share[best[1].unit] = best[2]
-        clocks = {p.unit: limit[p.unit] for p in placements.values()}
-        ordered = {d.app: placements[d.app] for d in demands}
-        return Plan(ordered, clocks, math.inf, 0.0, feasible=False)
+            clocks[best[1].unit] = limit[best[1].unit]
+        return Plan(placements, clocks, math.inf, 0.0, (*degraded, f"{demand.app} late"))

@@ -4,11 +4,13 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import product
 
+from dynlib import DynlibError
 from dynlib.hardware.board import Board
 from dynlib.runtime.engine import run
+from dynlib.runtime.manager import Manager
 from dynlib.runtime.measures import summarise
 from dynlib.runtime.state import Action, Placement, State
-from dynlib.runtime.tables import Tables
+from dynlib.runtime.tables import PointTable, Tables
 from dynlib.runtime.workload import Workload
 
 MISS_LIMIT_PCT = 1.0
@@ -39,6 +41,7 @@ def linux_default(
     tables: Tables,
     seeds: Iterable[int] = TRIAL_SEEDS,
     name: str = "linux",
+    governor: str = "",
 ) -> Static:
     """The baseline of specs/scenarios.md: the board's own governors and a fixed set-up.
 
@@ -50,10 +53,11 @@ def linux_default(
     Args:
         make: seed -> workload, e.g. ``lambda seed: scenario("S2", tables, board, seed)``.
         seeds: of the trials; keep them apart from those of the evaluation.
+        governor: one kernel governor for all units, instead of the board's own.
     """
     seeds = list(seeds)
     workloads = [make(seed) for seed in seeds]
-    governors = {unit.name: unit.governor for unit in board.units}
+    governors = {unit.name: governor or unit.governor for unit in board.units}
     # Largest first: a network no more accurate than a faster one is of no use to anybody.
     ladders = {app.name: _ladder(tables[app.model], app.start_unit) for app in workloads[0].apps}
     step = dict.fromkeys(ladders, 0)
@@ -70,6 +74,70 @@ def linux_default(
         if 100 * sum(missed.values()) <= MISS_LIMIT_PCT * offered or not movable:
             return policy
         step[max(movable, key=lambda name: missed[name])] += 1
+
+
+KNOBS = ("clocks", "network", "placement")
+
+
+def only(
+    knob: str, make: Callable[[int], Workload], board: Board, tables: Tables, **options
+) -> Manager:
+    """The manager with one of `KNOBS`; the others stay as the Linux default has them.
+
+    Where a unit does not know the network that the default runs, placement alone may take the one
+    of nearest accuracy there.
+    """
+    if knob not in KNOBS:
+        raise DynlibError(f"unknown knob {knob!r}; expected one of {KNOBS}")
+    base = linux_default(make, board, tables, **options)
+    mine = dict(tables)
+    for app, (subnet, unit) in base.placements.items():
+        table = tables[make(TRIAL_SEEDS[0]).app(app).model]
+        aim = table.point(subnet, unit).accuracy_val_pct
+        near = {u: min(table.on(u), key=lambda p: abs(p.accuracy_val_pct - aim)).subnet
+                for u in table.units}  # fmt: skip
+        keep = {"clocks": {(subnet, unit)}, "placement": {(subnet, unit)} | {
+            (s, u) for u, s in near.items() if u != unit
+        }, "network": {(p.subnet, unit) for p in table.on(unit)}}[knob]  # fmt: skip
+        rows = [
+            pair in keep for pair in zip(table.frame["subnet"], table.frame["unit"], strict=True)
+        ]
+        mine[app] = PointTable(table.frame[rows], board)
+    manager = Manager(board, mine, governors={} if knob == "clocks" else base.governors)
+    manager.name = f"{knob} only"
+    return manager
+
+
+class Reactive:
+    """Dynamic-OFA's public loop (specs/thesis.md 2.3): feedback alone, on the network alone.
+
+    The mean of the last 20 latencies of an app above its deadline: one level down, and that level
+    is never tried again. Below the floor or never failed, and the mean below 0.9 deadlines: one up.
+    """
+
+    name, order, static = "reactive", "fifo", False
+
+    def __init__(self, board: Board, tables: Tables, samples: int = 20):
+        self.tables, self.samples = tables, samples
+        self.governors = {unit.name: unit.governor for unit in board.units}
+
+    def decide(self, state: State, limits: Mapping[str, float]) -> Action:
+        """See `dynlib.runtime.state`."""
+        memory, placements = dict(state.memory or {}), {}
+        for app in state.apps:
+            ladder = _ladder(self.tables[app.model], app.start_unit)
+            level, ceiling, seen = memory.get(app.name, (0, 0, ()))
+            seen += tuple(sum(ms for _, ms in f.ran) for f in state.finished if f.app == app.name)
+            if len(seen) >= self.samples:
+                mean_ms = sum(seen) / len(seen)
+                if mean_ms > app.need.deadline_ms and level + 1 < len(ladder):
+                    level, seen = level + 1, ()
+                    ceiling = level
+                elif mean_ms < 0.9 * app.need.deadline_ms and level > ceiling:
+                    level, seen = level - 1, ()
+                seen = seen[-self.samples :]
+            memory[app.name], placements[app.name] = (level, ceiling, seen), ladder[level]
+        return Action(placements, memory=memory, reason=self.name)
 
 
 def best_static(

@@ -1,7 +1,6 @@
 """The fixed scenarios of specs/scenarios.md, as data: relative quantities, filled in from a table.
 
-S6, S7, S10 and S11 need heat, lost units, power caps and a memory clock, which the engine does not
-have yet.
+S6 needs a thermal model, which the engine does not have yet.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,7 +19,7 @@ class _Scale:
     """L, A_max, A_min and A_mid of one table: the largest and smallest network of its main unit."""
 
     def __init__(self, table: PointTable):
-        self.model, self.unit = table.model, table.main_unit
+        self.table, self.model, self.unit = table, table.model, table.main_unit
         self.l_ms = table.largest.latency_ms[-1]
         # A slower network need not be the better one in a measured table.
         accuracies = [p.accuracy_val_pct for p in table.on(table.main_unit)]
@@ -110,27 +109,58 @@ _SEVERAL: dict[str, Callable] = {
     ),
 }
 
-SCENARIOS = ("S1", "S2", "S3", "S4", "S5", *list(_ONE)[4:], *_SEVERAL)
+
+def _s5(s: _Scale, board: Board):
+    unit = board.unit(s.unit)
+    steps = ((15.0, unit.at_or_below(0.72 * unit.max_mhz)), (35.0, 0.0))
+    return [s.app(2, s.a_mid)], [Change(t, unit=s.unit, cap_mhz=f, announced=False)
+                                 for t, f in steps]  # fmt: skip
+
+
+def _s7(s: _Scale, board: Board):
+    # During the loss the deadline is twice what the fastest network takes on the next best unit.
+    others = [s.table.on(u)[0].latency_ms[-1] for u in s.table.units if u != s.unit]
+    slow_ms = max(2 * min(others, default=2 * s.l_ms), 4 * s.l_ms)
+    lost = [Change(t, unit=s.unit, lost=x, announced=False) for t, x in ((20, True), (30, False))]
+    needs = [Change(20, "app", period_ms=slow_ms, deadline_ms=slow_ms), s.period(30, 4)]
+    return [s.app(4, s.a_min)], [*lost, *needs]
+
+
+def _s10(s: _Scale, board: Board):
+    full_mw = board.power_mw({u.name: u.max_mhz for u in board.units},
+                             {u.name: float(u.cores if u.kind == "cpu" else 1)
+                              for u in board.units})  # fmt: skip
+    cap_mw = (board.power_mw({}, {}) + full_mw) / 2
+    return [s.app(2, s.a_min)], [Change(20, power_mw=cap_mw), Change(40, power_mw=0.0)]
+
+
+def _s11(s: _Scale, board: Board):
+    if board.memory is None:
+        raise WorkloadError(f"S11: board {board.name!r} has no memory clock")
+    low, high = sorted(opp.freq_mhz for opp in board.memory.opps)[-2:]
+    return [s.app(1.6, s.a_mid)], [Change(3.0 * i, emc_mhz=low if i % 2 else high, announced=False)
+                                   for i in range(1, 20)]  # fmt: skip
+
+
+_BOARD = {"S5": _s5, "S7": _s7, "S10": _s10, "S11": _s11}
+SCENARIOS = tuple(sorted({*_ONE, *_BOARD}, key=lambda name: int(name[1:]))) + tuple(_SEVERAL)
 
 
 def scenario(name: str, tables: Mapping[str, PointTable], board: Board, seed: int = 0) -> Workload:
     """A scenario of specs/scenarios.md for these tables on `board`.
 
     Scenarios with one app use the first table; with several, the tables in turn. Where the text
-    names no floor (T2, T3, T5), T2 has A_min, T3 and T5 A_mid. `seed` draws what is random in a
-    scenario (S4: when the competitor returns). Raises `WorkloadError` for an unknown name.
+    names no floor (T2, T3, T5), T2 has A_min, T3 and T5 A_mid; S10 has a period of 2 L. `seed`
+    draws what is random in a scenario (S4: when the competitor returns). Raises `WorkloadError` for
+    an unknown name.
     """
     if name not in SCENARIOS:
         close = get_close_matches(name, SCENARIOS, n=2)
         hint = f"did you mean {' or '.join(close)}? " if close else ""
         raise WorkloadError(f"unknown scenario {name!r}; {hint}known: {', '.join(SCENARIOS)}")
     scales = [_Scale(table) for table in tables.values()]
-    if name == "S5":
-        one = scales[0]
-        unit = board.unit(one.unit)
-        steps = ((15.0, unit.at_or_below(0.72 * unit.max_mhz)), (35.0, 0.0))
-        changes = [Change(t, unit=one.unit, cap_mhz=f, announced=False) for t, f in steps]
-        apps = [one.app(2, one.a_mid)]
+    if name in _BOARD:
+        apps, changes = _BOARD[name](scales[0], board)
     elif name in _ONE:
         apps, changes = _ONE[name](scales[0], np.random.default_rng([seed, 4]))
     else:

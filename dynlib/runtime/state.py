@@ -6,6 +6,7 @@ something announced or capped changes, not for frames), and ``decide(state, limi
 pure function: what it wants to remember it returns in `Action.memory` and finds in `State.memory`.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
@@ -73,6 +74,8 @@ class State(NamedTuple):
     power_mw: float
     finished: tuple[Finished, ...]
     memory: Any
+    emc: float = 1.0  # highest clock of the memory over its present one
+    memory_mb: float = math.inf  # what the apps may hold together
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,13 +83,13 @@ class Action:
     """What to do now; units and apps left out stay as they are.
 
     Args:
-        placements: per app.
+        placements: per app; None refuses it (its frames are dropped).
         clocks: MHz per unit, OPPs of the unit.
         wake_ms: ask again at this time even when nothing happens; replaces an earlier such wish.
         reason: goes into the log.
     """
 
-    placements: Mapping[str, Placement] = field(default_factory=dict)
+    placements: Mapping[str, Placement | None] = field(default_factory=dict)
     clocks: Mapping[str, float] = field(default_factory=dict)
     wake_ms: float | None = None
     memory: Any = None
@@ -102,4 +105,4 @@ class Policy(Protocol):
     governors: Mapping[str, str]
 
     def decide(self, state: State, limits: Mapping[str, float]) -> Action:
-        """`limits`: the highest clock each unit may have now, in MHz."""
+        """`limits`: the highest clock each unit may have now, in MHz; 0 where it is lost."""

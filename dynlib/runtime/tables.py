@@ -1,6 +1,7 @@
 """Operating points as the manager looks them up: one model on one board, at every clock."""
 
 import hashlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -41,6 +42,12 @@ class Point:
     noise_cv: float
     latency_ms: tuple[float, ...]
     active_mw: tuple[float, ...]
+    memory_mb: float = 0.0
+
+    def noise(self, draw: float) -> float:
+        """Log-normal factor of mean 1 on the latency, of a standard normal number."""
+        variance = math.log1p(self.noise_cv**2)
+        return math.exp(math.sqrt(variance) * draw - variance / 2)
 
 
 class PointTable:
@@ -177,6 +184,7 @@ def _point(subnet: str, unit_name: str, rows: pd.DataFrame, board: Board) -> Poi
         noise_cv=unit.noise_cv if np.isnan(std) else float(std),
         latency_ms=tuple(_latency_ms(measured, f, unit) for f in unit.freqs),
         active_mw=tuple(unit.power_mw(f, busy) - unit.idle_mw(unit.min_mhz) for f in unit.freqs),
+        memory_mb=float(rows["memory_mb"].fillna(0.0).max()),
     )
 
 

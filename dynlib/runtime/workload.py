@@ -93,13 +93,15 @@ class App:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """Something that changes at `t_s`: an app's requirements, or what others do to a unit.
+    """Something that changes at `t_s`: an app's requirements, or what others do to the board.
 
     Args:
         app: whose `deadline_ms`, `period_ms` or `accuracy_floor_pct` change, or
         unit: whose highest clock is capped at `cap_mhz` (0: no cap), or that competitors slow down:
             they stretch execution by `stretch`, and keep 1 - 1/stretch of the unit busy when no app
-            of ours runs there (1: nobody).
+            of ours runs there (1: nobody), or that is `lost` (a frame on it starts again), or
+        neither: the memory runs at `emc_mhz`, the board may draw `power_mw` (0: no cap; see
+            `conditions`), or apps may hold `memory_mb` together (0: no cap).
         announced: a requirement is known 1 s ahead. Unannounced, a new deadline or floor is known
             when it applies, a new period never is. A cap is known when it applies, a stretch never.
     """
@@ -112,21 +114,28 @@ class Change:
     accuracy_floor_pct: float | None = None
     cap_mhz: float | None = None
     stretch: float | None = None
+    lost: bool | None = None
+    emc_mhz: float | None = None
+    power_mw: float | None = None
+    memory_mb: float | None = None
     announced: bool = True
 
     def __post_init__(self):
         _range(self, "t_s", 0)
-        if bool(self.app) == bool(self.unit):
+        if self.app and self.unit:
             _fail(self, "app", "either app or unit")
-        of_app, of_unit = self.requirements, [self.cap_mhz, self.stretch]
-        wrong, what = (of_unit, of_app) if self.app else (of_app, of_unit)
-        if any(v is not None for v in wrong) or all(v is None for v in what):
+        kinds = [self.requirements, [self.cap_mhz, self.stretch, self.lost],
+                 [self.emc_mhz, self.power_mw, self.memory_mb]]  # fmt: skip
+        what = kinds.pop(0 if self.app else 1 if self.unit else 2)
+        if any(v is not None for wrong in kinds for v in wrong) or all(v is None for v in what):
             _fail(self, "app" if self.app else "unit", "deadline_ms, period_ms or "
-                  "accuracy_floor_pct of an app; or cap_mhz or stretch of a unit")  # fmt: skip
-        for key in ("deadline_ms", "period_ms"):
+                  "accuracy_floor_pct of an app; cap_mhz, stretch or lost of a unit; or emc_mhz, "
+                  "power_mw or memory_mb of the board")  # fmt: skip
+        for key in ("deadline_ms", "period_ms", "emc_mhz"):
             if getattr(self, key) is not None:
                 _above(self, key)
         for key, low, high in (("accuracy_floor_pct", 0, 100), ("cap_mhz", 0, math.inf),
+                               ("power_mw", 0, math.inf), ("memory_mb", 0, math.inf),
                                ("stretch", 1, math.inf)):  # fmt: skip
             if getattr(self, key) is not None:
                 _range(self, key, low, high)

@@ -22,7 +22,7 @@ def test_table_is_large_and_has_no_twins():
 @pytest.mark.parametrize("kernel", guest.KERNELS)
 def test_real_kernel(tmp_path, kernel, record_property):
     if not os.environ.get("DYNLIB_REAL_KERNEL"):
-        pytest.skip("a guest takes minutes without hardware help: set DYNLIB_REAL_KERNEL=1 to run it")
+        pytest.skip("a guest takes minutes: set DYNLIB_REAL_KERNEL=1 to run it")
     if guest.missing():
         pytest.skip(f"no real kernel: install the Debian packages {guest.missing()}")
     try:

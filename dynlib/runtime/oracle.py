@@ -1,0 +1,197 @@
+"""The optimum: what a clairvoyant controller needs at least for the same work.
+
+A linear programme over the whole run, solved by HiGHS. Time is cut at every arrival, deadline and
+change. Variable x[k, u, i, v] is the share of frame k that unit u computes in interval i at vertex
+v of the lower convex hull of (ms, mJ) over the sub-networks and clocks that are allowed there:
+
+    min  sum mJ x   s.t.  sum over (u, i, v) of x[k] + z[k] = 1,
+                          sum over (k, v) of ms x[u, i] <= length[i]   (a unit runs one at a time),
+                          sum over (u, v) of ms x[k, i] <= length[i]   (a frame is in one place)
+
+with z[k] the part of a frame that nobody can serve, minimised first. Noise, competitors, caps and
+arrivals are known. It may pre-empt, migrate and mix clocks and networks for nothing, and a change
+of clock costs no time: every schedule of the engine is a solution, so none takes less energy.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+from scipy.optimize import linprog
+from scipy.sparse import csr_array
+
+from dynlib import DynlibError
+from dynlib.hardware.board import Board, Unit
+from dynlib.runtime.conditions import Conditions, conditions, memory_scale, rest_mw
+from dynlib.runtime.parts import AppRun
+from dynlib.runtime.tables import Tables
+from dynlib.runtime.workload import CLOSED_LOOP, Workload
+
+_SHARE = 1e-6  # of a frame: less than the solver's tolerance is nothing
+_UNSERVED_MJ = 1e6  # dearer than any frame, so that serving comes before saving
+
+
+class Frame(NamedTuple):
+    """One offered frame: its window in ms, its floor, the standard normal number of its noise."""
+
+    app: str
+    frame: int
+    model: str
+    start_ms: float
+    end_ms: float
+    floor_pct: float
+    draw: float
+
+
+@dataclass(frozen=True)
+class Optimum:
+    """A lower bound for every policy on this workload, board and seed.
+
+    Args:
+        energy_mj: of the board over the horizon, with all frames served that can be.
+        idle_mj: what idle power takes of it: lowest clocks, competitors included.
+        served: how many frames those are (a share of one counts as such).
+        infeasible: frames that not even the relaxed problem serves whole, as (app, number).
+        spans_s: where the windows of those lie.
+    """
+
+    energy_mj: float
+    idle_mj: float
+    served: float
+    infeasible: frozenset[tuple[str, int]] = frozenset()
+    spans_s: tuple[tuple[float, float], ...] = ()
+
+
+def offered(workload: Workload, tables: Tables, seed: int) -> list[Frame]:
+    """All frames of a run, as the engine will offer them; raises `DynlibError` for closed loops,
+    where what is offered depends on the policy."""
+    frames = []
+    for app in workload.apps:
+        if app.arrival in CLOSED_LOOP:
+            raise DynlibError(f"{app.name}: a closed loop has no optimum for the same work")
+        run = AppRun(app, workload, tables[app.model], seed, (1.0,))
+        for i, (t_ms, need) in enumerate(run.arrivals):
+            frames.append(Frame(app.name, i, app.model, t_ms, t_ms + need.deadline_ms,
+                                need.floor_pct, run.draw(i)))  # fmt: skip
+    return frames
+
+
+def oracle(
+    workload: Workload,
+    board: Board,
+    tables: Tables,
+    seed: int = 0,
+    only: Iterable[tuple[str, int]] | None = None,
+) -> Optimum:
+    """The least energy for `workload`; with `only`, for these frames, (app, number), alone."""
+    frames = offered(workload, tables, seed)
+    if only is not None:
+        wanted = set(only)
+        frames = [f for f in frames if (f.app, f.frame) in wanted]
+    under = conditions(workload, board)
+    times = {t for f in frames for t in (f.start_ms, f.end_ms)} | {t for t, _ in under}
+    horizon_ms = workload.horizon_s * 1000
+    edges = np.array(sorted(t for t in times | {horizon_ms} if t <= horizon_ms + _SHARE))
+    starts = [t for t, _ in under]
+    states = [under[i][1] for i in np.searchsorted(starts, edges[:-1], side="right") - 1]
+    idle_mj = 0.0
+    for (a, b), now in zip(pairwise(edges), states, strict=True):
+        idle_mw = board.static_mw + sum(map(rest_mw, board.units, now.stretch))
+        idle_mj += idle_mw * (b - a) / 1000
+    if not frames:
+        return Optimum(idle_mj, idle_mj, 0.0)
+    share, cost_mj = _solve(frames, edges, states, _Hulls(board, tables))
+    bad = [f for f, s in zip(frames, share, strict=True) if s < 1 - _SHARE]
+    spans: list[tuple[float, float]] = []
+    for start, end in sorted((f.start_ms / 1000, f.end_ms / 1000) for f in bad):
+        if spans and start <= spans[-1][1]:
+            start, end = spans[-1][0], max(end, spans.pop()[1])
+        spans.append((start, end))
+    return Optimum(idle_mj + cost_mj, idle_mj, float(share.sum()),
+                   frozenset((f.app, f.frame) for f in bad), tuple(spans))  # fmt: skip
+
+
+class _Hulls:
+    """Lower hulls of (ms, mJ above idle) per whole frame, under given conditions."""
+
+    def __init__(self, board: Board, tables: Tables):
+        self.board, self.tables = board, tables
+        self.of = lru_cache(maxsize=None)(self._of)
+        self.kinds = lru_cache(maxsize=None)(self._kinds)
+
+    def _kinds(self, now: Conditions) -> list[tuple[Unit, float, float, int]]:
+        """(unit, stretch, cap, how many are alike): twins are one resource, several times."""
+        found: dict[tuple, list[Unit]] = {}
+        for unit, stretch, cap in zip(self.board.units, now.stretch, now.cap_mhz, strict=True):
+            if cap > 0:
+                key = (replace(unit, name="", cpus=()), stretch, cap)
+                found.setdefault(key, []).append(unit)
+        return [(twins[0], *key[1:], len(twins)) for key, twins in found.items()]
+
+    def _of(self, model, unit: Unit, floor_pct, stretch, cap_mhz, emc, memory_mb):
+        """[(standard deviation of log noise, ms, mJ)]: a hull per kind of noise."""
+        rest = rest_mw(unit, stretch)
+        corners: dict[float, list] = {}
+        for point in self.tables[model].on(unit.name):
+            if point.accuracy_val_pct < floor_pct - 1e-9 or point.memory_mb > memory_mb:
+                continue
+            for mhz, ms in zip(unit.freqs, point.latency_ms, strict=True):
+                if mhz <= cap_mhz:
+                    time_ms = ms * stretch * memory_scale(unit, mhz, emc)
+                    mj = time_ms * (unit.power_mw(mhz, point.cores) - rest) / 1000
+                    corners.setdefault(point.noise_cv, []).append((time_ms, mj))
+        return [(math.sqrt(math.log1p(cv**2)), *corner)
+                for cv, some in corners.items() for corner in _lower_hull(some)]  # fmt: skip
+
+
+def _lower_hull(corners: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The corners of the lower left hull: nothing takes less energy in no more time."""
+    hull: list[tuple[float, float]] = []
+    for x, y in sorted(corners):
+        if hull and y >= hull[-1][1]:
+            continue
+        while len(hull) > 1 and (hull[-1][1] - hull[-2][1]) * (x - hull[-2][0]) >= (
+            y - hull[-2][1]
+        ) * (hull[-1][0] - hull[-2][0]):
+            hull.pop()
+        hull.append((x, y))
+    return hull
+
+
+def _solve(frames: list[Frame], edges, states, hulls: _Hulls):
+    """(share of every frame that is served, mJ above idle)."""
+    rows, values, cost, owner, room = [], [], [], [], []
+    capacity: dict[tuple, int] = {}
+    first = np.searchsorted(edges, [f.start_ms for f in frames])
+    last = np.searchsorted(edges, [f.end_ms for f in frames])
+    for k, f in enumerate(frames):
+        for i in range(first[k], min(last[k], len(states))):
+            now = states[i]
+            place = len(room)
+            room.append(edges[i + 1] - edges[i])
+            for unit, stretch, cap, many in hulls.kinds(now):
+                corners = hulls.of(f.model, unit, f.floor_pct, stretch, cap, now.emc, now.memory_mb)
+                if not corners:
+                    continue
+                row = capacity.setdefault((unit.name, i), len(room))
+                if row == len(room):
+                    room.append((edges[i + 1] - edges[i]) * many)
+                for sigma, ms, mj in corners:
+                    noise = math.exp(sigma * f.draw - sigma**2 / 2)
+                    rows += (row, place)
+                    values += (ms * noise, ms * noise)
+                    cost.append(mj * noise)
+                    owner.append(k)
+    n, m = len(cost), len(frames)
+    owner = np.array(owner, int)
+    of_frame = csr_array((np.ones(n + m), (np.append(owner, np.arange(m)), np.arange(n + m))))
+    in_time = csr_array((values, (rows, np.repeat(np.arange(n), 2))), (len(room), n + m))
+    solved = linprog(np.append(cost, np.full(m, _UNSERVED_MJ)), A_ub=in_time, b_ub=room,
+                     A_eq=of_frame, b_eq=np.ones(m), method="highs")  # fmt: skip
+    if solved.status != 0:
+        raise DynlibError(f"the optimum was not found: {solved.message}")
+    return np.bincount(owner, solved.x[:n], m), float(solved.x[:n] @ np.array(cost))

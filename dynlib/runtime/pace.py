@@ -1,0 +1,183 @@
+"""The manager's lower level: the clock of one unit, frame by frame.
+
+It looks ahead over the busy period that begins now: frames at hand and, of periodic apps, those to
+come, in the order of non-preemptive earliest deadline first. The lowest clock that meets every
+deadline with a margin for noise is the steady one; margins of independent frames add as squares. A
+frame alone may start slower and speed up only if it turns out long, as most never do (after PACE:
+Lorch and Smith, IEEE Transactions on Computers, 2004).
+"""
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+from operator import itemgetter
+from typing import NamedTuple
+
+from dynlib.hardware.board import Unit
+from dynlib.runtime.tables import Point
+
+MAX_FRAMES = 24  # of a busy period; what comes later is left to later decisions
+_SAFETY_MS = 0.1
+_SLOWER = 2  # clocks below the steady one that are worth a try
+# Gauss-Hermite nodes and weights of a normal noise whose margin is 2.6 standard deviations.
+_QUANTILES = ((-1.099, 0.0113), (-0.521, 0.2221), (0.0, 0.5333), (0.521, 0.2221), (1.099, 0.0113))
+
+
+_DEADLINE = itemgetter(0)
+
+
+class Work(NamedTuple):
+    """A frame: when it has to be done, the shares of it left on average and at worst."""
+
+    deadline_ms: float
+    mean: float
+    worst: float
+    point: Point
+
+
+class Stream(NamedTuple):
+    """Frames to come every `period_ms`."""
+
+    next_ms: float
+    period_ms: float
+    deadline_ms: float
+    margin: float
+    point: Point
+
+
+class Pace(NamedTuple):
+    """A clock, and when to look again if the frame still runs then."""
+
+    mhz: float
+    again_ms: float
+
+
+class Pacer:
+    """Chooses clocks of `unit`."""
+
+    def __init__(self, unit: Unit):
+        self.unit = unit
+        self.accelerating = lru_cache(maxsize=4096)(self._accelerating)
+        self.index = {mhz: i for i, mhz in enumerate(unit.freqs)}
+        # After the last frame the clock stays until a lower one acts.
+        rest_mw = unit.idle_mw(unit.min_mhz)
+        self.tail_uj = [(unit.idle_mw(f) - rest_mw) * unit.settle_ms for f in unit.freqs]
+
+    def choose(
+        self,
+        now_ms: float,
+        now_mhz: float | None,
+        work: Sequence[Work],
+        streams: Sequence[Stream],
+        running: bool,
+        least_mhz: float,
+        limit_mhz: float,
+        slow: float,
+    ) -> Pace:
+        """The clock for a busy period that starts at `now_ms` with `work[0]`.
+
+        Args:
+            now_mhz: the clock until a new one acts; None where it acts before `now_ms`.
+            work: frames at hand, the first of them running or next.
+            running: whether it does run.
+            least_mhz: no clock below this one (for frames that cannot be foreseen).
+            slow: measured over expected execution time.
+        """
+        top = self.index[limit_mhz]
+        if work[0].worst <= 0:
+            return Pace(limit_mhz, math.inf)  # overdue: something is slower than anybody knew
+        low, high = self.index[min(least_mhz, limit_mhz)], top
+        while low < high and not (
+            self._possible(now_ms, work, low, slow)
+            and self._in_time(now_ms, now_mhz, work, streams, low, slow)
+        ):
+            low += 1
+        steady = self.unit.freqs[low]
+        end_ms = now_ms + work[0].worst * work[0].point.latency_ms[low] * slow
+        first = work[0]
+        alone = len(work) == 1 and all(s.next_ms >= min(end_ms, first.deadline_ms) for s in streams)
+        if alone and low > self.index[min(least_mhz, limit_mhz)]:
+            # In steps of 0.1 ms, so that frames alike share one calculation.
+            window_ms = math.floor(10 * (first.deadline_ms - now_ms)) / 10
+            slower = self.accelerating(
+                window_ms, now_mhz if running else None, first.mean, first.worst, first.point,
+                low, top, slow,
+            )  # fmt: skip
+            if slower is not None:
+                return Pace(slower[0], now_ms + slower[1])
+        # Should it still run when it ought to be done, it is overdue: the highest clock.
+        overdue_ms = end_ms + self.unit.settle_ms + _SAFETY_MS if running else math.inf
+        return Pace(steady, overdue_ms if low < top else math.inf)
+
+    @staticmethod
+    def _possible(now_ms: float, work, index: int, slow: float) -> bool:
+        """A quick look at the frames at hand: whether they would do without any margin."""
+        t = now_ms
+        for deadline_ms, mean, _, point in work:
+            t += mean * point.latency_ms[index] * slow
+            if t > deadline_ms:
+                return False
+        return True
+
+    def _in_time(self, now_ms, now_mhz, work, streams, index, slow) -> bool:
+        t, variance = now_ms, 0.0
+        ready, coming = list(work), [s.next_ms for s in streams]
+        for n in range(MAX_FRAMES):
+            if n and len(ready) > 1:
+                ready.sort(key=_DEADLINE)
+            deadline_ms, mean, worst, point = ready.pop(0)
+            ms = point.latency_ms[index] * slow
+            if n == 0 and now_mhz not in (self.unit.freqs[index], None):
+                # Until the clock acts the frame runs as it does now.
+                before_ms = point.latency_ms[self.index[now_mhz]] * slow
+                gain = min(self.unit.settle_ms / before_ms, worst)
+                t += self.unit.settle_ms + self.unit.stall_ms - gain * ms
+            t += mean * ms
+            spread_ms = (worst - mean) * ms
+            variance += spread_ms * spread_ms
+            late_ms = deadline_ms - t
+            if late_ms < 0 or variance > late_ms * late_ms:
+                return False
+            for i, s in enumerate(streams):
+                while coming[i] <= t:
+                    ready.append(Work(coming[i] + s.deadline_ms, 1.0, s.margin, s.point))
+                    coming[i] += s.period_ms
+            if not ready:
+                return True
+        return True
+
+    def _accelerating(
+        self, window_ms, now_mhz, mean, worst, point, low: int, top: int, slow: float
+    ):
+        """(clock below the steady one `low`, when to ask for a higher one); None where that is not
+        expected to take less energy. `now_mhz`: of a frame that runs, its clock."""
+        unit, work = self.unit, Work(0.0, mean, worst, point)
+        best, best_uj = None, self._cost_uj(work, low, low, math.inf, slow)
+        for index in range(max(low - _SLOWER, 0), low):
+            if now_mhz not in (None, unit.freqs[index]):
+                continue
+            ms = point.latency_ms[index] * slow
+            for then in {low, top}:
+                # The latest time at which the worst case still ends in time at the higher clock.
+                fast_ms = point.latency_ms[then] * slow
+                left_ms = window_ms - unit.settle_ms - unit.stall_ms - _SAFETY_MS
+                gain = left_ms / fast_ms + unit.settle_ms / ms - work.worst
+                wait_ms = gain / (1 / fast_ms - 1 / ms)
+                if wait_ms > _SAFETY_MS:
+                    uj = self._cost_uj(work, index, then, wait_ms + unit.settle_ms, slow)
+                    if uj < best_uj:
+                        best, best_uj = (unit.freqs[index], wait_ms), uj
+        return best
+
+    def _cost_uj(self, work: Work, index: int, then: int, until_ms: float, slow: float) -> float:
+        """Expected energy above idle with the clock `index` for `until_ms`, then with `then`."""
+        point, total = work.point, 0.0
+        for quantile, weight in _QUANTILES:
+            left = max(work.mean + quantile * (work.worst - work.mean), 0.0)
+            ms = left * point.latency_ms[index] * slow
+            first_ms = min(ms, until_ms)
+            rest_ms = (1 - first_ms / ms) * left * point.latency_ms[then] * slow if ms else 0.0
+            tail_uj = self.tail_uj[then if rest_ms else index]
+            total += weight * (tail_uj + point.active_mw[index] * first_ms
+                               + point.active_mw[then] * rest_ms)  # fmt: skip
+        return total

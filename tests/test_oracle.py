@@ -1,0 +1,147 @@
+from itertools import pairwise, product
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from runtime_cases import board, events, fixed, periodic, tables, unit
+
+from dynlib import DynlibError
+from dynlib.hardware.board import load_board
+from dynlib.runtime import (
+    App,
+    Change,
+    Manager,
+    Placement,
+    Static,
+    Workload,
+    against_optimum,
+    energy_mj,
+    frames_of,
+    linux_default,
+    offered,
+    oracle,
+    published_tables,
+    run,
+    scenario,
+)
+
+BOARD = board(unit(noise_cv=0.05, stall_ms=0.1), unit("cpu", "cpu", cores=2, noise_cv=0.1))
+TABLES = tables(BOARD, units=("gpu", "cpu"))
+GPU = BOARD.unit("gpu")
+
+
+def bound(workload, log, seed=0, on=BOARD, points=TABLES):
+    """Optimum for the frames that a run served in time."""
+    frames = frames_of(log, workload, points)
+    done = frames[frames["on_time"]]
+    return oracle(workload, on, points, seed, zip(done["app"], done["frame"], strict=True))
+
+
+@settings(deadline=None, max_examples=20)
+@given(
+    needs=st.lists(st.tuples(st.floats(15, 300), st.floats(20, 300), st.sampled_from([0.0, 75.0])),
+                   min_size=1, max_size=3),
+    subnet=st.sampled_from(["small", "large"]),
+    mhz=st.sampled_from(GPU.freqs),
+    governed=st.booleans(),
+    stretch=st.floats(1, 2),
+    seed=st.integers(0, 9),
+)  # fmt: skip
+def test_no_policy_takes_less(needs, subnet, mhz, governed, stretch, seed):
+    apps = tuple(App(f"a{i}", "net", d, period_ms=p, accuracy_floor_pct=f)
+                 for i, (d, p, f) in enumerate(needs))  # fmt: skip
+    changes = (Change(0.4, unit="gpu", stretch=stretch), Change(0.8, unit="gpu", cap_mhz=500.0),
+               Change(1.0, unit="gpu", lost=True), Change(1.2, unit="gpu", lost=False))  # fmt: skip
+    workload = Workload("w", 1.5, apps, changes)
+    placed = {app.name: Placement(subnet, "gpu") for app in apps}
+    governors = {"gpu": "simple_ondemand"} if governed else {}
+    rivals = (Manager(BOARD, TABLES), Manager(BOARD, TABLES, objective="accuracy"),
+              Static("fixed", placed, {"gpu": mhz}, governors, order="edf"))  # fmt: skip
+    best = oracle(workload, BOARD, TABLES, seed)
+    for policy in rivals:
+        log = run(workload, BOARD, TABLES, policy, seed)
+        assert energy_mj(log) >= bound(workload, log, seed).energy_mj * (1 - 1e-9)
+        served = int(frames_of(log, workload, TABLES)["on_time"].sum())
+        # What it calls infeasible nobody serves; what it serves in part counts in part.
+        assert served <= best.served + 1e-6
+
+
+@pytest.mark.parametrize("floor_pct", [0.0, 75.0])
+def test_equals_brute_force_where_a_frame_runs_at_one_clock(floor_pct):
+    on = board(unit(settle_ms=0.0))
+    points = tables(on)
+    # Windows as long as a clock takes exactly: no mix of clocks is better than the best one.
+    for deadline_ms in (20.0, 40.0, 80.0):
+        workload = periodic(100.0, deadline_ms=deadline_ms, horizon_s=1.0,
+                            accuracy_floor_pct=floor_pct)  # fmt: skip
+        found = []
+        for subnet, mhz in product(("small", "large"), on.unit("gpu").freqs):
+            point = points["net"].point(subnet, "gpu")
+            ms = point.latency_ms[on.unit("gpu").freqs.index(mhz)]
+            if ms <= deadline_ms and point.accuracy_val_pct >= floor_pct:
+                gpu = on.unit("gpu")
+                found.append(ms * (gpu.power_mw(mhz) - gpu.idle_mw(250.0)) / 1000)
+        best = oracle(workload, on, points)
+        assert best.energy_mj == pytest.approx(best.idle_mj + 10 * min(found))
+        assert best.served == 10
+
+
+def test_a_window_between_two_clocks_mixes_them():
+    on = board(unit(settle_ms=0.0))
+    workload = periodic(100.0, deadline_ms=30.0, horizon_s=1.0, accuracy_floor_pct=75.0)
+    gpu, best = on.unit("gpu"), oracle(workload, on, tables(on))
+    cost = {mhz: ms * (gpu.power_mw(mhz) - gpu.idle_mw(250.0)) / 1000
+            for mhz, ms in ((1000.0, 20.0), (500.0, 40.0))}  # fmt: skip
+    assert best.energy_mj - best.idle_mj == pytest.approx(10 * (cost[1000.0] + cost[500.0]) / 2)
+
+
+def test_only_the_optimum_says_what_is_infeasible():
+    changes = [Change(1.0, "app", deadline_ms=15.0), Change(2.0, "app", deadline_ms=100.0)]
+    workload = periodic(100.0, horizon_s=3.0, changes=changes, accuracy_floor_pct=75.0)
+    best = oracle(workload, board(), tables(board()))
+    assert {frame for _, frame in best.infeasible} == set(range(10, 20))
+    assert best.spans_s[0][0] == pytest.approx(1.0)
+    assert best.spans_s[-1][1] == pytest.approx(1.915)
+    assert best.served == pytest.approx(20 + 10 * 15 / 20)
+
+
+def test_two_frames_at_once_share_the_unit():
+    on = board(unit(settle_ms=0.0))
+    apps = tuple(App(n, "net", 40.0, period_ms=100.0, accuracy_floor_pct=75.0) for n in "ab")
+    one, two = (oracle(Workload("w", 1.0, apps[:n]), on, tables(on)) for n in (1, 2))
+    # Alone each would run at 500 MHz; together only the highest clock is in time.
+    assert two.energy_mj - two.idle_mj > 2.5 * (one.energy_mj - one.idle_mj)
+    assert not two.infeasible
+
+
+def test_offered_frames_are_those_of_the_engine():
+    workload = Workload("w", 5.0, (App("a", "net", 100.0, "server", 60.0),))
+    log = run(workload, BOARD, TABLES, fixed(app="a"), 4)
+    expected = [(e["frame"], e["t_s"] * 1000) for e in events(log, "arrive")]
+    found = [(f.frame, f.start_ms) for f in offered(workload, TABLES, 4)]
+    assert [n for n, _ in found] == [n for n, _ in expected]
+    assert [t for _, t in found] == pytest.approx([t for _, t in expected])
+    with pytest.raises(DynlibError, match="closed loop"):
+        offered(Workload("w", 1.0, (App("a", "net", 9.0, "single-stream"),)), TABLES, 0)
+    nobody = oracle(Workload("w", 2.0, ()), BOARD, TABLES)
+    assert nobody.energy_mj == nobody.idle_mj == pytest.approx(2 * BOARD.power_mw({}, {}))
+
+
+@pytest.mark.parametrize("name", ["S4", "S7", "T6"])
+def test_the_manager_is_near_and_linux_is_not_below(name):
+    on = load_board("jetson-xavier-nx")
+    points = published_tables(on)
+
+    def make(seed):
+        return scenario(name, points, on, seed)
+
+    near = against_optimum([name], on, points, seeds=[200]).iloc[0]
+    assert 1 <= near["energy_over_oracle"] <= 1.15
+    assert near["above_idle_over_oracle"] <= 1.35
+    assert near["deadline_miss_pct"] <= 1.0
+    assert (near["infeasible_pct"] > 5) == (name == "T6")
+    linux = linux_default(make, on, points, seeds=[9001])
+    log = run(make(200), on, points, linux, 200)
+    assert energy_mj(log) >= bound(make(200), log, 200, on, points).energy_mj
+    times = [e["t_s"] for e in log]
+    assert all(a <= b for a, b in pairwise(times))
