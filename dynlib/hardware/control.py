@@ -24,7 +24,7 @@ PLAUSIBLE = {
     "clock_mhz": (0.0, 20_000.0),
     "util_pct": (0.0, 100.0),
 }
-_INTEGER = re.compile(r"-?\d{1,19}")
+_INTEGER = re.compile(r"-?[0-9]{1,19}")  # digits of other scripts are no numbers
 _PAGE = 1 << 16
 
 
