@@ -1,9 +1,27 @@
 """The Optuna study: equal trials, resuming, fronts and volumes."""
 
+import multiprocessing
+import os
+import signal
+import time
+
 import numpy as np
+import optuna
+import pandas as pd
 import pytest
 
-from dynlib.search.study import SearchError, front, growth, paired_ratio, search, volumes
+from dynlib.search.study import (
+    InfeasibleError,
+    SearchError,
+    best_within,
+    front,
+    growth,
+    open_storage,
+    paired_ratio,
+    record,
+    search,
+    volumes,
+)
 from dynlib.space import SearchSpace
 
 SPACE = SearchSpace((16, 24, 32), ((1, 2), (1, 2)), ((8, 16, 24), (8, 16, 24)))
@@ -16,7 +34,8 @@ def objective(config):
     return {"accuracy": np.log(work), "latency_ms": work * sum(config.depth), "other": 1.0}
 
 
-@pytest.mark.parametrize("sampler", ["nsga2", "random"])
+@pytest.mark.parametrize("sampler", ["nsga2", "nsga3", "tpe", "random"])
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 def test_trials_stay_in_the_space_and_repeat_for_a_seed(sampler):
     one, two = (search(SPACE, objective, GOALS, trials=12, seed=3, sampler=sampler) for _ in "ab")
     assert list(one["subnet"]) == list(two["subnet"])
@@ -93,3 +112,99 @@ def test_volumes_use_one_reference_and_ratios_need_five_pairs():
     assert mean == pytest.approx(2, rel=0.05)
     with pytest.raises(SearchError, match="at least 5"):
         paired_ratio(np.ones(4), np.ones(4))
+
+
+@pytest.mark.parametrize("sampler", ["nsga2", "nsga3"])
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+def test_limits_pull_a_search_into_the_feasible_corner(sampler):
+    limits = {"latency_ms": 1200.0}
+    table = search(SPACE, objective, GOALS, trials=40, seed=0, sampler=sampler, limits=limits)
+    free = search(SPACE, objective, GOALS, trials=40, seed=0, sampler="random")
+    assert (table["latency_ms"] <= 1200).mean() > (free["latency_ms"] <= 1200).mean()
+
+
+def test_an_infeasible_limit_is_answered_with_what_is_reachable():
+    table = pd.DataFrame(
+        {"subnet": list("abc"), "accuracy": [70.0, 80.0, 90.0], "latency_ms": [10.0, 20.0, 40.0]}
+    )
+    good = best_within(table, "accuracy", GOALS, {"latency_ms": 25, "accuracy": 75})
+    assert good["subnet"] == "b"
+    assert best_within(table, "latency_ms", GOALS, {"accuracy": 75})["subnet"] == "b"
+    with pytest.raises(InfeasibleError, match=r"latency_ms <= 5.*reachable.*is 10; nearest is a"):
+        best_within(table, "accuracy", GOALS, {"latency_ms": 5})
+    with pytest.raises(InfeasibleError, match="latency_ms <= 15 and accuracy >= 85") as caught:
+        best_within(table, "accuracy", GOALS, {"latency_ms": 15, "accuracy": 85})
+    # 90 % needs 40 ms; misses: a by 15 of 20 points, b by 5 of 20 points and 5 of 30 ms.
+    assert (caught.value.limit, caught.value.reachable) == ("latency_ms", 40)
+    assert caught.value.nearest["subnet"] == "b"
+    with pytest.raises(InfeasibleError, match="latency_ms"):
+        search(SPACE, objective, GOALS, trials=10, seed=0, limits={"latency_ms": 1.0})
+    with pytest.raises(SearchError, match="other"):
+        search(SPACE, objective, GOALS, trials=10, seed=0, limits={"other": 1.0})
+
+
+def test_a_front_found_elsewhere_becomes_a_study(tmp_path):
+    table = front(search(SPACE, objective, GOALS, trials=20, seed=0), GOALS)
+    for _ in range(2):  # writing twice changes nothing
+        study = record(SPACE, table, GOALS, storage=tmp_path / "study.log", name="mine")
+    assert len(study.trials) == len(table)
+    assert {t.user_attrs["subnet"] for t in study.best_trials} == set(table["subnet"])
+    more = search(
+        SPACE, objective, GOALS, trials=25, seed=1, storage=tmp_path / "study.log", name="mine"
+    )
+    assert list(more["subnet"][: len(table)]) == list(table["subnet"])
+
+
+def test_many_workers_share_a_study(tmp_path):
+    storage = tmp_path / "study.log"
+    table = search(SPACE, objective, GOALS, trials=30, seed=0, storage=storage, workers=3)
+    assert len(table) == table["subnet"].nunique() == 30
+    study = optuna.load_study(study_name="search", storage=open_storage(storage))
+    assert [t.number for t in study.trials] == list(range(len(study.trials)))
+    with pytest.raises(SearchError, match="workers need a storage"):
+        search(SPACE, objective, GOALS, trials=5, seed=0, workers=2)
+
+
+def fails(config):
+    raise RuntimeError("no")
+
+
+def test_a_failed_worker_is_reported(tmp_path):
+    with pytest.raises(SearchError, match="2 of 2 workers failed"):
+        search(SPACE, fails, GOALS, trials=5, seed=0, storage=tmp_path / "s.log", workers=2)
+
+
+@pytest.mark.faults
+def test_kill_9_loses_no_finished_trial(tmp_path):
+    """20 times: a search is killed at a random moment, then resumed by name by the next one."""
+    storage, rng = tmp_path / "study.log", np.random.default_rng(0)
+    context = multiprocessing.get_context("fork")  # one process is killed 20 times, not imported
+    finished = set()
+    for round_ in range(20):
+        reader, writer = context.Pipe(duplex=False)
+
+        def work(writer=writer, round_=round_):
+            def tell(study, trial):
+                writer.send(trial.user_attrs["subnet"])
+
+            run = optuna.Study.optimize
+            optuna.Study.optimize = lambda *a, **k: run(*a, **k, callbacks=[tell])
+            search(SPACE, objective, GOALS, trials=SPACE.size, seed=round_, sampler="random",
+                   storage=storage)  # fmt: skip
+            time.sleep(60)
+
+        process = context.Process(target=work)
+        process.start()
+        for _ in range(rng.integers(1, 4)):
+            finished.add(reader.recv())
+        time.sleep(rng.uniform(0, 0.01))
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        while reader.poll():
+            finished.add(reader.recv())
+    study = optuna.load_study(study_name="search", storage=open_storage(storage))
+    kept = {t.user_attrs["subnet"] for t in study.trials if t.state.is_finished()}
+    assert finished <= kept
+    assert len(finished) >= 20
+    table = search(SPACE, objective, GOALS, trials=60, seed=99, sampler="random", storage=storage)
+    assert finished <= set(table["subnet"])

@@ -1,0 +1,117 @@
+"""The accuracy predictor, its ceiling, and the sampler that it guides."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dynlib.points import hypervolume, pareto_mask
+from dynlib.search.guided import GuidedSampler, _gain
+from dynlib.search.predictor import (
+    AccuracyPredictor,
+    PredictionError,
+    kendall,
+    stratified,
+    tau_ceiling,
+)
+from dynlib.search.study import search, volumes
+from dynlib.space import SearchSpace
+
+SPACE = SearchSpace((24, 28, 32), ((1,), (1, 2), (1, 2)), ((8, 16, 24), (16, 32, 48), (32, 64)))
+
+
+def work(config):
+    return config.resolution**2 * sum(
+        d * w for d, w in zip(config.depth, config.width, strict=True)
+    )
+
+
+def truth(config):
+    """Accuracy grows with work, and some choices are better than their work."""
+    return 60 + 4 * np.log(work(config)) + 1.5 * (config.depth[1] == 2) - (config.width[0] == 24)
+
+
+def test_a_predictor_recovers_a_smooth_truth_and_knows_where_it_does_not():
+    rng = np.random.default_rng(0)
+    train = stratified(SPACE, work, 60, rng)
+    unseen = stratified(SPACE, work, 60, rng, avoid=train)
+    assert not set(train) & set(unseen)
+    measured = [truth(c) + rng.normal(0, 0.1) for c in train]
+    mean, sd = AccuracyPredictor(SPACE, work).fit(train, measured).predict(unseen)
+    true = [truth(c) for c in unseen]
+    assert kendall(mean, true) > 0.9
+    assert kendall(mean, true) > kendall([work(c) for c in unseen], true)
+    assert (np.abs(mean - true) < 4 * sd + 0.2).all()
+    few, sd_few = AccuracyPredictor(SPACE, work).fit(train[:6], measured[:6]).predict(unseen)
+    assert np.shape(few) == np.shape(mean)
+    assert sd_few.mean() > sd.mean()
+
+
+def test_learning_from_equal_accuracies_is_no_error():
+    configs = stratified(SPACE, work, 8, np.random.default_rng(0))
+    mean, sd = AccuracyPredictor(SPACE, work).fit(configs, [50.0] * len(configs)).predict(configs)
+    assert mean == pytest.approx(50)
+    assert np.isfinite(sd).all()
+    with pytest.raises(PredictionError, match="needs 5"):
+        AccuracyPredictor(SPACE, work).fit(configs[:4], [1, 2, 3, 4])
+
+
+def test_stratified_draws_are_even_in_log_work():
+    drawn = stratified(SPACE, work, 40, np.random.default_rng(0), strata=4)
+    assert len(drawn) == len(set(drawn)) == 40
+    logs = np.log([work(c) for c in drawn])
+    low, high = (np.log(work(c)) for c in (SPACE.smallest, SPACE.largest))
+    counts, _ = np.histogram((logs - low) / (high - low), bins=4, range=(0, 1))
+    assert counts.min() >= 5
+
+
+@pytest.mark.parametrize("noise", [0.2, 0.6])
+def test_the_ceiling_is_the_tau_of_the_truth(noise):
+    """Estimated from two noisy halves alone, it meets the tau that the known truth has."""
+    rng = np.random.default_rng(1)
+    estimates, taus = [], []
+    for _ in range(30):
+        true, shared = rng.normal(85, 1, 80), rng.normal(0, 1)  # images that are hard for all
+        one, two = (true + shared + rng.normal(0, noise * 2**0.5, 80) for _ in range(2))
+        estimates.append(tau_ceiling(one, two, rng, draws=20))
+        taus.append(kendall(true, (one + two) / 2))
+    assert np.mean(estimates) == pytest.approx(np.mean(taus), abs=0.03)
+
+
+def test_a_ceiling_of_noise_or_of_nothing_is_an_error():
+    rng = np.random.default_rng(0)
+    with pytest.raises(PredictionError, match="needs 10"):
+        tau_ceiling([1, 2], [1, 2], rng)
+    half = rng.normal(size=20)
+    with pytest.raises(PredictionError, match="no more than their noise"):
+        tau_ceiling(half, -half, rng)
+
+
+@settings(max_examples=40)
+@given(st.integers(0, 2**32))
+def test_the_gain_of_a_point_is_the_hypervolume_that_it_adds(seed):
+    rng = np.random.default_rng(seed)
+    seen, new = rng.random((8, 2)), rng.uniform(-0.2, 1.2, (10, 2))
+    reference = seen.max(axis=0)
+    before = hypervolume(seen, reference)
+    after = [hypervolume(np.vstack([seen, point]), reference) for point in new]
+    gains = _gain(seen[pareto_mask(seen)], new, reference)
+    np.testing.assert_allclose(gains, np.array(after) - before, atol=1e-12)
+
+
+def test_a_guided_search_beats_chance():
+    goals = {"accuracy": "maximize", "cost": "minimize"}
+
+    def objective(config):
+        return {"accuracy": truth(config), "cost": work(config)}
+
+    tables = []
+    for seed in range(3):
+        guided = GuidedSampler(SPACE, work, work, seed=seed)
+        tables.append(search(SPACE, objective, goals, trials=25, seed=seed, sampler=guided))
+        tables.append(search(SPACE, objective, goals, trials=25, seed=seed, sampler="random"))
+    ours, chance = volumes(tables, goals).reshape(3, 2).T
+    assert (ours > chance).all()
+    again = GuidedSampler(SPACE, work, work, seed=2)
+    repeat = search(SPACE, objective, goals, trials=25, seed=2, sampler=again)
+    assert list(repeat["subnet"]) == list(tables[4]["subnet"])
