@@ -82,7 +82,7 @@ def _trained(build, space, dataset, recipe, seed, guide=None):
     supernet = build(space)
     if guide is not None:
         guide = torch.no_grad()(guide)
-    return supernet, train(supernet, dataset, recipe, seed=seed, guide=guide)
+    return supernet, train(supernet, dataset, recipe, seed=seed, watch=0, guide=guide)
 
 
 def _accuracy(supernet: Supernet, config: SubnetConfig, dataset: Dataset, images: Images) -> float:

@@ -35,7 +35,8 @@ class ResumeError(DynlibError):
 def train(
     supernet: Supernet, dataset: Dataset, recipe: Recipe, *, seed: int = 0,
     state_file: str | Path | None = None, stop_after_epochs: int | None = None,
-    finish_in: int | None = None, guide: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    finish_in: int | None = None, watch: int = 2000,
+    guide: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> pd.DataFrame:  # fmt: skip
     """Train in place and return one row per epoch: losses, validation accuracies, images/s.
 
@@ -47,6 +48,7 @@ def train(
         stop_after_epochs: end early after so many epochs of this call, to be resumed later.
         finish_in: do the rest of the schedule in so many epochs of this call, for a run that must
             end before its time: the rates still fall to zero, only faster.
+        watch: validation images for the accuracies of each epoch's row; 0 leaves them out.
         guide: a trained network, images -> logits, that teaches all sub-networks in place of the
             labels and of the recipe's teacher.
 
@@ -80,7 +82,7 @@ def train(
             means = np.mean([(some[0], some[-1]) for some in losses], axis=0)
             history.append({
                 "epoch": epoch + 1, "loss_max": float(means[0]), "loss_student": float(means[1]),
-                **quick_accuracies(supernet, dataset, bf16=step.bf16), "seconds": seconds,
+                **quick_accuracies(supernet, dataset, watch, bf16=step.bf16), "seconds": seconds,
                 "images_per_s": per_epoch * recipe.batch_size / seconds,
             })  # fmt: skip
             log.info("epoch %d: %s", epoch + 1, history[-1])
@@ -149,10 +151,13 @@ def evaluate(
     return accuracy_pct(supernet.prepare(config), dataset, images, bf16=bf16)
 
 
-def quick_accuracies(supernet: Supernet, dataset: Dataset, *, bf16: bool) -> dict[str, float]:
-    """Validation accuracy of the two ends of the space, on at most 2,000 images each."""
-    held = dataset.val.take(slice(0, 2000))
-    result = {}
+def quick_accuracies(
+    supernet: Supernet, dataset: Dataset, count: int = 2000, *, bf16: bool
+) -> dict[str, float]:
+    """Validation accuracy of the two ends of the space, on at most `count` images; none for 0."""
+    held, result = dataset.val.take(slice(0, count)), {}
+    if not count:
+        return result
     for name, config in (("max", supernet.space.largest), ("min", supernet.space.smallest)):
         config = supernet.canonical(config)
         supernet.statistics.pop(config, None)  # the weights have moved since
