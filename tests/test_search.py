@@ -63,6 +63,9 @@ def test_an_interrupted_study_resumes_on_disk(tmp_path):
     assert len(calls) == 11
     with pytest.raises(SearchError, match="objectives"):
         search(SPACE, objective, {"accuracy": "maximize"}, trials=1, seed=0, storage=journal)
+    other = SearchSpace((16, 24), SPACE.depth, SPACE.width)
+    with pytest.raises(SearchError, match="has the space"):
+        search(other, objective, GOALS, trials=1, seed=0, storage=journal)
 
 
 def test_a_search_tries_its_start_first():

@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import json
 import multiprocessing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -105,14 +106,14 @@ def search(
             that can be imported; trials then differ from run to run.
 
     Raises:
-        SearchError: the stored study has other objectives, cannot be read, or lost a worker.
+        SearchError: the stored study has other objectives or another space, or lost a worker.
         InfeasibleError: nothing that was tried keeps the limits.
     """
     limits = dict(limits or {})
     if unknown := set(limits) - set(directions):
         raise SearchError(f"limits on {sorted(unknown)}, but the objectives are {list(directions)}")
     _sampler(sampler, seed, population)  # an unknown one fails before a study
-    study = _open(directions, storage, name)
+    study = _open(space, directions, storage, name)
     if not study.trials:
         for config in start:
             study.enqueue_trial(_params(space, config))
@@ -137,19 +138,18 @@ def search(
     return table
 
 
-def _open(directions, storage, name) -> optuna.Study:
+def _open(space, directions, storage, name) -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(
         directions=list(directions.values()), storage=open_storage(storage), study_name=name,
         load_if_exists=True,
     )  # fmt: skip
-    stored = study.user_attrs.get("objectives")
-    if stored is None:
-        study.set_user_attr("objectives", dict(directions))
-    elif stored != dict(directions):
-        raise SearchError(
-            f"{storage}: study {name!r} has the objectives {stored}, not {dict(directions)}"
-        )
+    for key, value in (("objectives", dict(directions)), ("space", json.dumps(space.to_dict()))):
+        stored = study.user_attrs.get(key)
+        if stored is None:
+            study.set_user_attr(key, value)
+        elif stored != value:
+            raise SearchError(f"{storage}: study {name!r} has the {key} {stored}, not {value}")
     return study
 
 
@@ -263,7 +263,7 @@ def record(
     So a vectorised search's front lies where every other study does. Rows already there are kept
     once. Returns the study.
     """
-    study = _open(directions, storage, name)
+    study = _open(space, directions, storage, name)
     known = _measured(study)
     measures = table.select_dtypes("number").columns
     scales = {
