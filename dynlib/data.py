@@ -118,8 +118,13 @@ def _root() -> Path:
 
 
 def _assemble(name, classes, train: Images, test: Images, seed: int) -> Dataset:
-    """Split validation images off the training images, always the same ones for one seed."""
+    """Split validation images off the training images, always the same ones for one seed.
+
+    Files come sorted by class, so the test images are shuffled as well: any leading part of each of
+    the three parts is a fair sample of it.
+    """
     order = torch.from_numpy(np.random.default_rng([seed, 77]).permutation(len(train)))
+    test = test.take(torch.from_numpy(np.random.default_rng([seed, 80]).permutation(len(test))))
     held = max(1, int(VAL_SHARE * len(train)))
     val, train = train.take(order[:held]), train.take(order[held:])
     sample = train.images[:10_000].double() / 255

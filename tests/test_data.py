@@ -36,6 +36,16 @@ def test_a_folder_of_classes_is_split_three_ways(folder, tmp_path):
     assert dataset.train.images.shape[1:] == (3, 32, 32)
 
 
+def test_leading_images_are_a_fair_sample_though_files_lie_by_class(folder, tmp_path):
+    (tmp_path / "both").mkdir()
+    for part in ("train", "test"):
+        with tarfile.open(tmp_path / "both" / f"{part}.tar", "w") as file:
+            file.add(folder, "set")
+    dataset = load_dataset(str(tmp_path / "both"), cache_dir=tmp_path / "cache")
+    for part in (dataset.train, dataset.test):
+        assert part.labels[:8].float().mean() not in (0, 1)
+
+
 def test_decoding_happens_once_and_a_broken_cache_is_decoded_again(folder, tmp_path, monkeypatch):
     cache = tmp_path / "cache"
     first = load_dataset(str(folder), cache_dir=cache)
@@ -169,4 +179,5 @@ def test_cifar10_from_the_tars(data_root, tmp_path):
     assert dataset.classes == tuple(data.CIFAR10)
     assert (len(dataset.train), len(dataset.val), len(dataset.test)) == (45_000, 5_000, 8_000)
     assert torch.bincount(dataset.test.labels).min() > 700
+    assert torch.bincount(dataset.test.labels[:1000]).min() > 70
     assert len(with_train(dataset, 100).train) == 100

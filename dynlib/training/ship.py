@@ -138,24 +138,30 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--dataset", default="cifar10")
     parser.add_argument("--data-dir", default="")
     parser.add_argument("--epochs", type=int, default=36)
-    for name in ("lr", "pad", "cutout", "students", "label_smoothing"):  # the recipe's, see there
+    for name in ("lr", "pad", "cutout", "students", "distill", "label_smoothing"):  # see Recipe
         default = getattr(Recipe, name)
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--small", action="store_true", help="the small space")
     parser.add_argument("--out", type=Path, required=True, help="checkpoint to write")
     parser.add_argument("--state", type=Path, help="training state, resumed if it exists")
+    parser.add_argument("--start", type=Path, help="checkpoint to start from")
     parser.add_argument("--finish-in", type=int, help="cut the rest short to so many epochs")
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     dataset = load_dataset(args.dataset, args.data_dir, seed=args.seed)
     recipe = Recipe(
         epochs=args.epochs, lr=args.lr, pad=args.pad, cutout=args.cutout, students=args.students,
-        label_smoothing=args.label_smoothing,
+        distill=args.distill, label_smoothing=args.label_smoothing,
     )  # fmt: skip
     torch.manual_seed(args.seed)
-    space = SMALL_SPACE if args.small else CIFAR_SPACE
-    supernet = Supernet(space, len(dataset.classes))
+    earlier = None
+    if args.start:
+        supernet, earlier = Supernet.from_checkpoint(args.start)
+        earlier = {key: earlier.get(key) for key in ("recipe", "epochs_run", "finish_in", "start")}
+    else:
+        space = SMALL_SPACE if args.small else CIFAR_SPACE
+        supernet = Supernet(space, len(dataset.classes))
     state = args.state or repo_root() / "runs" / "training" / f"{args.out.stem}.pt"
     history = train(
         supernet, dataset, recipe, seed=args.seed, state_file=state, finish_in=args.finish_in
@@ -165,6 +171,7 @@ def main(argv: list[str] | None = None) -> None:
         supernet, dataset, args.out, recipe=asdict(recipe), seed=args.seed,
         train_images=len(dataset.train), seconds=seconds, torch=torch.__version__,
         threads=torch.get_num_threads(), epochs_run=len(history), finish_in=args.finish_in,
+        start=earlier,
     )  # fmt: skip
     atomic_write(
         args.out.with_suffix(".history.csv"), history.to_csv(index=False, float_format="%.5g")
