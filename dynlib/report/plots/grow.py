@@ -1,25 +1,20 @@
 """Figures of the network that grows: what increments add, and where they run."""
 
-import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from dynlib.report.figures import figure
-from dynlib.report.plots.style import WIDE, plain_log
+from dynlib.report.plots.style import panels, plain_log, series
 
 
 @figure("grow_increments")
 def grow_increments(table: pd.DataFrame) -> Figure:
     """Accuracy of the increments, and the confidence in the right class, relative to all."""
-    drawn, axes = plt.subplots(1, 2, figsize=WIDE)
-    for column, label, style in (
-        ("accuracy_val_pct", "validation", "s--"),
-        ("accuracy_test_pct", "test", "o-"),
-    ):
-        axes[0].plot(table["increments"], table[column], style, label=label, markersize=5)
+    drawn, axes = panels(2)
+    looks = {"accuracy_val_pct": ("validation", "s--"), "accuracy_test_pct": ("test", "o-")}
+    series(axes[0], table, "increments", looks)
     axes[0].set(ylabel="accuracy (%)")
-    axes[0].legend(loc="lower right")
     axes[1].bar(table["increments"], table["confidence_pct"], width=0.6)
     for count, value in zip(table["increments"], table["confidence_pct"], strict=True):
         axes[1].text(count, value + 1, f"{value:.0f}", ha="center")
@@ -33,9 +28,9 @@ def grow_increments(table: pd.DataFrame) -> Figure:
 def grow_points(table: pd.DataFrame) -> Figure:
     """Energy over time of every unit, clock and number of increments; the front is filled."""
     boards = list(dict.fromkeys(table["board"]))
-    drawn, axes = plt.subplots(1, len(boards), figsize=(9.6, 4.4), squeeze=False)
+    drawn, axes = panels(len(boards), figsize=(9.6, 4.4))
     most = table["increments"].max()
-    for panel, board in zip(axes[0], boards, strict=True):
+    for panel, board in zip(axes, boards, strict=True):
         mine = table[table["board"] == board]
         units = list(dict.fromkeys(mine["unit"]))
         for (unit, count), rows in mine.groupby(["unit", "increments"]):

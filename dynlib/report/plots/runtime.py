@@ -1,4 +1,4 @@
-"""Figures of the manager: how it decides, how far from the optimum it is, what each knob brings."""
+"""Figures of the manager: how it decides, what it saves, how far from the optimum it is."""
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -6,7 +6,18 @@ import seaborn as sns
 from matplotlib.figure import Figure
 
 from dynlib.report.figures import figure
-from dynlib.report.plots.style import WIDE
+from dynlib.report.plots.style import panels
+
+_POLICIES = {
+    "linux": "Linux default", "manager": "manager",
+    "accuracy": "manager, for accuracy", "latency": "manager, for latency",
+}  # fmt: skip
+_SERIES = {
+    "latency_ms": "latency (ms)",
+    "accuracy_pct": "accuracy (%)",
+    "clock_mhz": "highest GPU\nclock (MHz)",
+    "power_mw": "mean board\npower (W)",
+}
 
 
 @figure("manage_one_levels")
@@ -44,7 +55,7 @@ def manage_one_levels(table: pd.DataFrame) -> Figure:
 @figure("manage_two_optimum")
 def manage_optimum(table: pd.DataFrame) -> Figure:
     """Energy over that of the clairvoyant optimum, whole board and above idle."""
-    drawn, axes = plt.subplots(1, 2, figsize=WIDE)
+    drawn, axes = panels(2)
     table = table.assign(board=table["board"] + "\n" + table["points"] + " points")
     for panel, (column, label, bar) in zip(axes, (
         ("energy_over_oracle", "board energy", 1.05),
@@ -77,4 +88,105 @@ def manage_knobs(table: pd.DataFrame) -> Figure:
         labels = [f" {by_policy.get(p, 0):.0f} % missed" if by_policy.get(p, 0) > 1 else ""
                   for p in order]  # fmt: skip
         axes.bar_label(patch, labels=labels, fontsize="x-small", color="C3")
+    return drawn
+
+
+@figure("manage_one_timeline")
+@figure("manage_two_timeline")
+def manage_timeline(table: pd.DataFrame) -> Figure:
+    """One column per policy; latency with its deadline, accuracy, clock and power over time."""
+    policies = [p for p in _POLICIES if p in set(table["policy"])]
+    drawn, axes = plt.subplots(
+        len(_SERIES), len(policies), figsize=(9.6, 6.4), sharex=True, sharey="row", squeeze=False
+    )
+    for column, policy in enumerate(policies):
+        mine = table[table["policy"] == policy]
+        for panel, (what, label) in zip(axes[:, column], _SERIES.items(), strict=True):
+            rows = mine[mine["what"] == what]
+            by_frame = what in ("latency_ms", "accuracy_pct")
+            style = {"ls": "", "marker": ".", "ms": 3} if by_frame else {"drawstyle": "steps-post"}
+            for i, (name, part) in enumerate(rows.groupby("name")):
+                values = part["value"] / (1e3 if what == "power_mw" else 1)
+                panel.plot(part["t_s"], values, **style, color=f"C{i}", lw=1, label=name)
+            if column == 0:
+                panel.set_ylabel(label)
+        deadlines = mine[mine["what"] == "deadline_ms"]
+        for _, part in deadlines.groupby("name"):
+            axes[0, column].plot(
+                part["t_s"], part["value"], color="C3", lw=1, drawstyle="steps-post"
+            )
+        axes[0, column].set_ylim(0, 1.3 * deadlines["value"].max())
+        axes[0, column].set_title(_POLICIES[policy])
+        axes[-1, column].set_xlabel("time (s)")
+    if table.loc[table["what"] == "latency_ms", "name"].nunique() > 1:
+        handles, labels = axes[0, 0].get_legend_handles_labels()
+        names = [f"application {label}" for label in labels]
+        drawn.legend(handles, names, loc="outside upper center", ncols=len(names), markerscale=3)
+    return drawn
+
+
+@figure("manage_one_energy")
+@figure("manage_two_energy")
+def manage_energy(table: pd.DataFrame) -> Figure:
+    """Energy per on-time frame, accuracy and misses of every policy, one group per scenario."""
+    names = {"energy_per_frame_mj": "board energy per\non-time frame (mJ)",
+             "accuracy_mean_pct": "mean accuracy (%)",
+             "deadline_miss_pct": "missed frames (%)"}  # fmt: skip
+    points = list(dict.fromkeys(table["points"]))
+    drawn, axes = plt.subplots(
+        len(points), len(names), figsize=(9.6, 2.8 * len(points)), squeeze=False
+    )
+    table = table.replace({"policy": _POLICIES})
+    order = [p for p in _POLICIES.values() if p in set(table["policy"])]
+    for row, source in zip(axes, points, strict=True):
+        mine = table[table["points"] == source]
+        for panel, (column, label) in zip(row, names.items(), strict=True):
+            sns.barplot(
+                mine, x="scenario", y=column, hue="policy", hue_order=order, errorbar="sd",
+                err_kws={"lw": 1}, ax=panel,
+            )  # fmt: skip
+            panel.set(xlabel="", ylabel=label)
+            if column == "accuracy_mean_pct":
+                low, high = mine[column].min(), mine[column].max()
+                panel.set_ylim(low - 0.3 * (high - low) - 0.2, high + 0.1 * (high - low) + 0.1)
+            if column == "deadline_miss_pct":
+                panel.axhline(1, color="C3", lw=0.8, ls="--")
+            handles, labels = panel.get_legend_handles_labels()
+            panel.get_legend().remove()
+        row[1].set_title(f"{source} operating points")
+    drawn.legend(handles, labels, loc="outside upper center", ncols=len(order))
+    return drawn
+
+
+@figure("manage_two_ladder")
+def manage_two_ladder(table: pd.DataFrame) -> Figure:
+    """On which reading of "energy saved" a published reduction is reached."""
+    drawn, axes = plt.subplots(figsize=(7.2, 2.8))
+    gap = [table["reduction_pct"] - table["low"], table["high"] - table["reduction_pct"]]
+    axes.barh(table["rung"], table["reduction_pct"], xerr=gap, color="C0", height=0.6)
+    for i, value in enumerate(table["reduction_pct"]):
+        axes.text(value + 1.5, i, f"{value:.0f} %", va="center")
+    published = table["published_pct"].iloc[0]
+    axes.axvline(published, color="C3", ls="--", lw=1)
+    axes.text(published, -0.75, f"published: {published:.0f} %", color="C3", ha="center")
+    axes.set(xlabel="saved against the Linux default (%)", ylabel="", xlim=(0, 100))
+    axes.invert_yaxis()
+    return drawn
+
+
+@figure("manage_two_sensitivity")
+def manage_two_sensitivity(table: pd.DataFrame) -> Figure:
+    """The saving if every guessed coefficient of the board were 30 % lower or higher."""
+    drawn, axes = plt.subplots(figsize=(5.2, 3.2))
+    for i, (scenario, rows) in enumerate(table.groupby("scenario")):
+        rows = rows.sort_values("factor")
+        gap = [rows["energy_reduction_pct"] - rows["energy_reduction_pct_low"],
+               rows["energy_reduction_pct_high"] - rows["energy_reduction_pct"]]  # fmt: skip
+        axes.errorbar(
+            100 * (rows["factor"] - 1), rows["energy_reduction_pct"], gap, fmt="o-", capsize=3,
+            color=f"C{i}", label=scenario,
+        )  # fmt: skip
+    axes.set(xlabel="change of every guessed coefficient (%)", ylabel="energy saved (%)")
+    axes.set_ylim(0, None)
+    axes.legend()
     return drawn

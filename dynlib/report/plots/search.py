@@ -1,4 +1,4 @@
-"""Figures of the searches: the replayed Jetson fronts, their networks, and the predictor."""
+"""Figures of the searches: fronts, hypervolumes, the networks found, and the predictor."""
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -7,7 +7,7 @@ import seaborn as sns
 from matplotlib.figure import Figure
 
 from dynlib.report.figures import figure
-from dynlib.report.plots.style import WIDE, front, plain_log
+from dynlib.report.plots.style import WIDE, front, panels, plain_log
 
 
 @figure("jetson_front")
@@ -94,14 +94,14 @@ def jetson_patterns(table: pd.DataFrame) -> Figure:
 def jetson_families(table: pd.DataFrame) -> Figure:
     """Each unit's own front, and the other unit's family run on it."""
     units = list(dict.fromkeys(table["unit"]))
-    drawn, axes = plt.subplots(1, len(units), figsize=WIDE, sharey=True, squeeze=False)
-    for panel, unit in zip(axes[0], units, strict=True):
+    drawn, axes = panels(len(units), sharey=True)
+    for panel, unit in zip(axes, units, strict=True):
         for i, (family, rows) in enumerate(table[table["unit"] == unit].groupby("family")):
             front(panel, rows, "latency_ms", "accuracy_pct", color=f"C{i}", lw=1.2,
                   label=f"found for the {family.upper()}")  # fmt: skip
         panel.set(xlabel=f"sum of the {unit.upper()}'s latency table (ms)", title=unit.upper())
         panel.legend(loc="lower right")
-    axes[0][0].set_ylabel("predicted accuracy (%)")
+    axes[0].set_ylabel("predicted accuracy (%)")
     return drawn
 
 
@@ -110,8 +110,8 @@ def jetson_board(table: pd.DataFrame) -> Figure:
     """Every published series on the board, and the front found here mapped to board time."""
     units = list(dict.fromkeys(table["unit"]))
     names = list(dict.fromkeys(table["series"]))
-    drawn, axes = plt.subplots(1, len(units), figsize=WIDE, squeeze=False)
-    for panel, unit in zip(axes[0], units, strict=True):
+    drawn, axes = panels(len(units))
+    for panel, unit in zip(axes, units, strict=True):
         for i, name in enumerate(names):
             rows = table[(table["unit"] == unit) & (table["series"] == name)]
             rows = rows.sort_values("latency_ms")
@@ -126,7 +126,7 @@ def jetson_board(table: pd.DataFrame) -> Figure:
         panel.set(xlabel="latency on the board (ms)", ylabel="top-1 accuracy (%)", xscale="log")
         panel.set_title(unit.upper())
         plain_log(panel.xaxis)
-    handles, labels = axes[0][0].get_legend_handles_labels()
+    handles, labels = axes[0].get_legend_handles_labels()
     drawn.legend(handles, labels, loc="outside right center")
     return drawn
 
@@ -146,4 +146,33 @@ def search_predictor(table: pd.DataFrame) -> Figure:
     axes.plot(ends, ends, color="0.4", lw=0.8)
     axes.set(xlabel="predicted accuracy (%)", ylabel="measured accuracy (%), +- one standard error")
     drawn.colorbar(drawn_points, label="work (MMACs)")
+    return drawn
+
+
+@figure("search_front")
+def searchfront(table: pd.DataFrame) -> Figure:
+    """Every trial and the front, one panel per pair of objectives."""
+    costs = list(dict.fromkeys(table["cost"]))
+    drawn, axes = panels(len(costs), sharey=True)
+    for panel, cost in zip(axes, costs, strict=True):
+        rows = table[table["cost"] == cost]
+        panel.scatter(rows["value"], rows["accuracy_val_pct"], s=10, color="0.7", label="trial")
+        best = rows[rows["on_front"]]
+        front(panel, best, "value", "accuracy_val_pct", color="C0", lw=1)
+        panel.scatter(best["value"], best["accuracy_val_pct"], s=22, color="C0", label="front")
+        panel.set(xlabel=cost, ylabel="validation accuracy (%)")
+    axes[0].legend(loc="lower right")
+    return drawn
+
+
+@figure("search_hypervolume")
+def search_hypervolume(table: pd.DataFrame) -> Figure:
+    """Hypervolume over trials: mean over seeds, and the band of one standard error."""
+    drawn, axes = plt.subplots()
+    sns.lineplot(
+        table, x="trial", y="hypervolume", hue="sampler", style="sampler", errorbar="se", ax=axes
+    )
+    seeds = table["seed"].nunique()
+    axes.set(xlabel="trials", ylabel="hypervolume, share of the best")
+    axes.set_title(f"mean of {seeds} seeds, band: standard error")
     return drawn

@@ -1,4 +1,4 @@
-"""Figures of serving: what a prepared sub-network costs, per engine and against peers."""
+"""Figures of serving: one set of weights at many speeds, switching, engines and peers."""
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -6,7 +6,7 @@ import seaborn as sns
 from matplotlib.figure import Figure
 
 from dynlib.report.figures import figure
-from dynlib.report.plots.style import plain_log
+from dynlib.report.plots.style import WIDE, panels, plain_log
 
 
 @figure("serve_overhead")
@@ -61,4 +61,65 @@ def peer_times(table: pd.DataFrame) -> Figure:
     axes.set(xlabel="sub-network (kernel, expansion, depth)", ylabel="one image, CPU time (ms)")
     axes.set_title("the same sub-networks and outputs, float32, one thread")
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), markerscale=0.4)
+    return drawn
+
+
+@figure("quickstart_tradeoff")
+def quickstart_tradeoff(table: pd.DataFrame) -> Figure:
+    """One super-network: accuracy over work, and over latency on this machine."""
+    drawn, axes = panels(2, sharey=True)
+    for panel, x, label in zip(
+        axes, ("macs_m", "latency_ms"), ("work (MMACs)", "latency of one frame (ms)"), strict=True
+    ):
+        panel.plot(table[x], table["accuracy_test_pct"], "o-", color="C0")
+        panel.set(xlabel=label, xscale="log")
+        plain_log(panel.xaxis)
+    axes[0].set(ylabel="test accuracy (%)")
+    static = table["params_m"].sum()
+    shared = table["params_m"].max()
+    axes[1].set_title(f"{len(table)} networks: {shared:.1f} M weights instead of {static:.1f} M")
+    axes[0].set_title("every point is the same set of weights")
+    return drawn
+
+
+@figure("quickstart_frames")
+def quickstart_frames(table: pd.DataFrame) -> Figure:
+    """A stream of frames: latency of each, coloured by the sub-network that served it."""
+    drawn, axes = plt.subplots(figsize=WIDE)
+    sns.scatterplot(
+        table, x="frame", y="latency_ms", hue="subnet", palette="viridis", s=14, ax=axes, lw=0
+    )
+    changes = table.index[table["subnet"] != table["subnet"].shift()][1:]
+    for change in changes:
+        axes.axvline(table["frame"][change], color="0.8", lw=0.8, zorder=0)
+    axes.set(xlabel="frame", ylabel="latency (ms)", ylim=(0, None))
+    axes.set_title("the sub-network changes every 40 frames, between two frames")
+    sns.move_legend(axes, "center left", bbox_to_anchor=(1, 0.5), title=None)
+    return drawn
+
+
+@figure("switch_times")
+def switch_times(table: pd.DataFrame) -> Figure:
+    """How long a switch takes, and the first frame after it against a later one."""
+    drawn, axes = panels(2)
+    switch = table[table["what"] == "switch"]
+    sns.ecdfplot(switch, x="time_us", ax=axes[0])
+    axes[0].set(xlabel="switch (us)", ylabel="share of switches", xscale="log")
+    plain_log(axes[0].xaxis)
+    frames = table[table["what"] != "switch"]
+    sns.ecdfplot(frames.assign(ms=frames["time_us"] / 1e3), x="ms", hue="what", ax=axes[1])
+    axes[1].set(xlabel="frame latency (ms)", ylabel="share of frames", xscale="log")
+    plain_log(axes[1].xaxis)
+    sns.move_legend(axes[1], "upper left", title=None)
+    return drawn
+
+
+@figure("switch_overhead")
+def switch_overhead(table: pd.DataFrame) -> Figure:
+    """Run time of a sub-network in the super-network over that of its static copy, per round."""
+    drawn, axes = plt.subplots(figsize=WIDE)
+    sns.boxplot(table, x="ratio", y="subnet", hue="frame", fliersize=2, width=0.6, ax=axes)
+    axes.axvline(1, color="0.3", lw=0.8)
+    axes.axvline(1.05, color="C3", lw=0.8, ls="--")
+    axes.set(ylabel="", xlabel="run time in the super-network / run time of the static copy")
     return drawn

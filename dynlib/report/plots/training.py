@@ -6,7 +6,7 @@ import seaborn as sns
 from matplotlib.figure import Figure
 
 from dynlib.report.figures import figure
-from dynlib.report.plots.style import WIDE
+from dynlib.report.plots.style import WIDE, panels, plain_log, series
 
 
 @figure("recipe_ablation")
@@ -26,15 +26,40 @@ def recipe_ablation(table: pd.DataFrame) -> Figure:
 @figure("alone_gap")
 def alone_gap(table: pd.DataFrame) -> Figure:
     """Test accuracy of sub-networks inside the super-network and of their twins trained alone."""
-    kinds = {
-        "supernet_pct": "in the super-network", "alone_pct": "trained alone",
-        "distilled_alone_pct": "trained alone by a teacher",
-    }  # fmt: skip
     drawn, axes = plt.subplots(figsize=WIDE)
     rows = table.sort_values("macs_m")
-    for (column, label), marker in zip(kinds.items(), "osD", strict=True):
-        axes.plot(rows["macs_m"], rows[column], marker=marker, label=label)
+    series(axes, rows, "macs_m", {
+        "supernet_pct": ("in the super-network", "o-"), "alone_pct": ("trained alone", "s-"),
+        "distilled_alone_pct": ("trained alone by a teacher", "D-"),
+    })  # fmt: skip
     axes.set(xlabel="work (MMACs)", ylabel="test accuracy (%)")
     axes.set_title(f"{len(rows)} networks: one set of weights against one training each")
-    axes.legend()
+    return drawn
+
+
+@figure("training_curve")
+def training_curve(table: pd.DataFrame) -> Figure:
+    """Validation accuracy of the two ends of the space over training, one panel per run."""
+    runs = list(dict.fromkeys(table["run"]))
+    drawn, axes = panels(len(runs), sharey=True)
+    for panel, run in zip(axes, runs, strict=True):
+        rows = table[table["run"] == run]
+        sns.lineplot(
+            rows, x="epoch", y="accuracy_val_pct", hue="sub-network", marker="o", ax=panel,
+            markersize=4,
+        )  # fmt: skip
+        panel.set(xlabel="epoch", ylabel="validation accuracy (%)", title=run)
+    return drawn
+
+
+@figure("supernet_accuracy")
+def supernet_accuracy(table: pd.DataFrame) -> Figure:
+    """Accuracy of the shipped sub-networks on validation and test images over MACs."""
+    drawn, axes = plt.subplots()
+    series(axes, table, "macs_m", {
+        "accuracy_val_pct": ("validation (used for choosing)", "s--"),
+        "accuracy_test_pct": ("test (never used for choosing)", "o-"),
+    })  # fmt: skip
+    axes.set(xlabel="work (MMACs)", ylabel="accuracy (%)", xscale="log")
+    plain_log(axes.xaxis)
     return drawn
