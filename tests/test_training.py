@@ -106,6 +106,27 @@ def test_shipping_stores_statistics_and_the_accuracies_of_the_stored_weights(tra
     assert list(written["subnet"]) == list(table["subnet"])
 
 
+def test_training_goes_on_from_a_checkpoint_and_says_so(trained, tmp_path, monkeypatch):
+    from dynlib.training import ship as room
+
+    first = tmp_path / "first.safetensors"
+    ship(trained[0], tiny(), first, candidates=2, recipe={"epochs": 3}, epochs_run=3)
+    monkeypatch.setattr(room, "load_dataset", lambda *_, **__: tiny())
+    started = []
+
+    def watch(net, *_, **__):
+        started.append(weights(net))
+        return pd.DataFrame({"seconds": [1.0]})
+
+    monkeypatch.setattr(room, "train", watch)
+    second = tmp_path / "second.safetensors"
+    room.main(["--start", str(first), "--out", str(second), "--epochs", "1"])
+    torch.testing.assert_close(started[0], weights(Supernet.from_checkpoint(first)[0]))
+    _, provenance = Supernet.from_checkpoint(second)
+    assert provenance["start"]["epochs_run"] == 3
+    assert provenance["recipe"]["epochs"] == 1
+
+
 def test_chosen_points_include_both_ends(trained):
     net, dataset = trained[0], tiny()
     chosen = choose_points(net, dataset, count=4, candidates=5)
