@@ -1,4 +1,6 @@
 import os
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import matplotlib
@@ -9,6 +11,24 @@ matplotlib.use("agg")
 settings.register_profile("ci", derandomize=True, deadline=None)
 settings.register_profile("dev", deadline=None)
 settings.load_profile("ci" if os.environ.get("CI") else "dev")
+
+
+@pytest.fixture
+def memory() -> Iterator[Path]:
+    """A scratch folder in memory, as sysfs is: a busy disk makes truncating files slow."""
+    memory = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as folder:
+        yield Path(folder)
+
+
+@pytest.fixture
+def root(memory) -> Path:
+    """The fake tree of a Jetson."""
+    import fake_tree
+
+    from dynlib.hardware.knobbench import write_tree
+
+    return write_tree(memory / "root", fake_tree.jetson())
 
 
 @pytest.fixture(scope="session")

@@ -1,13 +1,19 @@
-"""Fake trees of real boards, and a kernel that fails on request."""
+"""Fake trees of real boards, and a kernel that answers as the real one does, or fails on request.
 
-import contextlib
+What a write leads to follows Linux 6.1 and 6.12: tests/kernel tries the same cases on both.
+"""
+
 import errno
 import fnmatch
 import os
-import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
-from dynlib.hardware.faketree import FakeKernel, cpu_files, devfreq_files
+from dynlib.hardware.control import SysFs
+from dynlib.hardware.knobbench import cpu_files
+from dynlib.hardware.live import LiveBoard
+from dynlib.hardware.sensors import find_sensors
+from dynlib.hardware.sysfs import CPU, CPUFREQ, DEVFREQ, Names, find_knobs
 
 KHZ = (800_000, 1_000_000, 1_200_000, 1_600_000, 2_000_000, 2_400_000)  # those of the guest's SSDT
 GPU_MHZ = (114.75, 510.0, 1109.25)
@@ -24,7 +30,18 @@ GPU_PATHS = {
     "rk3588": "sys/class/devfreq/fb000000.gpu",
     "adreno": "sys/class/kgsl/kgsl-3d0/devfreq",
 }
+POLICY = f"{CPU}/cpufreq/policy0"
 EMC = "sys/kernel/debug/bpmp/debug/clk/emc"
+
+
+def devfreq_files(folder: str, mhz: Sequence[float]) -> dict[str, object]:
+    hz = [round(1e6 * value) for value in sorted(mhz)]
+    values = {
+        "available_frequencies": " ".join(map(str, hz)), "cur_freq": hz[0], "min_freq": hz[0],
+        "max_freq": hz[-1], "available_governors": "performance userspace simple_ondemand",
+        "governor": "simple_ondemand",
+    }  # fmt: skip
+    return {f"{folder}/{name}": value for name, value in values.items()}
 
 
 def ina3221(hwmon: str, rails: dict[str, tuple[int, int]]) -> dict[str, object]:
@@ -63,6 +80,97 @@ def jetson() -> dict[str, object]:
     }  # fmt: skip
 
 
+class FakeKernel(SysFs):
+    """A tree whose frequency domains and CPUs react; every other file just keeps what it is told.
+
+    `asked` remembers each user's request as the kernel does: a limit that was cut comes back when
+    the other one moves. `cap` (folder: kHz or Hz) is a thermal or firmware limit.
+    """
+
+    def __init__(self, root: str | Path):
+        super().__init__(root)
+        self.plain = SysFs(root)
+        self.asked: dict[str, int] = {}
+        self.cap: dict[str, int] = {}
+
+    def read(self, path: str) -> str:
+        """As the kernel would answer."""
+        self._refuse_offline(path)
+        return self.plain.read(path)
+
+    def write(self, path: str, text: str) -> None:
+        """As the kernel would take it; raises `OSError` where it would refuse."""
+        folder, _, name = path.rpartition("/")
+        if not text:
+            return
+        self._refuse_offline(path)
+        for names in (CPUFREQ, DEVFREQ):
+            domain = folder.removesuffix("/userspace")
+            if (self.root / domain / names.governor).exists():
+                known = (names.low, names.high, names.governor, Path(names.setspeed).name)
+                if name not in known:
+                    raise OSError(errno.EACCES, os.strerror(errno.EACCES), path)
+                self._domain(domain, names, name, text)
+                return
+        if name == "online":
+            _integer(text, choices=(0, 1))
+            text = text.strip()
+        self.plain.write(path, text)
+
+    def _domain(self, folder: str, names: Names, name: str, text: str) -> None:
+        governor = self.plain.read(f"{folder}/{names.governor}")
+        if name == names.governor:
+            words = text.split()
+            chosen = words[0].lower() if words and len(text) <= 16 else ""
+            if chosen not in self.plain.read(f"{folder}/{names.governors}").split():
+                raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), name)
+            self.plain.write(f"{folder}/{name}", chosen)
+            governor = chosen
+            self.asked.pop(f"{folder}/speed", None)
+        elif name == Path(names.setspeed).name:
+            if governor != "userspace":
+                raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), name)
+            self.asked[f"{folder}/speed"] = _integer(text, leading=True)
+        else:
+            self.asked[f"{folder}/{name}"] = _integer(text)
+        self._apply(folder, names, governor)
+
+    def _apply(self, folder: str, names: Names, governor: str) -> None:
+        """Recompute limits and clock: the lower limit gives way, then the table rounds."""
+        table = sorted(int(w) for w in self.plain.read(f"{folder}/{names.table}").split())
+        high = self.asked.get(f"{folder}/{names.high}", table[-1])
+        high = min(high, self.cap.get(folder, table[-1]))
+        high = max([t for t in table if t <= high] or table[:1])
+        low = min(max(self.asked.get(f"{folder}/{names.low}", table[0]), table[0]), high)
+        cur = int(self.plain.read(f"{folder}/{names.cur}"))
+        speed = self.asked.setdefault(f"{folder}/speed", cur)
+        wanted = {"performance": high, "powersave": low, "userspace": speed}.get(governor, low)
+        wanted = min(max(wanted, low), high)
+        cur = min([t for t in table if t >= wanted] or table[-1:])
+        for name, value in ((names.low, low), (names.high, high), (names.cur, cur)):
+            self.plain.write(f"{folder}/{name}", f"{value}\n")
+        setspeed = f"{folder}/{names.setspeed}"
+        if names is CPUFREQ:
+            held = f"{cur}\n" if governor == "userspace" else "<unsupported>\n"
+            self.plain.write(setspeed, held)
+
+    def _refuse_offline(self, path: str) -> None:
+        if "/cpufreq/policy" in path:
+            cpus = self.plain.words(str(Path(path).parent / "related_cpus"))
+            states = [self.root / CPU / f"cpu{cpu}/online" for cpu in cpus]
+            if states and all(s.exists() and s.read_text().strip() == "0" for s in states):
+                raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), path)
+
+
+def _integer(text: str, choices: Sequence[int] = (), leading: bool = False) -> int:
+    digits = text.strip()
+    if leading:  # setspeed is read with sscanf: what follows the number is not looked at
+        digits = digits[: len(digits) - len(digits.lstrip("0123456789"))]
+    if not digits.isdigit() or (choices and int(digits) not in choices):
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), text)
+    return min(int(digits), 2**32 - 1)
+
+
 class FaultyKernel(FakeKernel):
     """Fails as planned: `plan` holds (read or write, path pattern, first access, times, errno)."""
 
@@ -92,12 +200,10 @@ class FaultyKernel(FakeKernel):
         self.written.append((path, text))
 
 
-@contextlib.contextmanager
-def memory_folder():
-    """A scratch folder in memory, as sysfs is: a busy disk makes truncating files slow."""
-    memory = Path("/dev/shm")
-    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as folder:
-        yield Path(folder)
+def make_board(fs: SysFs, folder: Path, **options) -> LiveBoard:
+    """All knobs and sensors of a tree, its lease in `folder`."""
+    knobs = find_knobs(fs)
+    return LiveBoard("fake", knobs + find_sensors(fs, knobs.knobs), fs, folder=folder, **options)
 
 
 def tree_state(root) -> dict[str, str]:

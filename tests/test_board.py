@@ -20,8 +20,8 @@ def write(tmp_path, text):
     return path
 
 
-def test_ten_boards_load():
-    assert len(list_boards()) == 10
+def test_the_boards_load():
+    assert len(list_boards()) == 11
     for name in list_boards():
         board = load_board(name)
         assert board.digest == load_board(BOARD_DIR / f"{name}.toml").digest
@@ -136,6 +136,10 @@ FAULTS = {
     "typo": ("idle_fraction = 0.386", "idle_fractoin = 0.386", ["gpu.idle_fraction", "missing"]),
     "negative": ("c_uw_mhz_v2 = 9523", "c_uw_mhz_v2 = -1", ["gpu.c_uw_mhz_v2", "-1"]),
     "not a number": ("c_uw_mhz_v2 = 9523", "c_uw_mhz_v2 = nan", ["gpu.c_uw_mhz_v2"]),
+    "forty digits": ("c_uw_mhz_v2 = 9523", f"c_uw_mhz_v2 = {'9' * 40}",
+                     ["gpu.c_uw_mhz_v2", "uW/MHz/V^2 from 0 to 1e+06"]),
+    "huge": ("overhead_us = 4097", "overhead_us = 1e30", ["cost.overhead_us", "to 1e+07"]),
+    "heavy": ("shunt_uohm = 5000", "shunt_uohm = 1e20", ["sensor[0].shunt_uohm", "to 1e+08"]),
     "text": ("c_uw_mhz_v2 = 9523", 'c_uw_mhz_v2 = "9523"', ["gpu.c_uw_mhz_v2", "a number"]),
     "true": ("c_uw_mhz_v2 = 9523", "c_uw_mhz_v2 = true", ["gpu.c_uw_mhz_v2", "a number"]),
     "watts": ("static_mw = 4285", "static_mw = 4.285", ["power.static_mw", "W", "mW"]),
@@ -145,7 +149,7 @@ FAULTS = {
     "mode clock": ("gpu_mhz = 803.25", "gpu_mhz = 803250", ["power_mode[4].gpu_mhz", "kHz"]),
     "no memory clocks": ("[204, 0], [408, 0]", "[204, 0], [408000, 0]", ["memory.opps[1]"]),
     "ragged": ("  [204, 5490, 5.43, 5620, 7.36],", "  [204, 5490],", ["measured[0].rows"]),
-}
+}  # fmt: skip
 
 
 @pytest.mark.faults

@@ -5,39 +5,31 @@ from types import SimpleNamespace
 import fake_tree
 import pytest
 from board_contract import BoardContract
+from fake_tree import FakeKernel
 
 from dynlib.hardware.board import load_board
 from dynlib.hardware.control import Missing, SysFs
-from dynlib.hardware.faketree import FakeKernel, write_tree
 from dynlib.hardware.host import process_parts
+from dynlib.hardware.knobbench import write_tree
 from dynlib.hardware.live import LiveBoard, open_board
 from dynlib.hardware.nvml import nvml_parts, undo
 from dynlib.hardware.sensors import find_sensors
-from dynlib.hardware.sysfs import find_knobs
 from dynlib.hardware.virtual import VirtualClock, load, virtual_parts
-
-
-@pytest.fixture
-def tmp_path():
-    with fake_tree.memory_folder() as folder:
-        yield folder
 
 
 class TestSysfs(BoardContract):
     @pytest.fixture
-    def board(self, tmp_path):
-        fs = FakeKernel(write_tree(tmp_path / "root", fake_tree.jetson()))
-        knobs = find_knobs(fs)
-        return LiveBoard("jetson", knobs + find_sensors(fs, knobs.knobs), fs, folder=tmp_path)
+    def board(self, memory, root):
+        return fake_tree.make_board(FakeKernel(root), memory)
 
 
 class TestHost(BoardContract):
     @pytest.fixture
-    def board(self, tmp_path):
+    def board(self, memory):
         fs = SysFs("/")
         # Only what concerns this process: no test turns a real machine's clocks or cores.
         parts = process_parts(fs) + find_sensors(fs)
-        return LiveBoard("host", parts, fs, folder=tmp_path)
+        return LiveBoard("host", parts, fs, folder=memory)
 
 
 class TestSimulated(BoardContract):
@@ -109,10 +101,10 @@ class TestNvml(BoardContract):
         return FakeNvml()
 
     @pytest.fixture
-    def board(self, library, tmp_path):
-        (tmp_path / "root").mkdir()
+    def board(self, library, memory):
+        (memory / "root").mkdir()
         undoers = {"nvml": lambda fs, step: undo(step, library)}
-        return LiveBoard("gpu", nvml_parts(library), SysFs(tmp_path / "root"), folder=tmp_path,
+        return LiveBoard("gpu", nvml_parts(library), SysFs(memory / "root"), folder=memory,
                          undoers=undoers)  # fmt: skip
 
     def test_says_what_the_gpu_lacks(self, board):
@@ -151,8 +143,8 @@ def test_auto_finds_this_machine_and_says_what_it_lacks():
     assert not any(isinstance(v, Missing) and not v.reason for v in board.snapshot().values())
 
 
-def test_auto_on_an_injected_root(tmp_path):
-    root = write_tree(tmp_path, fake_tree.jetson())
+def test_auto_on_an_injected_root(memory):
+    root = write_tree(memory, fake_tree.jetson())
     board = open_board("auto", root=root)
     assert {"policy0", "policy2", "gpu", "memory", "board"} <= set(board.units)
     assert board.read("VDD_IN.power").value == 6000.0

@@ -94,6 +94,7 @@ def test_prepared_equals_extracted_and_the_work_is_right(name):
         assert distance(net(x), want) <= 1e-6
         specs = supernet.layers(config)
         assert sum(s.macs for s in specs) == pytest.approx(counter.get_total_flops() / 2, rel=1e-9)
+        assert all(type(size) is int for s in specs for size in (s.in_size, s.out_size))
         layers = (m for m in alone.modules() if isinstance(m, nn.Conv2d | nn.Linear))
         assert sum(s.params for s in specs) == sum(layer.weight.numel() for layer in layers)
 

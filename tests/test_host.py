@@ -1,17 +1,24 @@
 """What a process sets for itself: affinity, threads, and the CPU quota in both kinds of group."""
 
+import math
 import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 
 from dynlib.hardware.control import ControlError, Missing, SysFs
-from dynlib.hardware.faketree import write_tree
 from dynlib.hardware.host import process_parts
-from dynlib.hardware.knobbench import quota_tracking, quota_tracking_error_pct
-from dynlib.hardware.lease import UNDOERS
+from dynlib.hardware.knobbench import (
+    board_costs_us,
+    inject_faults,
+    quota_tracking,
+    reached,
+    write_tree,
+)
+from dynlib.hardware.lease import UNDOERS, LeaseError
 from dynlib.hardware.live import LiveBoard
 
 TASKS = Path("/proc/self/task")
@@ -108,8 +115,39 @@ def test_live_quota_tracks():
     rows = quota_tracking((20.0,), window_s=1.0)
     if isinstance(rows, Missing):
         pytest.skip(f"no CPU quota here: {rows.reason}")
-    error = quota_tracking_error_pct(rows)
-    if error is None:
+    (error,) = reached(pd.DataFrame(rows))["error_pct"]
+    if math.isnan(error):
         pytest.skip(f"another load kept the quota from being reached: {rows}")
     assert error < 10  # a second is short; the notebook takes five or more
-    assert quota_tracking_error_pct(rows, throttled=2.0) is None
+
+
+def test_a_machine_that_another_holds_has_no_quota_for_us(monkeypatch):
+    def held(self):
+        raise LeaseError("held by process 1")
+
+    monkeypatch.setattr(LiveBoard, "__enter__", held)
+    answer = quota_tracking((20.0,), window_s=0.1)
+    assert isinstance(answer, Missing)
+    assert "held by process 1" in answer.reason or quota_knob(SysFs("/")) is None
+
+
+def test_only_what_was_throttled_is_judged():
+    rows = pd.DataFrame({"throttled": [0.95, 0.4], "error_pct": [0.1, 70.0]})
+    assert reached(rows)["error_pct"].dropna().tolist() == [0.1]
+
+
+def test_faults_are_counted_from_a_real_run(tmp_path):
+    (tmp_path / "faults").mkdir()
+    (tmp_path / "faults/test_some.py").write_text(
+        "import pytest\n"
+        "def test_fault_01_holds(): pass\n"
+        "@pytest.mark.parametrize('n', [1, 2])\n"
+        "def test_fault_02_breaks_once(n): assert n == 1\n"
+        "def test_fault_03_cannot_run(): pytest.skip('not here')\n"
+    )
+    assert inject_faults(tmp_path / "faults") == ({1, 2}, {1})
+    assert "no folder" in inject_faults(tmp_path / "gone").reason
+
+
+def test_costs_of_a_board_are_positive():
+    assert all(us > 0 for us in board_costs_us(459).values())

@@ -7,12 +7,12 @@ import threading
 
 import fake_tree
 import pytest
-from fake_tree import FaultyKernel, memory_folder, tree_state
+from fake_tree import POLICY, FakeKernel, FaultyKernel, make_board, tree_state
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dynlib.hardware.control import SysFs, Undo
-from dynlib.hardware.faketree import FakeKernel, write_tree
+from dynlib.hardware.knobbench import write_tree
 from dynlib.hardware.lease import (
     Lease,
     LeaseError,
@@ -22,53 +22,35 @@ from dynlib.hardware.lease import (
     recover,
     restore,
 )
-from dynlib.hardware.live import LiveBoard
 from dynlib.hardware.sysfs import CPU, find_knobs
 
-POLICY = f"{CPU}/cpufreq/policy0"
 
-
-@pytest.fixture
-def tmp_path():
-    with memory_folder() as folder:
-        yield folder
-
-
-@pytest.fixture
-def root(tmp_path):
-    return write_tree(tmp_path / "root", fake_tree.jetson())
-
-
-def live(fs, folder):
-    return LiveBoard("fake", find_knobs(fs), fs, folder=folder)
-
-
-def test_lease_is_on_disk_before_the_first_write(root, tmp_path):
+def test_lease_is_on_disk_before_the_first_write(root, memory):
     fs = FaultyKernel(root)
-    board = live(fs, tmp_path)
+    board = make_board(fs, memory)
     before = tree_state(root)
     with board:
         assert fs.written == []
-        _, undo = parse_lease(lease_file(fs, tmp_path).read_bytes(), tmp_path)
+        _, undo = parse_lease(lease_file(fs, memory).read_bytes(), memory)
         saved = {step.target: step.value for step in undo}
         for policy in ("policy0", "policy2"):
             for name in ("scaling_governor", "scaling_min_freq", "scaling_max_freq"):
                 file = f"{CPU}/cpufreq/{policy}/{name}"
                 assert saved[file] == before[file]
         assert board._lease.guarded
-    assert not lease_file(fs, tmp_path).exists()
+    assert not lease_file(fs, memory).exists()
     assert fs.written == []  # what was not touched is not written either
 
 
-def test_no_guardian_is_left_behind(root, tmp_path):
-    board = live(SysFs(root), tmp_path)
+def test_no_guardian_is_left_behind(root, memory):
+    board = make_board(SysFs(root), memory)
     with board:
         guardian = board._lease._guardian
     assert guardian.poll() == 0
 
 
-def test_a_forked_child_changes_nothing(root, tmp_path):
-    board = live(SysFs(root), tmp_path)
+def test_a_forked_child_changes_nothing(root, memory):
+    board = make_board(SysFs(root), memory)
     with board:
         board.set("policy0", "governor", "performance")
         held = tree_state(root)
@@ -80,16 +62,16 @@ def test_a_forked_child_changes_nothing(root, tmp_path):
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGTERM
         assert tree_state(root) == held
         with pytest.raises(LeaseError):
-            live(SysFs(root), tmp_path).__enter__()
+            make_board(SysFs(root), memory).__enter__()
 
 
-def test_signal_handlers_are_put_back(root, tmp_path):
+def test_signal_handlers_are_put_back(root, memory):
     seen = []
     old = signal.signal(signal.SIGTERM, lambda number, frame: seen.append(number))
     try:
         handler = signal.getsignal(signal.SIGTERM)
         before = tree_state(root)
-        with live(FakeKernel(root), tmp_path) as board:
+        with make_board(FakeKernel(root), memory) as board:
             board.set("policy0", "governor", "performance")
             signal.raise_signal(signal.SIGTERM)
             assert tree_state(root) == before  # at once, not at the end of the block
@@ -99,11 +81,11 @@ def test_signal_handlers_are_put_back(root, tmp_path):
         signal.signal(signal.SIGTERM, old)
 
 
-def test_works_in_a_thread_without_signals(root, tmp_path):
+def test_works_in_a_thread_without_signals(root, memory):
     before, problems = tree_state(root), []
 
     def work():
-        with live(FakeKernel(root), tmp_path) as board:
+        with make_board(FakeKernel(root), memory) as board:
             problems.append(board.set("policy0", "governor", "performance").problem)
 
     thread = threading.Thread(target=work)
@@ -120,13 +102,13 @@ def test_process_key_tells_processes_apart():
         process_key(2**22 + 1)
 
 
-def test_persistent_steps_survive_a_reboot(root, tmp_path):
+def test_persistent_steps_survive_a_reboot(root, memory):
     fs = SysFs(root)
     steps = [
         Undo("write", f"{POLICY}/scaling_governor", "powersave"),
         Undo("write", "sys/firmware/acpi/platform_profile", "low-power", persistent=True),
     ]
-    lease = Lease(fs, lambda: steps, folder=tmp_path, guardian=False)
+    lease = Lease(fs, lambda: steps, folder=memory, guardian=False)
     text = lease.file.read_text()
     lease.undo = []
     lease.release()
@@ -159,8 +141,8 @@ FAULTS = st.lists(
 
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(actions=ACTIONS, faults=FAULTS)
-def test_after_any_faults_every_file_is_as_it_was_or_named(tmp_path, actions, faults):
-    root = write_tree(tmp_path / "root", fake_tree.jetson())
+def test_after_any_faults_every_file_is_as_it_was_or_named(memory, actions, faults):
+    root = write_tree(memory / "root", fake_tree.jetson())
     before, fs = tree_state(root), FaultyKernel(root)
     knobs = find_knobs(fs)
     undo = [step for knob in knobs.knobs for step in knob.undo()]
@@ -186,13 +168,13 @@ def test_after_any_faults_every_file_is_as_it_was_or_named(tmp_path, actions, fa
     assert {step.target for step in left} <= set(problems)
 
 
-def test_damage_is_refused_and_said(root, tmp_path):
+def test_damage_is_refused_and_said(root, memory):
     fs = SysFs(root)
-    file = lease_file(fs, tmp_path)
+    file = lease_file(fs, memory)
     for text in ("{}", "[]", "null", json.dumps({"sha256": "0", "body": "{}"}), "\0"):
         file.write_text(text)
         with pytest.raises(LeaseError, match=r"lease-.*damaged.*delete this file"):
-            live(fs, tmp_path).__enter__()
+            make_board(fs, memory).__enter__()
     file.unlink()
-    with live(fs, tmp_path):
+    with make_board(fs, memory):
         pass

@@ -1,5 +1,4 @@
 import mmap
-import os
 
 import pytest
 from hypothesis import given
@@ -8,7 +7,6 @@ from hypothesis import strategies as st
 from dynlib.hardware.profiler import (
     Latency,
     ProfileError,
-    machine,
     paired_ratio,
     peak_memory_mb,
     profile_latency,
@@ -122,10 +120,3 @@ def test_peak_memory_sees_what_was_freed_again():
 
     before = resident_mb()
     assert peak_memory_mb(touch) >= before + 50
-
-
-def test_machine_says_what_a_measurement_depends_on():
-    facts = machine()
-    assert facts["cores_usable"] >= 1
-    assert facts["cpu"]
-    assert facts["threads"]["OMP_NUM_THREADS"] == os.environ.get("OMP_NUM_THREADS")

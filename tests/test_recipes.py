@@ -5,9 +5,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from small_nets import fresh, weights
 
 from dynlib.data import load_dataset
-from dynlib.nets.supernet import Supernet
 from dynlib.space import SearchSpace, SubnetConfig
 from dynlib.training.recipes import PUBLISHED, Average, Recipe, RecipeError, draw_configs, single
 from dynlib.training.step import Step, normalise_
@@ -21,15 +21,6 @@ def images():
     return load_dataset("generated", size=16, generated=(200, 40))
 
 
-def fresh() -> Supernet:
-    torch.manual_seed(0)
-    return Supernet(SPACE)
-
-
-def weights(supernet) -> torch.Tensor:
-    return torch.cat([p.detach().flatten() for p in supernet.net.parameters()])
-
-
 @torch.no_grad()
 def label_loss(supernet, dataset) -> float:
     batch = dataset.normalise(dataset.train.images)
@@ -40,12 +31,12 @@ def label_loss(supernet, dataset) -> float:
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_every_published_recipe_learns_and_resumes_bit_for_bit(name, images, tmp_path):
     recipe = Recipe(epochs=4, batch_size=50, **PUBLISHED[name])
-    whole = fresh()
+    whole = fresh(SPACE)
     before = label_loss(whole, images)
     train(whole, images, recipe)
     assert label_loss(whole, images) < before
     for _ in range(2):
-        parts = fresh()
+        parts = fresh(SPACE)
         train(parts, images, recipe, state_file=tmp_path / "state.pt", stop_after_epochs=2)
     assert torch.equal(weights(whole), weights(parts))
 
@@ -83,7 +74,7 @@ def test_a_space_of_one_is_trained_alone():
 
 
 def test_the_average_starts_at_the_weights_and_lags_behind():
-    net = fresh()
+    net = fresh(SPACE)
     average = Average(net, 0.5)
     before = weights(net).clone()
     with torch.no_grad():
@@ -98,13 +89,13 @@ def test_the_average_starts_at_the_weights_and_lags_behind():
 
 def test_students_of_another_view_see_another_image(images):
     views = iter([torch.zeros(4, 3, 16, 16), torch.ones(4, 3, 16, 16)])
-    step = Step(fresh(), Recipe(teacher="ema", own_view=True))
+    step = Step(fresh(SPACE), Recipe(teacher="ema", own_view=True))
     step.gradients(lambda: next(views), torch.arange(4), [SPACE.largest, SPACE.smallest])
     assert next(views, None) is None
 
 
 def test_a_guide_replaces_the_labels():
-    net, images = fresh(), torch.randn(8, 3, 16, 16)
+    net, images = fresh(SPACE), torch.randn(8, 3, 16, 16)
     step = Step(net, Recipe(), guide=lambda x: torch.zeros(len(x), 10))
     labels = torch.zeros(8, dtype=torch.long)
     first = step.gradients(lambda: images, labels, [SPACE.largest])
@@ -113,7 +104,7 @@ def test_a_guide_replaces_the_labels():
 
 
 def test_best_up_keeps_the_ends_and_never_picks_a_worse_one():
-    net, images, labels = fresh(), torch.randn(8, 3, 16, 16), torch.arange(8)
+    net, images, labels = fresh(SPACE), torch.randn(8, 3, 16, 16), torch.arange(8)
     step, rng = Step(net, Recipe(sampling="best-up")), np.random.default_rng(1)
     for end in (SPACE.largest, SPACE.smallest):
         assert step._best_up(end, images, labels, rng) == end
@@ -128,7 +119,7 @@ def test_best_up_keeps_the_ends_and_never_picks_a_worse_one():
 
 
 def test_normalising_changes_no_direction():
-    net = fresh()
+    net = fresh(SPACE)
     step = Step(net, Recipe())
     before = net.net.stages[0].conv.weight.clone()
     normalise_(step.solvers[0])

@@ -7,15 +7,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_nets import SPACE, calibrated
 from torch import nn
 
 from dynlib.nets import mobilenet
 from dynlib.nets.backends import BACKENDS, Backend, BackendError, backend
 from dynlib.nets.serve import SubnetServer, resize, storage_bytes
 from dynlib.nets.supernet import MissingStatisticsError, Supernet, calibrate
-from dynlib.space import ConfigError, SearchSpace
+from dynlib.space import ConfigError
 
-SPACE = SearchSpace((12, 16), ((1,), (0, 1, 2)), ((4, 8), (6, 8, 12)))
 POINTS = (SPACE.smallest, SPACE.largest)
 TOLERANCE = {"fp32": 1e-5, "bf16": 5e-2, "int8": 0.15}  # of the largest logit
 PAIRS = [(name, precision) for name, b in BACKENDS.items() for precision in b.precisions]
@@ -28,11 +28,7 @@ def images():
 
 @pytest.fixture(scope="module")
 def supernet():
-    torch.manual_seed(0)
-    net = Supernet(SPACE)
-    for config in POINTS:
-        calibrate(net, config, [torch.randn(32, 3, 16, 16)])
-    return net
+    return calibrated(POINTS)
 
 
 @pytest.fixture(scope="module", params=PAIRS, ids="-".join)

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save_file
+from small_nets import SPACE, calibrated
 from torch.utils.flop_counter import FlopCounterMode
 
 from dynlib.nets.resnet import ResNet, layers, whiten_stem
@@ -24,17 +25,12 @@ from dynlib.nets.supernet import (
 )
 from dynlib.space import ConfigError, SearchSpace, SubnetConfig
 
-SPACE = SearchSpace((12, 16), ((1,), (0, 1, 2)), ((4, 8), (6, 8, 12)))
 ALL = st.sampled_from(list(SPACE))
 
 
 @pytest.fixture(scope="module")
 def supernet():
-    torch.manual_seed(0)
-    net = Supernet(SPACE)
-    for config in SPACE:
-        calibrate(net, config, [torch.randn(32, 3, 16, 16)])
-    return net
+    return calibrated(SPACE)
 
 
 def assert_close(got, want, relative=1e-6):

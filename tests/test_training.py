@@ -10,6 +10,7 @@ import time
 import pandas as pd
 import pytest
 import torch
+from small_nets import fresh, weights
 
 from dynlib.data import load_dataset
 from dynlib.nets.supernet import Supernet
@@ -26,18 +27,9 @@ def tiny():
     return load_dataset("generated", size=16, generated=(400, 80))
 
 
-def fresh() -> Supernet:
-    torch.manual_seed(0)
-    return Supernet(SPACE)
-
-
-def weights(net) -> torch.Tensor:
-    return torch.cat([p.detach().flatten() for p in net.net.parameters()])
-
-
 @pytest.fixture(scope="module")
 def trained():
-    net = fresh()
+    net = fresh(SPACE)
     return net, train(net, tiny(), RECIPE)
 
 
@@ -51,7 +43,7 @@ def test_training_lowers_the_loss_and_reports_every_epoch(trained):
 def test_an_interrupted_run_ends_bit_equal(trained, tmp_path):
     state = tmp_path / "state.pt"
     for _ in range(3):
-        net = fresh()  # a new process would start like this
+        net = fresh(SPACE)  # a new process would start like this
         history = train(net, tiny(), RECIPE, state_file=state, stop_after_epochs=1)
     assert len(history) == 3
     assert torch.equal(weights(net), weights(trained[0]))
@@ -60,14 +52,14 @@ def test_an_interrupted_run_ends_bit_equal(trained, tmp_path):
 
 def test_a_foreign_or_broken_state_is_refused(tmp_path):
     state = tmp_path / "state.pt"
-    train(fresh(), tiny(), RECIPE, state_file=state, stop_after_epochs=1)
+    train(fresh(SPACE), tiny(), RECIPE, state_file=state, stop_after_epochs=1)
     with pytest.raises(ResumeError, match="seed"):
-        train(fresh(), tiny(), RECIPE, state_file=state, seed=1)
+        train(fresh(SPACE), tiny(), RECIPE, state_file=state, seed=1)
     with pytest.raises(ResumeError, match="recipe"):
-        train(fresh(), tiny(), Recipe(epochs=9, batch_size=50), state_file=state)
+        train(fresh(SPACE), tiny(), Recipe(epochs=9, batch_size=50), state_file=state)
     state.write_bytes(state.read_bytes()[:500])
     with pytest.raises(ResumeError, match=r"state\.pt"):
-        train(fresh(), tiny(), RECIPE, state_file=state)
+        train(fresh(SPACE), tiny(), RECIPE, state_file=state)
 
 
 @pytest.mark.faults
@@ -76,7 +68,7 @@ def test_a_killed_run_resumes_from_its_last_epoch(tmp_path):
     code = (
         "import sys; sys.path.insert(0, 'tests'); import test_training as t;"
         "recipe = t.Recipe(epochs=500, batch_size=50);"
-        f"t.train(t.fresh(), t.tiny(), recipe, state_file={str(state)!r})"
+        f"t.train(t.fresh(t.SPACE), t.tiny(), recipe, state_file={str(state)!r})"
     )
     child = subprocess.Popen([sys.executable, "-c", code])
     deadline = time.monotonic() + 300
@@ -85,7 +77,7 @@ def test_a_killed_run_resumes_from_its_last_epoch(tmp_path):
     os.kill(child.pid, signal.SIGKILL)
     child.wait()
     recipe = Recipe(epochs=500, batch_size=50)
-    history = train(fresh(), tiny(), recipe, state_file=state, stop_after_epochs=1)
+    history = train(fresh(SPACE), tiny(), recipe, state_file=state, stop_after_epochs=1)
     assert len(history) >= 2
 
 

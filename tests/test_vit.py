@@ -11,7 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from dynlib.nets.attention import Attention
-from dynlib.nets.supernet import Supernet, calibrate
+from dynlib.nets.supernet import Supernet
 from dynlib.nets.vit import ViT, canonical, layers
 from dynlib.space import ConfigError, SearchSpace, SubnetConfig
 
@@ -31,16 +31,11 @@ def supernet():
     return Supernet(SPACE, build=ViT, describe=layers)
 
 
-def prepared(supernet, config):
-    calibrate(supernet, config, [torch.zeros(1, 3, 32, 32)])
-    return supernet.prepare(config)
-
-
 @settings(deadline=None, max_examples=25)
 @given(ALL, st.integers(1, 3))
 def test_prepared_networks_equal_extracted_ones(supernet, config, batch):
     images = torch.randn(batch, 3, 32, 32, generator=torch.Generator().manual_seed(1))
-    got = prepared(supernet, config)(images)
+    got = supernet.prepare(config)(images)
     assert torch.equal(got, copy.deepcopy(supernet).prepare(config)(images))
     want = supernet.extract(config)(images)
     assert (got - want).abs().max() <= 1e-6 * want.abs().max()
@@ -50,7 +45,7 @@ def test_prepared_networks_equal_extracted_ones(supernet, config, batch):
 @given(ALL)
 def test_a_slow_obvious_attention_of_the_first_heads_agrees(supernet, config):
     """Head by head, with the softmax written out, on hand-cut prefixes."""
-    net = prepared(supernet, config)
+    net = supernet.prepare(config)
     width, heads = config.width[0], config.heads[0]
     x = torch.randn(2, 5, width, generator=torch.Generator().manual_seed(2))
     large = supernet.net.blocks[0].attention
@@ -97,13 +92,13 @@ def test_blocks_beyond_the_depth_do_not_matter(supernet):
     b = canonical(a, SPACE)
     assert b == SubnetConfig(32, (1,), (48,), (), (64, 32, 32), (2, 1, 1))
     assert canonical(SPACE.largest, SPACE) == SPACE.largest
-    assert torch.equal(prepared(supernet, a)(images), prepared(supernet, b)(images))
+    assert torch.equal(supernet.prepare(a)(images), supernet.prepare(b)(images))
 
 
 def test_other_patches_and_heads():
     build, describe = (partial(function, patch=8, head_dim=16) for function in (ViT, layers))
     net = Supernet(SPACE, 5, build=build, describe=describe)
-    assert prepared(net, SPACE.smallest)(torch.randn(1, 3, 32, 32)).shape == (1, 5)
+    assert net.prepare(SPACE.smallest)(torch.randn(1, 3, 32, 32)).shape == (1, 5)
     assert net.net.blocks[0].attention.q.out_features == 3 * 16
     assert net.layers(SPACE.largest)[0].out_size == 4
 

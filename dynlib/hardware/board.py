@@ -226,7 +226,8 @@ class Measured:
 class Board:
     """A board as its file describes it; `digest` is the SHA-256 of that file.
 
-    `static_slope_per_c`: relative growth of static power per degree above `reference_c`."""
+    `static_slope_per_c`: relative growth of static power per degree above `reference_c`.
+    """
 
     name: str
     soc: str
@@ -265,9 +266,8 @@ class Board:
         for unit in self.units:
             if unit.name == name:
                 return unit
-        raise BoardError(
-            f"board {self.name!r} has no unit {name!r}; {near(name, (u.name for u in self.units))}"
-        )
+        known = near(name, (unit.name for unit in self.units))
+        raise BoardError(f"board {self.name!r} has no unit {name!r}; {known}")
 
     def source(self, units_used: Iterable[str]) -> str:
         """Label of a number computed from the static power and these units' coefficients."""
@@ -283,7 +283,7 @@ class Board:
             busy: busy cores (CPU) or utilisation 0..1 (GPU) per unit; left out means idle.
             temp_c: of the die, for the static power; None is `reference_c`. The slope is a guess.
 
-        Raises `BoardError` for an unknown unit, and where the board has no power model.
+        Raises `BoardError` for an unknown unit, and without a power model.
         """
         if self.static_mw is None:
             raise BoardError(f"board {self.name!r}: no power model (its static power is unknown)")
@@ -301,11 +301,10 @@ class Board:
         C and V enter power only as C*V^2, so a guess of either is varied once, through C; shares
         stay at most 1. What was published or fitted is left alone.
         """
-        static_mw = self.static_mw
-        if static_mw is not None and self.static_status == "estimated":
-            static_mw *= factor
         units = tuple(_perturbed_unit(unit, factor) for unit in self.units)
-        return replace(self, units=units, static_mw=static_mw)
+        guessed = self.static_mw is not None and self.static_status == "estimated"
+        static = {"static_mw": self.static_mw * factor} if guessed else {}
+        return replace(self, units=units, **static)
 
 
 def list_boards() -> list[str]:
@@ -318,7 +317,7 @@ def load_board(name_or_path: str | Path) -> Board:
 
     Raises `BoardError` naming file, key and what was expected; never returns half a board.
     """
-    # Both read files into the classes above, so they import this module.
+    # They read files into the classes above.
     from dynlib.hardware.boardfile import read_board
     from dynlib.hardware.host import host_board
 
@@ -329,9 +328,8 @@ def load_board(name_or_path: str | Path) -> Board:
         return read_board(BOARD_DIR / f"{name}.toml")
     path = Path(name_or_path)
     if path.suffix != ".toml" and not path.is_file():
-        raise BoardError(
-            f"unknown board {name!r}; {near(name, list_boards())}, or 'auto', or a .toml file"
-        )
+        known = near(name, list_boards())
+        raise BoardError(f"unknown board {name!r}; {known}, or 'auto', or a .toml file")
     return read_board(path)
 
 
@@ -344,10 +342,10 @@ def _perturbed_unit(unit: Unit, factor: float) -> Unit:
     guessed = "estimated" in (unit.c_status, unit.voltage_status)
     if guessed and unit.c_uw_mhz_v2 is not None:
         changes["c_uw_mhz_v2"] = unit.c_uw_mhz_v2 * factor
-    if unit.idle_status == "estimated":
-        changes["idle_fraction"] = min(unit.idle_fraction * factor, 1.0)
-    if unit.memory_share_status == "estimated":
-        changes["memory_share"] = min(unit.memory_share * factor, 1.0)
+    for name, status in (("idle_fraction", unit.idle_status),
+                         ("memory_share", unit.memory_share_status)):  # fmt: skip
+        if status == "estimated":
+            changes[name] = min(getattr(unit, name) * factor, 1.0)
     if unit.cost and unit.cost.status == "estimated":
         times = [name for name in LayerCost.__slots__ if "us" in name.split("_")]
         scaled = {name: getattr(unit.cost, name) * factor for name in times}

@@ -1,14 +1,19 @@
 """Reading a board file: strict, so that a wrong file never becomes half a board.
 
 Each table is taken apart key by key; what is left over, missing or in the wrong unit is a
-`BoardError` that names file, key path and what was expected.
+`BoardError` that names file, key path and what was expected. Keys are the fields of the classes in
+`dynlib.hardware.board`; how the name of a number ends gives its unit and its range.
 """
 
 import hashlib
 import math
+import re
 import tomllib
+from collections.abc import Callable, Iterable
+from dataclasses import MISSING, fields
 from difflib import get_close_matches
 from pathlib import Path
+from typing import get_type_hints
 
 from dynlib.hardware.board import (
     STATUSES,
@@ -26,9 +31,22 @@ from dynlib.hardware.board import (
 from dynlib.hardware.governors import GOVERNORS
 
 _REQUIRED = object()
-_SETTLE_MS = {"cpu": 1.0, "gpu": 5.0}  # arXiv 2606.16106
+_SETTLE_MS = {"cpu": 1.0, "gpu": 5.0, "memory": 8.0}  # arXiv 2606.16106
 _NOISE_CV = {"cpu": 0.10, "gpu": 0.036}  # specs/scenarios.md
 _STALL_MS = 0.1  # upper bound of the same measurement
+# Unit and highest value that any board could have, by name; the lowest is 0.
+_RANGES = {
+    r"_uw_mhz_v2$": ("uW/MHz/V^2", 1e6),
+    r"_mw$": ("mW", 1e6),
+    r"_w$": ("W", 1e3),
+    r"_us$|^us_per_": ("us", 1e7),
+    r"_ms$": ("ms", 1e6),
+    r"_uohm$": ("uOhm", 1e8),
+    r"_per_c$": ("1/C", 0.1),
+    r"_c$": ("C", 200.0),
+    r"_cv$|_fraction$|_share$": ("", 1.0),
+    r"^capacity$|^cores$|^cpus$": ("", 1024.0),
+}
 
 
 def read_board(path: Path) -> Board:
@@ -54,7 +72,7 @@ class _Table:
     def fail(self, key: str, problem: str, expected: str):
         raise BoardError(f"{self.file}: {self.where}{key}: {problem}; expected {expected}")
 
-    def take(self, key: str, expected: str, ok, default=_REQUIRED):
+    def take(self, key: str, expected: str, ok: Callable[[object], bool], default=_REQUIRED):
         self.seen.append(key)
         if key not in self.left:
             if default is not _REQUIRED:
@@ -69,56 +87,43 @@ class _Table:
     def text(self, key: str, default=_REQUIRED) -> str:
         return self.take(key, "a text", lambda v: isinstance(v, str) and v.strip(), default)
 
-    def texts(self, key: str) -> tuple[str, ...]:
-        texts = self.take(
-            key,
-            "a list of texts",
-            lambda v: isinstance(v, list) and all(isinstance(t, str) for t in v),
-            [],
-        )
-        return tuple(texts)
+    def texts(self, key: str, default=()) -> tuple[str, ...]:
+        return tuple(self.take(key, "a list of texts", lambda v: _all(v, str), default))
 
-    def choice(self, key: str, choices, default=_REQUIRED) -> str:
-        return self.take(
-            key, f"one of {', '.join(choices)}", lambda v: isinstance(v, str) and v in choices,
-            default,
-        )  # fmt: skip
+    def choice(self, key: str, choices: Iterable[str], default=_REQUIRED) -> str:
+        expected = f"one of {', '.join(choices)}"
+        return self.take(key, expected, lambda v: isinstance(v, str) and v in choices, default)
 
     def status(self, key: str, default=_REQUIRED) -> str:
         return self.choice(key, STATUSES, default)
 
-    def number(self, key: str, default=_REQUIRED, low=0.0, high=math.inf, unit="") -> float | None:
-        expected = f"a number{' in ' + unit if unit else ''} from {low:g} to {high:g}"
-        value = self.take(key, expected, lambda v: _is_number(v) and low <= v <= high, default)
-        return value if value is None else float(value)
+    def flag(self, key: str, default=_REQUIRED) -> bool:
+        return self.take(key, "true or false", lambda v: isinstance(v, bool), default)
 
-    def numbers(self, key: str, default=_REQUIRED, unit="") -> tuple[float, ...]:
-        def ok(value):
-            return isinstance(value, list) and all(_is_number(v) for v in value)
-
-        values = self.take(key, f"a list of numbers{' in ' + unit if unit else ''}", ok, default)
-        return tuple(float(v) for v in values)
-
-    def mhz(self, key: str, default=_REQUIRED) -> float | None:
-        value = self.number(key, default)
-        if value is not None:
+    def number(self, key: str, default=_REQUIRED, high: float = math.inf) -> float | None:
+        expected, ok = _range(key, high)
+        value = self.take(key, f"a number{expected}", ok, default)
+        if value is None:
+            return None
+        if key.endswith("_mhz"):
             self.check_mhz(key, value)
-        return value
+        if key.endswith("_mw") and 0 < value < 20:
+            self.fail(key, f"{value:g} looks like W", "a power in mW")
+        return float(value)
+
+    def numbers(self, key: str, default=_REQUIRED) -> tuple[float, ...]:
+        expected, ok = _range(key)
+        values = self.take(key, f"a list of numbers{expected}",
+                           lambda v: isinstance(v, list) and all(map(ok, v)), default)  # fmt: skip
+        return tuple(map(float, values))
 
     def check_mhz(self, key: str, value: float):
-        if value < 10:
-            self.fail(key, f"{value:g} looks like GHz", "a clock in MHz (10 to 10000)")
-        if value > 10_000:
-            guess = "kHz" if value < 10_000_000 else "Hz"
+        if not 10 <= value <= 10_000:
+            guess = "GHz" if value < 10 else "kHz" if value < 10_000_000 else "Hz"
             self.fail(key, f"{value:g} looks like {guess}", "a clock in MHz (10 to 10000)")
 
     def tables(self, key: str) -> list["_Table"]:
-        value = self.take(
-            key,
-            f"tables [[{key}]]",
-            lambda v: isinstance(v, list) and all(isinstance(t, dict) for t in v),
-            [],
-        )
+        value = self.take(key, f"tables [[{key}]]", lambda v: _all(v, dict), [])
         return [_Table(t, self.file, f"{self.where}{key}[{i}].") for i, t in enumerate(value)]
 
     def table(self, key: str, default=_REQUIRED) -> "_Table | None":
@@ -141,6 +146,36 @@ class _Table:
                 self.fail(key, f"{mhz:g} MHz after {pairs[i - 1][0]:g} MHz", expected)
         return tuple(Opp(float(mhz), float(mv)) for mhz, mv in pairs)
 
+    def values(self, cls: type, names: Iterable[str], needed=(), **defaults) -> dict:
+        """The fields `names` of a class, each as its annotation and name say.
+
+        A field without a default is needed, unless it may be None; so are those in `needed`.
+        """
+        hints, known = get_type_hints(cls), {field.name: field.default for field in fields(cls)}
+        readers = {
+            str: self.text, float: self.number, float | None: self.number, bool: self.flag,
+            int: lambda *args: int(self.number(*args)),
+            tuple[str, ...]: self.texts, tuple[float, ...]: self.numbers,
+        }  # fmt: skip
+        found = {}
+        for name in names:
+            hint, default = hints[name], defaults.get(name, known[name])
+            if name in needed or default is MISSING:
+                default = None if hint == float | None and name not in needed else _REQUIRED
+            read = self.status if name.endswith("status") else readers[hint]
+            found[name] = read(name, default)
+        return found
+
+    def record(self, cls: type, needed=(), given: dict | None = None, **defaults):
+        """An object of a class from the rest of this table; `given` fields were read before."""
+        given = given or {}
+        names = [f.name for f in fields(cls) if f.init and f.name not in given]
+        made = cls(**given, **self.values(cls, names, needed, **defaults))
+        if "note" not in names:
+            self.text("note", None)
+        self.done()
+        return made
+
     def done(self):
         for key in self.left:
             close = get_close_matches(key, self.seen, n=1)
@@ -153,109 +188,64 @@ def _is_number(value) -> bool:
     return real and math.isfinite(value)
 
 
+def _all(value, kind: type) -> bool:
+    return isinstance(value, list) and all(isinstance(item, kind) for item in value)
+
+
+def _range(key: str, high: float = math.inf) -> tuple[str, Callable[[object], bool]]:
+    """What the name of a number promises: in words, and as a check."""
+    unit, most = next((r for end, r in _RANGES.items() if re.search(end, key)), ("", math.inf))
+    most = min(most, high)
+    words = (f" in {unit}" if unit else "") + (f" from 0 to {most:g}" if most < math.inf else "")
+    return words, lambda v: _is_number(v) and 0 <= v <= most
+
+
 def _board(top: _Table, digest: str) -> Board:
-    name, soc = top.text("name"), top.text("soc")
-    sources, notes = top.texts("sources"), top.texts("notes")
+    names = top.values(Board, ("name", "soc", "sources", "notes"))
     units = [_unit(table, "cpu") for table in top.tables("cluster")]
     if not units:
         top.fail("cluster", "missing or empty", "at least one [[cluster]]")
-    gpu = top.table("gpu", None)
-    if gpu:
+    if gpu := top.table("gpu", None):
         units.append(_unit(gpu, "gpu"))
-    names = [unit.name for unit in units]
-    if len(set(names)) < len(names):
-        top.fail("cluster", f"two units of the same name in {names}", "different names")
-    power = top.table("power")
-    static_mw = power.number("static_mw", unit="mW")
-    if 0 < static_mw < 20:
-        power.fail("static_mw", f"{static_mw:g} looks like W", "a power in mW")
-    static_status = power.status("static_status")
-    slope = power.number("static_slope_per_c", 0.0, high=0.1, unit="1/C")
-    slope_status = power.status("static_slope_status", "estimated")
-    reference_c = power.number("reference_c", 40.0, unit="C")
-    power.text("note", None)
-    power.done()
+    known = [unit.name for unit in units]
+    if len(set(known)) < len(known):
+        top.fail("cluster", f"two units of the same name in {known}", "different names")
+    table = top.table("power")
+    static = [f.name for f in fields(Board) if f.name.startswith(("static_", "reference_"))]
+    power = table.values(Board, static, needed=["static_mw"])
+    table.text("note", None)
+    table.done()
+    memory, thermal = top.table("memory", None), top.table("thermal", None)
     board = Board(
-        name=name,
-        soc=soc,
         units=tuple(units),
-        memory=_memory(top.table("memory", None)),
-        static_mw=static_mw,
-        static_status=static_status,
+        memory=memory and memory.record(
+            Memory, settle_ms=_SETTLE_MS["memory"], given={"opps": memory.opps(False)}),
         modes=tuple(_mode(table, units) for table in top.tables("power_mode")),
-        thermal=_thermal(top.table("thermal", None)),
-        sensors=tuple(_sensor(table) for table in top.tables("sensor")),
+        thermal=thermal and thermal.record(Thermal),
+        sensors=tuple(table.record(Sensor) for table in top.tables("sensor")),
         measured=tuple(_measured(table) for table in top.tables("measured")),
         digest=digest,
-        sources=sources,
-        notes=notes,
-        static_slope_per_c=slope,
-        static_slope_status=slope_status,
-        reference_c=reference_c,
-    )
+        **names,
+        **power,
+    )  # fmt: skip
     top.done()
     return board
 
 
 def _unit(table: _Table, kind: str) -> Unit:
     cpus = table.numbers("cpus") if kind == "cpu" else ()
-    if kind == "cpu" and (not cpus or any(c < 0 or c != int(c) for c in cpus)):
+    if kind == "cpu" and (not cpus or any(c != int(c) for c in cpus)):
         table.fail("cpus", f"{list(cpus)}", "the numbers of the cluster's CPUs")
-    unit = Unit(
-        name=table.text("name", "gpu" if kind == "gpu" else _REQUIRED),
-        kind=kind,
-        cores=max(len(cpus), 1),
-        opps=table.opps(volts_needed=True),
-        c_uw_mhz_v2=table.number("c_uw_mhz_v2", unit="uW/MHz/V^2"),
-        idle_fraction=table.number("idle_fraction", high=1.0),
-        stall_ms=table.number("stall_ms", _STALL_MS),
-        settle_ms=table.number("settle_ms", _SETTLE_MS[kind]),
-        governor=table.choice("governor", GOVERNORS),
-        model=table.text("model"),
-        cpus=tuple(int(c) for c in cpus),
-        capacity=int(table.number("capacity", 1024, low=1, high=1024)),
-        transition_latency_us=table.number("transition_latency_us", 0.0, unit="us"),
-        memory_share=table.number("memory_share", high=1.0),
-        noise_cv=table.number("noise_cv", _NOISE_CV[kind]),
-        cost=_cost(table.table("cost")),
-        c_status=table.status("c_status"),
-        voltage_status=table.status("voltage_status"),
-        idle_status=table.status("idle_status"),
-        memory_share_status=table.status("memory_share_status"),
-    )
-    table.text("note", None)
-    table.done()
-    return unit
-
-
-def _cost(table: _Table) -> LayerCost:
-    cost = LayerCost(
-        overhead_us=table.number("overhead_us"),
-        us_per_mmac=table.number("us_per_mmac"),
-        us_per_mmac_depthwise=table.number("us_per_mmac_depthwise"),
-        us_per_kweight_depthwise=table.number("us_per_kweight_depthwise", 0.0),
-        us_per_mbyte=table.number("us_per_mbyte"),
-        asynchronous=table.take("asynchronous", "true or false", lambda v: isinstance(v, bool)),
-        cores=int(table.number("cores", 1, low=1)),
-        status=table.status("status"),
-    )
-    table.text("note", None)
-    table.done()
-    return cost
-
-
-def _memory(table: _Table | None) -> Memory | None:
-    if table is None:
-        return None
-    memory = Memory(
-        model=table.text("model"),
-        opps=table.opps(volts_needed=False),
-        settle_ms=table.number("settle_ms", 8.0),
-        status=table.status("status"),
-    )
-    table.text("note", None)
-    table.done()
-    return memory
+    cost = table.table("cost").record(LayerCost, cores=1, us_per_kweight_depthwise=0.0)
+    given = {
+        "kind": kind, "cores": max(len(cpus), 1), "cpus": tuple(int(c) for c in cpus),
+        "name": table.text("name", "gpu" if kind == "gpu" else _REQUIRED), "cost": cost,
+        "governor": table.choice("governor", GOVERNORS), "opps": table.opps(volts_needed=True),
+    }  # fmt: skip
+    needed = ["c_uw_mhz_v2", "model", "memory_share"]
+    needed += [f.name for f in fields(Unit) if f.name.endswith("_status")]
+    return table.record(Unit, needed, given, stall_ms=_STALL_MS, settle_ms=_SETTLE_MS[kind],
+                        noise_cv=_NOISE_CV[kind])  # fmt: skip
 
 
 def _mode(table: _Table, units: list[Unit]) -> Mode:
@@ -263,45 +253,7 @@ def _mode(table: _Table, units: list[Unit]) -> Mode:
     clusters = [unit for unit in units if unit.kind == "cpu"]
     counts = tuple((u.name, int(cores.number(u.name, 0, high=u.cores))) for u in clusters)
     cores.done()
-    mode = Mode(
-        name=table.text("name"),
-        cores=counts,
-        cpu_mhz=table.mhz("cpu_mhz"),
-        gpu_mhz=table.mhz("gpu_mhz", None),
-        emc_mhz=table.mhz("emc_mhz", None),
-        budget_w=table.number("budget_w", None, unit="W"),
-    )
-    table.done()
-    return mode
-
-
-def _thermal(table: _Table | None) -> Thermal | None:
-    if table is None:
-        return None
-    optional = ("hysteresis_c", "critical_c", "polling_ms", "passive_polling_ms",
-                "sustainable_power_mw")  # fmt: skip
-    thermal = Thermal(
-        zones=table.text("zones"),
-        status=table.status("status"),
-        passive_c=table.numbers("passive_c", []),
-        fan_active_c=table.numbers("fan_active_c", []),
-        note=table.text("note", ""),
-        **{key: table.number(key, None) for key in optional},
-    )
-    table.done()
-    return thermal
-
-
-def _sensor(table: _Table) -> Sensor:
-    texts = {key: table.text(key, "") for key in ("path", "unit", "note")}
-    sensor = Sensor(
-        kind=table.text("kind"),
-        label=table.text("label"),
-        shunt_uohm=table.number("shunt_uohm", None),
-        **texts,
-    )
-    table.done()
-    return sensor
+    return table.record(Mode, given={"cores": counts})
 
 
 def _measured(table: _Table) -> Measured:
@@ -309,11 +261,8 @@ def _measured(table: _Table) -> Measured:
     rows = table.take(
         "rows",
         f"a list of rows of {len(columns)} numbers",
-        lambda v: (
-            isinstance(v, list)
-            and all(isinstance(r, list) and len(r) == len(columns) for r in v)
-            and all(_is_number(x) for r in v for x in r)
-        ),
-    )
+        lambda v: _all(v, list) and all(len(r) == len(columns) and all(map(_is_number, r))
+                                        for r in v),
+    )  # fmt: skip
     table.done()
-    return Measured(what, columns, tuple(tuple(float(x) for x in row) for row in rows))
+    return Measured(what, columns, tuple(tuple(map(float, row)) for row in rows))

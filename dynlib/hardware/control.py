@@ -155,16 +155,14 @@ class Knob(ABC):
 
     def allowed(self, value):
         """The listed value that `value` names; raises `ControlError` if there is none."""
-        if self.bounds and isinstance(value, int | float):
-            low, high = self.bounds
-            if low <= value <= high:
-                return value
+        number = isinstance(value, int | float)
+        if self.bounds and number and self.bounds[0] <= value <= self.bounds[1]:
+            return value
         for choice in self.choices:
-            if value == choice or (
-                isinstance(choice, float)
-                and isinstance(value, int | float)
-                and math.isclose(value, choice, rel_tol=1e-7)
-            ):
+            near = (
+                number and isinstance(choice, float) and math.isclose(value, choice, rel_tol=1e-7)
+            )
+            if value == choice or near:
                 return choice
         low, high = self.bounds or (0, 0)
         expected = f"{low}..{high}" if self.bounds else f"one of {self.choices}"
@@ -218,7 +216,8 @@ class SysFs:
         """Text of a file without the blanks around it; never waits for a writer of a FIFO."""
         handle = os.open(self.path(path), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
-            return os.read(handle, _PAGE).decode("utf-8", "replace").strip()
+            # Bytes are stripped: text would also lose control characters that make it nonsense.
+            return os.read(handle, _PAGE).strip().decode("utf-8", "replace")
         finally:
             os.close(handle)
 
@@ -251,7 +250,9 @@ class SysFs:
     def glob(self, pattern: str) -> list[str]:
         """Relative paths, sorted so that policy2 comes before policy10."""
         found = (p.relative_to(self.root).as_posix() for p in self.root.glob(pattern))
-        return sorted(found, key=lambda p: [int(w) if w.isdigit() else w for w in _digits(p)])
+        return sorted(
+            found, key=lambda p: [int(w) if w.isdigit() else w for w in re.split(r"(\d+)", p)]
+        )
 
     def mkdir(self, path: str) -> None:
         """Make a folder (a control group)."""
@@ -265,7 +266,3 @@ class SysFs:
 def is_gone(error: OSError) -> bool:
     """Whether a file failed because what it stands for is no longer there."""
     return error.errno in (errno.ENOENT, errno.ENODEV, errno.ENXIO, errno.ESRCH)
-
-
-def _digits(path: str) -> list[str]:
-    return re.split(r"(\d+)", path)

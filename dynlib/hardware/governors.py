@@ -7,7 +7,7 @@ idle (ondemand); uclamp is the two bounds of `schedutil_perf`.
 """
 
 import math
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar
 
 from dynlib import DynlibError
 from dynlib.hardware.pelt import CAPACITY_SCALE, Pelt, util_est
@@ -16,22 +16,6 @@ if TYPE_CHECKING:
     from dynlib.hardware.board import Unit
 
 TICK_MS = 4.0  # CONFIG_HZ = 250
-
-
-class Governor(Protocol):
-    """Chooses the clock of one unit."""
-
-    period_ms: float
-
-    def update(self, now_ms: float, busy_ms: float, total_ms: float, cur_mhz: float) -> float:
-        """Target MHz, an OPP of the unit within its limits.
-
-        Args:
-            now_ms: time, not decreasing.
-            busy_ms: busy time of the unit in the last window; of its busiest core for a CPU.
-            total_ms: length of that window.
-            cur_mhz: the clock during that window.
-        """
 
 
 def schedutil_perf(util: int, cap: int, util_min: int = 0, util_max: int | None = None) -> int:
@@ -82,8 +66,8 @@ def ondemand_target(load: int, min_khz: int, max_khz: int, up_threshold: int = 9
     return max_khz if load > up_threshold else min_khz + load * (max_khz - min_khz) // 100
 
 
-class _Limited:
-    """The clocks a governor may choose from; `set_limits` is what a cap on the clock calls."""
+class Governor:
+    """Chooses the clock of one unit among those between two limits."""
 
     period_ms = TICK_MS
     tunables: ClassVar[dict[str, float | None]] = {}
@@ -97,6 +81,17 @@ class _Limited:
 
     def reset(self):
         """Forget the load seen so far."""
+
+    def update(self, now_ms: float, busy_ms: float, total_ms: float, cur_mhz: float) -> float:
+        """Target MHz, an OPP of the unit within its limits.
+
+        Args:
+            now_ms: time, not decreasing.
+            busy_ms: busy time of the unit in the last window; of its busiest core for a CPU.
+            total_ms: length of that window.
+            cur_mhz: the clock during that window.
+        """
+        return self._target(now_ms, busy_ms, total_ms, cur_mhz)
 
     def set_limits(self, min_mhz: float | None = None, max_mhz: float | None = None):
         """Allow only the OPPs from `min_mhz` to `max_mhz`; raises when there is none."""
@@ -118,33 +113,30 @@ class _Limited:
         return next((f for f in reversed(self.allowed) if f <= mhz + 1e-9), self.allowed[0])
 
 
-class Performance(_Limited):
+class Performance(Governor):
     """Always the highest allowed clock."""
 
-    def update(self, now_ms, busy_ms, total_ms, cur_mhz):
-        """See `Governor.update`."""
+    def _target(self, now_ms, busy_ms, total_ms, cur_mhz):
         return self.allowed[-1]
 
 
-class Powersave(_Limited):
+class Powersave(Governor):
     """Always the lowest allowed clock."""
 
-    def update(self, now_ms, busy_ms, total_ms, cur_mhz):
-        """See `Governor.update`."""
+    def _target(self, now_ms, busy_ms, total_ms, cur_mhz):
         return self.allowed[0]
 
 
-class Userspace(_Limited):
+class Userspace(Governor):
     """The last `setspeed_mhz` written (highest clock before that), rounded up and clamped."""
 
     tunables: ClassVar = {"setspeed_mhz": math.inf}
 
-    def update(self, now_ms, busy_ms, total_ms, cur_mhz):
-        """See `Governor.update`."""
+    def _target(self, now_ms, busy_ms, total_ms, cur_mhz):
         return self.above(self.setspeed_mhz)
 
 
-class Schedutil(_Limited):
+class Schedutil(Governor):
     """PELT utilisation with 25 % headroom, as a share of the highest clock.
 
     The kernel re-evaluates at every wake-up and tick; here once per tick, and a window in which the
@@ -161,8 +153,7 @@ class Schedutil(_Limited):
         self.pelt, self.estimate = Pelt(), 0
         self._changed_ms = -math.inf
 
-    def update(self, now_ms, busy_ms, total_ms, cur_mhz):
-        """See `Governor.update`."""
+    def _target(self, now_ms, busy_ms, total_ms, cur_mhz):
         unit = self.unit
         if busy_ms > 0:
             scale = min(cur_mhz / unit.max_mhz, 1.0) * unit.capacity / CAPACITY_SCALE
@@ -185,20 +176,19 @@ class Schedutil(_Limited):
         return target
 
 
-class Ondemand(_Limited):
+class Ondemand(Governor):
     """Highest clock above 95 % load, else in proportion to the load."""
 
     period_ms = 2 * TICK_MS
     tunables: ClassVar = {"up_threshold": 95}
 
-    def update(self, now_ms, busy_ms, total_ms, cur_mhz):
-        """See `Governor.update`."""
+    def _target(self, now_ms, busy_ms, total_ms, cur_mhz):
         low, high = (round(f * 1000) for f in (self.unit.min_mhz, self.unit.max_mhz))
         want = ondemand_target(_load(busy_ms, total_ms), low, high, self.up_threshold) / 1000
         return min(self.allowed, key=lambda f: (abs(f - want), -f))
 
 
-class Conservative(_Limited):
+class Conservative(Governor):
     """Steps of 5 % of the highest clock; what it asked for is kept unrounded in between."""
 
     period_ms = 2 * TICK_MS
@@ -208,8 +198,7 @@ class Conservative(_Limited):
         """Ask for the current clock first."""
         self.requested_mhz: float | None = None
 
-    def update(self, now_ms, busy_ms, total_ms, cur_mhz):
-        """See `Governor.update`."""
+    def _target(self, now_ms, busy_ms, total_ms, cur_mhz):
         low, high, load = self.allowed[0], self.allowed[-1], _load(busy_ms, total_ms)
         step = self.freq_step * high / 100
         if self.requested_mhz is None or not low <= self.requested_mhz <= high:
@@ -223,14 +212,13 @@ class Conservative(_Limited):
         return self.above(cur_mhz)
 
 
-class SimpleOndemand(_Limited):
+class SimpleOndemand(Governor):
     """devfreq's simple_ondemand: aims at 88 % busy, holds between 85 and 90 %."""
 
     period_ms = 50.0
     tunables: ClassVar = {"upthreshold": 90, "downdifferential": 5}
 
-    def update(self, now_ms, busy_ms, total_ms, cur_mhz):
-        """See `Governor.update`."""
+    def _target(self, now_ms, busy_ms, total_ms, cur_mhz):
         busy_us, total_us = round(busy_ms * 1000), round(total_ms * 1000)
         cur_hz, max_hz = round(cur_mhz * 1e6), round(self.unit.max_mhz * 1e6)
         thresholds = self.upthreshold, self.downdifferential
@@ -238,7 +226,7 @@ class SimpleOndemand(_Limited):
         return self.above(hz / 1e6)
 
 
-class NvhostPodgov(_Limited):
+class NvhostPodgov(Governor):
     """The Jetson GPU governor: smoothed load with a bias, at most one change in 50 ms."""
 
     period_ms = 25.0  # polling interval of nvgpu's devfreq profile
@@ -249,8 +237,7 @@ class NvhostPodgov(_Limited):
         self.avg = self.favg = 0
         self._changed_ms = -math.inf
 
-    def update(self, now_ms, busy_ms, total_ms, cur_mhz):
-        """See `Governor.update`."""
+    def _target(self, now_ms, busy_ms, total_ms, cur_mhz):
         keep = self.above(cur_mhz)
         if total_ms <= 0 or cur_mhz < 1:
             return keep
@@ -266,16 +253,11 @@ class NvhostPodgov(_Limited):
         return target
 
 
-GOVERNORS: dict[str, type[_Limited]] = {
-    "performance": Performance,
-    "powersave": Powersave,
-    "userspace": Userspace,
-    "schedutil": Schedutil,
-    "ondemand": Ondemand,
-    "conservative": Conservative,
-    "simple_ondemand": SimpleOndemand,
-    "nvhost_podgov": NvhostPodgov,
-}
+GOVERNORS: dict[str, type[Governor]] = {
+    "performance": Performance, "powersave": Powersave, "userspace": Userspace,
+    "schedutil": Schedutil, "ondemand": Ondemand, "conservative": Conservative,
+    "simple_ondemand": SimpleOndemand, "nvhost_podgov": NvhostPodgov,
+}  # fmt: skip
 
 
 def make_governor(

@@ -15,81 +15,50 @@ import psutil
 from dynlib.hardware.board import Board, Opp, Unit
 from dynlib.hardware.control import ControlError, Knob, LiveUnit, Missing, Parts, SysFs, Undo
 from dynlib.hardware.lease import process_key
+from dynlib.hardware.sysfs import CPU, CPUFREQ, ClockKnob
 
-CPUFREQ = Path("/sys/devices/system/cpu/cpufreq")
 
-
-def host_board(cpufreq: Path = CPUFREQ) -> Board:
+def host_board(cpufreq: str | Path = f"/{CPU}/cpufreq") -> Board:
     """The machine this runs on; its `power_mw` raises, because nobody fitted a power model.
 
     One unit per cpufreq policy with its table of clocks (lowest and highest where the driver has no
     table); without cpufreq a single CPU unit with one clock.
     """
-    policies = sorted(cpufreq.glob("policy*"), key=lambda p: int(p.name.removeprefix("policy")))
-    units = tuple(unit for unit in map(_policy_unit, policies) if unit)
+    fs = SysFs(cpufreq)
+    units = tuple(filter(None, (_policy_unit(fs, folder) for folder in fs.glob("policy*"))))
     if not units:
         freq = psutil.cpu_freq()
-        mhz = (freq.max or freq.current) if freq else 0.0
         # Where even the clock is hidden (some virtual machines), 1000 MHz stands for "its clock".
-        cpus = tuple(range(psutil.cpu_count() or 1))
-        units = (_unit("cpu", cpus, (mhz or 1000.0,), "performance", 0.0),)
+        mhz = (freq and (freq.max or freq.current)) or 1000.0
+        units = (_unit("cpu", tuple(range(psutil.cpu_count() or 1)), (mhz,), "performance", 0.0),)
     name = platform.node() or "this machine"
+    digest = hashlib.sha256(repr((name, units)).encode()).hexdigest()
     return Board(
-        name=name,
-        soc=platform.machine(),
-        units=units,
-        memory=None,
-        static_mw=None,
-        static_status="estimated",
-        modes=(),
-        thermal=None,
-        sensors=(),
-        measured=(),
-        digest=hashlib.sha256(repr((name, units)).encode()).hexdigest(),
-    )
+        name, platform.machine(), units, memory=None, static_mw=None, static_status="estimated",
+        modes=(), thermal=None, sensors=(), measured=(), digest=digest,
+    )  # fmt: skip
 
 
-def _policy_unit(policy: Path) -> Unit | None:
-    table = _words(policy / "scaling_available_frequencies") or [
-        *_words(policy / "cpuinfo_min_freq"),
-        *_words(policy / "cpuinfo_max_freq"),
-    ]
-    try:
-        mhz = sorted({int(word) / 1000 for word in table if int(word) > 0})
-        cpus = tuple(int(word) for word in _words(policy / "related_cpus"))
-        latency_ns = int((_words(policy / "cpuinfo_transition_latency") or ["0"])[0])
-    except ValueError:
-        return None
+def _policy_unit(fs: SysFs, folder: str) -> Unit | None:
+    mhz = ClockKnob(fs, folder, CPUFREQ, folder).choices
+    cpus = tuple(int(word) for word in fs.words(f"{folder}/related_cpus") if word.isdigit())
     if not mhz or not cpus:
         return None
-    governor = (_words(policy / "scaling_governor") or ["performance"])[0]
-    unknown_latency = latency_ns >= 2**32 - 1  # the driver gives none
-    return _unit(policy.name, cpus, mhz, governor, 0.0 if unknown_latency else latency_ns / 1000)
+    latency_ns = 0
+    with contextlib.suppress(OSError, ValueError):
+        latency_ns = fs.number(f"{folder}/cpuinfo_transition_latency")
+    governor = (fs.words(f"{folder}/scaling_governor") or ["performance"])[0]
+    known = latency_ns < 2**32 - 1  # else the driver gives none
+    return _unit(folder, cpus, mhz, governor, latency_ns / 1000 if known else 0.0)
 
 
 def _unit(name: str, cpus, mhz, governor: str, latency_us: float) -> Unit:
     return Unit(
-        name=name,
-        kind="cpu",
-        cores=len(cpus),
-        opps=tuple(Opp(float(f), 0.0) for f in mhz),
-        c_uw_mhz_v2=None,
-        idle_fraction=0.0,
-        stall_ms=0.1,
-        settle_ms=1.0,
-        governor=governor,
-        model=platform.processor() or platform.machine(),
-        cpus=tuple(cpus),
-        transition_latency_us=latency_us,
+        name, "cpu", len(cpus), tuple(Opp(float(f), 0.0) for f in mhz), c_uw_mhz_v2=None,
+        idle_fraction=0.0, stall_ms=0.1, settle_ms=1.0, governor=governor, cpus=cpus,
+        model=platform.processor() or platform.machine(), transition_latency_us=latency_us,
         noise_cv=0.10,
-    )
-
-
-def _words(path: Path) -> list[str]:
-    try:
-        return path.read_text().split()
-    except OSError:
-        return []
+    )  # fmt: skip
 
 
 class _AffinityKnob(Knob):

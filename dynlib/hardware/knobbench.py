@@ -1,23 +1,26 @@
-"""How well the knobs do: the quota this machine really grants, and what a write and a look cost."""
+"""How well the knobs do: the quota granted, the cost of a write and a look, the faults survived."""
 
 import itertools
+import os
 import re
-import statistics
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
-import psutil
+import pandas as pd
 
-from dynlib.hardware.control import Missing, SysFs
-from dynlib.hardware.faketree import cpu_files, write_tree
+from dynlib.hardware.control import ControlError, Knob, Missing, SysFs
 from dynlib.hardware.host import process_parts
 from dynlib.hardware.live import LiveBoard
 from dynlib.hardware.profiler import profile_latency
 from dynlib.hardware.sensors import find_sensors
-from dynlib.hardware.sysfs import find_knobs
+from dynlib.hardware.sysfs import CPU, find_knobs
+
+GOVERNORS = ("conservative", "ondemand", "userspace", "powersave", "performance", "schedutil")
 
 
 def quota_tracking(
@@ -28,39 +31,71 @@ def quota_tracking(
     One row per share: `asked_pct`, `got_pct`, `error_pct` (|got - asked| in % of what was asked)
     and `throttled`, the share of periods in which the quota held the process back: where that is
     not nearly all, another load took the core and the row says nothing about the quota. `Missing`
-    with the reason where control groups are not writable.
+    with the reason where control groups are not writable or another manager holds the machine.
     """
     fs = SysFs("/")
     parts = process_parts(fs)
     knob = next((knob for knob in parts.knobs if knob.kind == "quota_pct"), None)
     if knob is None:
         return Missing("; ".join(lack for lack in parts.lacks if "quota" in lack))
-    parts.knobs, rows = [knob], []
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        LiveBoard("host", parts, fs, folder=Path(folder)) as board,
-    ):
-        for share in shares_pct:
-            applied = board.set("process", "quota_pct", share)
-            if applied.problem:
-                return Missing(applied.problem)
-            knob.prefer()
-            _burn(2 * knob.period_us / 1e6)  # the first period may still have time left over
-            before, cpu, wall = knob.throttled(), time.process_time(), time.perf_counter()
-            _burn(window_s)
-            cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
-            got = 100 * cpu / wall
-            rows.append({
-                "asked_pct": share, "got_pct": got, "error_pct": 100 * abs(got - share) / share,
-                "throttled": (knob.throttled() - before) * knob.period_us / 1e6 / wall,
-            })  # fmt: skip
-    return rows
+    parts.knobs = [knob]
+    with tempfile.TemporaryDirectory() as folder:
+        board = LiveBoard("host", parts, fs, folder=Path(folder))
+        try:
+            with board:
+                return [_tracked(board, knob, share, window_s) for share in shares_pct]
+        except ControlError as error:  # refused, or another manager holds this machine
+            return Missing(str(error))
 
 
-def quota_tracking_error_pct(rows: list[dict[str, float]], throttled: float = 0.9) -> float | None:
-    """Median error of the rows in which the quota did hold the process back; None without any."""
-    errors = [row["error_pct"] for row in rows if row["throttled"] >= throttled]
-    return statistics.median(errors) if errors else None
+def _tracked(board: LiveBoard, knob: Knob, share: float, window_s: float) -> dict[str, float]:
+    applied = board.set("process", "quota_pct", share)
+    if applied.problem:
+        raise ControlError(f"quota of {share} %: {applied.problem}")
+    knob.prefer()
+    _burn(2 * knob.period_us / 1e6)  # the first period may still have time left over
+    before, cpu, wall = knob.throttled(), time.process_time(), time.perf_counter()
+    _burn(window_s)
+    cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+    got = 100 * cpu / wall
+    return {
+        "asked_pct": share, "got_pct": got, "error_pct": 100 * abs(got - share) / share,
+        "throttled": (knob.throttled() - before) * knob.period_us / 1e6 / wall,
+    }  # fmt: skip
+
+
+def reached(tracked: pd.DataFrame, throttled: float = 0.9) -> pd.DataFrame:
+    """Rows of `quota_tracking` with the error only where the quota did hold the process back."""
+    held = tracked["throttled"] >= throttled
+    return tracked.assign(error_pct=tracked["error_pct"].where(held))
+
+
+def write_tree(root: Path, files: dict[str, object]) -> Path:
+    """Make the files (path below the root: text) of a tree; returns its root."""
+    for name, text in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{text}\n")
+    return root
+
+
+def cpu_files(policies: Sequence[tuple[Sequence[int], Sequence[int]]]) -> dict[str, object]:
+    """The cpufreq and hotplug files of some policies, each (CPUs, clocks in kHz)."""
+    files: dict[str, object] = {"proc/sys/kernel/random/boot_id": "fake-boot"}
+    for cpus, khz in policies:
+        folder, names = f"{CPU}/cpufreq/policy{cpus[0]}", " ".join(map(str, cpus))
+        values = {
+            "related_cpus": names, "affected_cpus": names,
+            "scaling_available_frequencies": " ".join(map(str, sorted(khz, reverse=True))),
+            "scaling_available_governors": " ".join(GOVERNORS), "scaling_governor": "schedutil",
+            "scaling_min_freq": min(khz), "scaling_max_freq": max(khz),
+            "cpuinfo_min_freq": min(khz), "cpuinfo_max_freq": max(khz),
+            "scaling_cur_freq": min(khz), "scaling_setspeed": "<unsupported>",
+            "cpuinfo_transition_latency": 10000,
+        }  # fmt: skip
+        files |= {f"{folder}/{name}": value for name, value in values.items()}
+        files |= {f"{CPU}/cpu{cpu}/online": 1 for cpu in cpus if cpu}
+    return files
 
 
 def board_costs_us(repeats: int = 1000) -> dict[str, float]:
@@ -100,13 +135,26 @@ def board_costs_us(repeats: int = 1000) -> dict[str, float]:
             }
 
 
-def fault_counts(junit: Path) -> tuple[set[int], set[int]]:
-    """Rows of the fault list that a test run's JUnit report injected, and those that survived.
+def inject_faults(tests: Path) -> tuple[set[int], set[int]] | Missing:
+    """Run the tests of a folder: rows of the fault list that were injected, and that were survived.
 
     A row is survived when every test named after it (``test_fault_07_...``) passed.
     """
+    if not tests.is_dir():
+        return Missing(f"no tests here: {tests.name} is no folder")
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report.xml"
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider",
+                   f"--junitxml={report}", tests.name]  # fmt: skip
+        fixed = os.environ | {"CI": "1"}  # no random examples
+        done = subprocess.run(
+            command, cwd=tests.parent, env=fixed, capture_output=True, text=True, check=False
+        )
+        if not report.exists():
+            return Missing(f"pytest wrote no report: {(done.stdout + done.stderr)[-200:].strip()}")
+        cases = list(ElementTree.parse(report).iter("testcase"))
     outcome: dict[int, bool] = {}
-    for case in ElementTree.parse(junit).iter("testcase"):
+    for case in cases:
         row = re.match(r"test_fault_(\d+)_", case.get("name", ""))
         if row and case.find("skipped") is None:
             passed = case.find("failure") is None and case.find("error") is None
@@ -123,8 +171,3 @@ def _burn(seconds: float) -> None:
     end = time.perf_counter() + seconds
     while time.perf_counter() < end:
         pass
-
-
-def machine_load() -> float:
-    """Share of all CPUs that is busy now, 0..1: what a live measurement has to share with."""
-    return psutil.cpu_percent(0.5) / 100

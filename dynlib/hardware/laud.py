@@ -88,9 +88,8 @@ def tiles(n: int) -> np.ndarray:
 @lru_cache(maxsize=4096)
 def conv_s(device: Device, conv: Conv, in_density: float = 1.0, out_density: float = 1.0) -> float:
     """Time of a convolution, best tile, launch included; densities are shares of live channels."""
-    c, h, w = _grid(tiles(conv.out), tiles(conv.size), tiles(conv.size))
-    batch, s = device.batch, c * h * w
-    count = _ceil(conv.out, c) * _ceil(conv.size, h) * _ceil(conv.size, w)
+    c, h, w, s, count = _cut(conv.out, conv.size)
+    batch = device.batch
     compute = s * conv.macs_per_output * batch / device.macs_s * in_density
     compute = compute * _slowest(conv.out, c, in_density * out_density)
     compute = compute / _full(s, device) * _ceil(count, device.pes)
@@ -100,19 +99,16 @@ def conv_s(device: Device, conv: Conv, in_density: float = 1.0, out_density: flo
     dram = conv.weights * rho[0] + batch * (
         conv.channels * area * conv.stride**2 * in_density + conv.out * area * out_density
     )
-    groups = _ceil(c * conv.groups, conv.out)
-    halo = groups * (conv.channels // conv.groups) * (h + conv.kernel - 1) * (w + conv.kernel - 1)
     tile = c * conv.macs_per_output * rho[1]
-    tile = tile + batch * (halo * conv.stride**2 * in_density + s * out_density)
+    tile = tile + batch * (_read(conv, c, h, w) * in_density + s * out_density)
     l2 = count * tile / (device.l2_ratio * _coalesced(w, conv.size))
     return float((compute + (dram + l2) / device.floats_s).min()) + LAUNCH_S
 
 
 def add_s(device: Device, channels: int, size: int) -> float:
     """Time of an element-wise addition of two maps."""
-    c, h, w = _grid(tiles(channels), tiles(size), tiles(size))
-    count = _ceil(channels, c) * _ceil(size, h) * _ceil(size, w)
-    s, batch = c * h * w, device.batch
+    *_, s, count = _cut(channels, size)
+    batch = device.batch
     compute = s * batch / device.macs_s / _full(s, device) * _ceil(count, device.pes)
     return float((compute + 3 * s * count * batch / device.floats_s).min()) + LAUNCH_S
 
@@ -126,11 +122,7 @@ def spatial_conv_s(device: Device, conv: Conv, patch: int, density: float, gathe
     """
     b, batch = device.floats_s, device.batch
     n_max = _ceil(conv.size, patch) ** 2
-    par, c, h, w = _grid(tiles(256), tiles(conv.out), tiles(patch), tiles(patch))
-    s = c * h * w
-    count = _ceil(conv.out, c) * _ceil(patch, h) * _ceil(patch, w)
-    groups = _ceil(c * conv.groups, conv.out)
-    halo = groups * (conv.channels // conv.groups) * (h + conv.kernel - 1) * (w + conv.kernel - 1)
+    par, c, h, w, s, count = _cut(conv.out, patch, 256)
 
     def time_s(n):
         compute = s * conv.macs_per_output * par * batch / device.macs_s
@@ -140,7 +132,7 @@ def spatial_conv_s(device: Device, conv: Conv, patch: int, density: float, gathe
         else:
             read = conv.channels * conv.size**2 * conv.stride**2
         dram = conv.weights + batch * (read + n * conv.out * patch**2)
-        tile = c * conv.macs_per_output + batch * n * halo * conv.stride**2 + batch * n * s
+        tile = c * conv.macs_per_output + batch * n * (_read(conv, c, h, w) + s)
         compute = compute * _ceil(count, device.pes)
         return compute + dram / b + count * tile / (device.l2_ratio * b)
 
@@ -151,9 +143,7 @@ def scatter_add_s(device: Device, channels: int, size: int, patch: int, density:
     """Time of adding the active patches of a branch to the identity."""
     b, batch = device.floats_s, device.batch
     n_max = _ceil(size, patch) ** 2
-    par, c, h, w = _grid(tiles(n_max), tiles(channels), tiles(patch), tiles(patch))
-    s = c * h * w
-    count = _ceil(channels, c) * _ceil(patch, h) * _ceil(patch, w)
+    par, _, _, w, s, count = _cut(channels, patch, n_max)
 
     def time_s(n):
         compute = s * par * batch / device.macs_s / _full(s * batch * par, device) * _ceil(n, par)
@@ -174,7 +164,7 @@ def channel_masker_s(device: Device, channels: int, size: int, group: int) -> fl
 
 
 def _linear_s(device: Device, channels: int, out: int) -> float:
-    co, ci = _grid(tiles(out), tiles(channels))
+    co, ci = np.meshgrid(tiles(out), tiles(channels), indexing="ij", sparse=True)
     batch, b = device.batch, device.floats_s
     count = co * ci  # sizes, not counts: so does the source
     compute = co * ci * batch / device.macs_s / _full(co * ci * batch, device)
@@ -214,8 +204,19 @@ def _coalesced(w, width: int):
     return np.where(w > q, w / (_ceil(w, q) * q), narrow)
 
 
-def _grid(*sides: np.ndarray) -> list[np.ndarray]:
-    return np.meshgrid(*sides, indexing="ij", sparse=True)
+def _cut(channels: int, side: int, patches: int | None = None) -> tuple[np.ndarray, ...]:
+    """All ways to tile a map: (patches at once,) channels, height, width, elements, tiles."""
+    sides = [channels, side, side] if patches is None else [patches, channels, side, side]
+    axes = np.meshgrid(*map(tiles, sides), indexing="ij", sparse=True)
+    c, h, w = axes[-3:]
+    return *axes, c * h * w, _ceil(channels, c) * _ceil(side, h) * _ceil(side, w)
+
+
+def _read(conv: Conv, c, h, w):
+    """Elements of the input, halo included, that a tile of the output reads."""
+    side = conv.kernel - 1
+    groups = _ceil(c * conv.groups, conv.out) * (conv.channels // conv.groups)
+    return groups * (h + side) * (w + side) * conv.stride**2
 
 
 def _ceil(a, b):

@@ -6,7 +6,7 @@ its stem, pooling and classifier do not.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dynlib import DynlibError
 from dynlib.hardware.laud import (
@@ -87,9 +87,8 @@ def spatial_s(device: Device, block: Bottleneck, patch: int, density: float) -> 
 def layer_s(device: Device, block: Bottleneck, density: float) -> float:
     """Mean time of a block that runs with probability `density`; its masker always does."""
     masker = conv_s(device, _with_masker(block.convs[0]), out_density=0.0)
-    body = sum(conv_s(device, conv) for conv in block.convs)
-    body += add_s(device, block.out, block.size)
-    return masker + block.down_s(device) + density * body
+    down = block.down_s(device)
+    return masker + down + density * (static_s(device, block) - down)
 
 
 def channel_s(device: Device, block: Bottleneck, group: int, density: float) -> float:
@@ -165,4 +164,4 @@ def judge() -> list[dict[str, object]]:
 
 def _with_masker(conv: Conv) -> Conv:
     """A convolution with one more output, the difference of the masker's two logits."""
-    return Conv(conv.channels, conv.out + 1, conv.size, conv.kernel, conv.stride, conv.groups)
+    return replace(conv, out=conv.out + 1)

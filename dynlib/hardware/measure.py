@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 
-from dynlib.hardware.control import Clock, ControlError, Missing, Reading, Sensor
+from dynlib.hardware.control import Clock, Missing, Reading, Sensor
 
 MAX_MW = 2e6  # no board draws more: a counter that says so went back or wrapped twice
 _SUSPEND_NS = 50_000_000
@@ -166,29 +166,3 @@ class Window:
         spread = _Z95 * statistics.stdev(values) / math.sqrt(len(values)) * seconds
         mean_mw = energy_mj / spanned_s
         return mean_mw * seconds, math.hypot(mean_mw * sensor.period_s, spread)
-
-
-@dataclass(slots=True)
-class Smooth:
-    """Exponential moving average of latencies that no impossible sample can spoil.
-
-    ``mean += weight * (value - mean)``; NaN, infinities, zero and negative values are counted in
-    `rejected` and change nothing else.
-    """
-
-    weight: float = 0.2
-    mean_ms: float | None = None
-    rejected: int = 0
-
-    def __post_init__(self):
-        if not 0 < self.weight <= 1:
-            raise ControlError(f"weight = {self.weight}; expected above 0 and at most 1")
-
-    def add(self, latency_ms: float) -> bool:
-        """Take a sample; False if it was rejected."""
-        if not (math.isfinite(latency_ms) and latency_ms > 0):
-            self.rejected += 1
-            return False
-        base = latency_ms if self.mean_ms is None else self.mean_ms
-        self.mean_ms = base + self.weight * (latency_ms - base)
-        return True

@@ -1,14 +1,13 @@
 """Measuring on the machine this runs on: latency, paired ratios, peak memory. Knows no torch.
 
 The caller hands in a callable that returns when its work is done: one that uses a GPU waits for it.
-Fix the threads of the numeric libraries first; `machine` records what was fixed.
+Fix the threads of the numeric libraries first.
 """
 
 import contextlib
 import ctypes
 import gc
 import math
-import os
 import platform
 import resource
 import statistics
@@ -26,7 +25,6 @@ _CONFIDENCE = 0.99
 _STABLE = 0.05
 _WARMUP_LIMIT = 10
 _T = TypeVar("_T")
-_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 class ProfileError(DynlibError):
@@ -107,19 +105,26 @@ def profile_latency(
     if warmup < 0 or repeats < 1:
         raise ProfileError(f"warmup = {warmup}, repeats = {repeats}; expected >= 0 and >= 1")
     clock = time.process_time_ns if cpu_time else clock
-    was_enabled = gc.isenabled()
-    gc.disable()  # a collection in the middle of a sample is not the network's time
-    try:
+    with undisturbed():
         _warm_up(run, warmup, clock)
         samples: list[float] = []
         while len(samples) < repeats or sum(samples) < 1000 * min_seconds:
             samples.append(_once_ms(run, clock))
             if len(samples) >= repeats and sum(samples) <= 0:
                 raise ProfileError("the clock did not advance; expected a running one, in ns")
+    return Latency(tuple(samples))
+
+
+@contextlib.contextmanager
+def undisturbed():
+    """No garbage collection: one in the middle of a sample is not the network's time."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
     finally:
         if was_enabled:
             gc.enable()
-    return Latency(tuple(samples))
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,24 +213,6 @@ def preparation(make: Callable[[], _T]) -> tuple[_T, float, float]:
     return made, seconds, settled_mb() - before
 
 
-def machine() -> dict[str, object]:
-    """What a measurement here depends on: processor, usable cores, threads, memory, versions."""
-    try:
-        usable = len(os.sched_getaffinity(0))
-    except AttributeError:  # not on Linux
-        usable = os.cpu_count() or 1
-    return {
-        "cpu": _cpu_model(),
-        "cores_physical": psutil.cpu_count(logical=False),
-        "cores_logical": psutil.cpu_count(),
-        "cores_usable": usable,
-        "threads": {name: os.environ.get(name) for name in _THREAD_VARIABLES},
-        "memory_mb": round(psutil.virtual_memory().total / 1e6),
-        "system": platform.platform(),
-        "python": platform.python_version(),
-    }
-
-
 def _once_ms(run: Callable[[], object], clock: Callable[[], int]) -> float:
     start = clock()
     run()
@@ -239,15 +226,3 @@ def _warm_up(run: Callable[[], object], warmup: int, clock: Callable[[], int]) -
         if before is not None and abs(now - before) <= _STABLE * before:
             return
         before = now
-
-
-def _cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    for line in lines:
-        key, _, value = line.partition(":")
-        if key.strip() in ("model name", "Model", "Hardware"):
-            return value.strip()
-    return platform.processor() or platform.machine()

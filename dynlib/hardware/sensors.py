@@ -13,6 +13,7 @@ from dynlib.hardware.sysfs import ClockKnob, EmcKnob
 
 _INPUT = re.compile(r"VDD_IN|POM_5V_IN|VIN$", re.IGNORECASE)
 _DECIMAL = re.compile(r"\d{1,9}(\.\d{1,9})?")
+_GPU_LOAD = ("sys/devices/gpu.0/load", "sys/devices/*/load", "sys/devices/platform/*/load")
 _POWER_STALE = 50  # a meter's last digit moves: so many equal readings mean that it is stuck
 
 
@@ -115,13 +116,11 @@ def _rapl(fs: SysFs) -> list[Sensor]:
         except (OSError, ValueError):
             span = 0.0
         name = "".join(fs.words(f"{zone}/name")) or Path(zone).name
-        counter = Sensor(
-            f"{name}.energy", "energy_mj", _scaled(fs, f"{zone}/energy_uj", 1000.0), 0.001,
-            total=name.startswith(("package", "dram")), span_mj=span if span > 0 else None,
-        )  # fmt: skip
-        if not fs.exists(f"{zone}/energy_uj"):
-            continue
-        sensors.append(counter)
+        if fs.exists(f"{zone}/energy_uj"):
+            sensors.append(Sensor(
+                f"{name}.energy", "energy_mj", _scaled(fs, f"{zone}/energy_uj", 1000.0), 0.001,
+                total=name.startswith(("package", "dram")), span_mj=span if span > 0 else None,
+            ))  # fmt: skip
     psys = [sensor for sensor in sensors if sensor.name == "psys.energy"]
     for sensor in sensors if psys else ():
         sensor.total = sensor in psys
@@ -168,11 +167,10 @@ def _utilisation(fs: SysFs) -> list[Sensor]:
             return min(max(100 * (1 - idle / total), 0.0), 100.0)
 
         sensors.append(Sensor("cpu.util", "util_pct", busy_pct, 0.01))
-    for pattern in ("sys/devices/gpu.0/load", "sys/devices/*/load", "sys/devices/platform/*/load"):
-        for file in fs.glob(pattern)[:1]:
-            if len([s for s in sensors if s.name == "gpu.util"]) == 0:
-                sensors.append(Sensor("gpu.util", "util_pct", _scaled(fs, file, 10.0), 0.02))
-    return sensors
+    gpu = [file for pattern in _GPU_LOAD for file in fs.glob(pattern)]
+    return sensors + [
+        Sensor("gpu.util", "util_pct", _scaled(fs, file, 10.0), 0.02) for file in gpu[:1]
+    ]
 
 
 def _unreadable(fs: SysFs) -> list[str]:

@@ -1,13 +1,12 @@
 """What switching costs: the switch itself, and the frame right after it. Knows no torch."""
 
-import gc
 import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
 
-from dynlib.hardware.profiler import ProfileError
+from dynlib.hardware.profiler import ProfileError, undisturbed
 
 COLUMNS = ("switch_us", "first_frame_us", "next_frame_us", "later_frame_us")
 
@@ -45,9 +44,7 @@ def profile_switches(
             frame()
     switch(subnets[0])
     rows = []
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
+    with undisturbed():
         for name in (subnets[i] for i in order):
             stamps = [clock()]
             switch(name)
@@ -56,7 +53,4 @@ def profile_switches(
                 frame()
                 stamps.append(clock())
             rows.append((name, *np.diff(stamps) / 1e3))
-    finally:
-        if was_enabled:
-            gc.enable()
     return pd.DataFrame(rows, columns=["subnet", *COLUMNS])

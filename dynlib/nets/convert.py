@@ -15,7 +15,6 @@ by importance, as in Once-for-All (arXiv 1908.09791, section 3.3), so that a pre
 
 import copy
 import functools
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -24,9 +23,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from dynlib._vision import timm
-from dynlib.nets.attention import Attention, AttentionSpec
+from dynlib.nets.attention import Attention
 from dynlib.nets.coupling import Axis, ElasticityError, Group, Structure, copy_structure, resize
 from dynlib.nets.supernet import NORMS, Supernet
+from dynlib.nets.trace import record
 from dynlib.space import LayerSpec, SearchSpace, SubnetConfig
 
 
@@ -158,29 +158,7 @@ class _Family:
 
     def _layers(self, config: SubnetConfig, classes: int) -> list[LayerSpec]:
         """Layers in order of execution, from the shapes of a run without weights."""
-        net = self(config, classes).to("meta", torch.float32).eval()
-        specs: list[LayerSpec] = []
-        for module in net.modules():
-            if isinstance(module, nn.Conv2d | nn.Linear | Attention):
-                module.register_forward_hook(lambda *run: specs.append(_spec(*run)))
-        with torch.no_grad():
-            net(torch.empty(1, 3, config.resolution, config.resolution, device="meta"))
-        return specs
-
-
-def _spec(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> LayerSpec:
-    if isinstance(module, nn.Conv2d):
-        return LayerSpec(
-            "conv", module.in_channels, module.out_channels, module.kernel_size[0],
-            module.stride[0], module.groups, inputs[0].shape[-1], output.shape[-1],
-        )  # fmt: skip
-    tokens = output.shape[:-1].numel()
-    side = math.sqrt(tokens)  # not whole where a class token comes on top of the patches
-    sizes = dict.fromkeys(("in_size", "out_size"), int(side) if side.is_integer() else side)
-    if isinstance(module, Attention):
-        rows = module.q.out_features
-        return AttentionSpec("attention", rows, rows, groups=rows // module.head_dim, **sizes)
-    return LayerSpec("linear", module.in_features, module.out_features, **sizes)
+        return record(self(config, classes).to("meta", torch.float32), config.resolution)
 
 
 def _resize_images(size: int, module: nn.Module, args: tuple[torch.Tensor, ...]):

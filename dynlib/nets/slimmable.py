@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from dynlib.nets.trace import record
 from dynlib.space import LayerSpec, SearchSpace, SubnetConfig
 
 WIDTHS_PCT = tuple(range(35, 101, 5))
@@ -25,30 +26,11 @@ def space(resolution: int, widths: tuple[int, ...] = WIDTHS_PCT) -> SearchSpace:
 
 
 def describe(build: Build) -> Callable[[SubnetConfig, int], list[LayerSpec]]:
-    """The function that lists the convolutions and linear layers of `build(config, classes)`.
-
-    They are recorded, in order of execution, while an image of no content passes.
-    """
+    """The function that lists the layers of `build(config, classes)`; see `trace.record`."""
 
     def layers(config: SubnetConfig, classes: int) -> list[LayerSpec]:
-        specs = []
-
-        def record(module, inputs, output):
-            if isinstance(module, nn.Linear):
-                specs.append(LayerSpec("linear", module.in_features, module.out_features))
-            else:
-                specs.append(LayerSpec(
-                    "conv", module.in_channels, module.out_channels, module.kernel_size[0],
-                    module.stride[0], module.groups, inputs[0].shape[-1], output.shape[-1],
-                ))  # fmt: skip
-
         with torch.device("meta"):
-            net = build(config, classes).eval()
-            for module in net.modules():
-                if isinstance(module, nn.Conv2d | nn.Linear):
-                    module.register_forward_hook(record)
-            net(torch.empty(1, 3, config.resolution, config.resolution))
-        return specs
+            return record(build(config, classes), config.resolution)
 
     return layers
 

@@ -120,7 +120,7 @@ class Supernet(nn.Module):
             ConfigError: `config` is outside the space.
             MissingStatisticsError: `calibrate` has not been run for it.
         """
-        if self.canonical(config) not in self.statistics:
+        if self.canonical(config) not in self.statistics and _norms(self._skeleton(config)):
             raise MissingStatisticsError(
                 f"no BatchNorm statistics for {config}; run calibrate(supernet, config, images) "
                 f"(stored: {[str(c) for c in self.statistics]})"
@@ -148,7 +148,8 @@ class Supernet(nn.Module):
         with torch.device("meta"):
             net = self._build(config, self.classes)
         device = next(iter(parameters.values())).device
-        statistics = {k: v.to(device) for k, v in self.statistics[self.canonical(config)].items()}
+        statistics = self.statistics.get(self.canonical(config), {})  # none without BatchNorm
+        statistics = {k: v.to(device) for k, v in statistics.items()}
         state = {k: v.detach() for k, v in parameters.items()} | statistics
         for name, buffer in net.named_buffers():
             if name.endswith("num_batches_tracked"):

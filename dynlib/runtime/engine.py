@@ -152,10 +152,18 @@ class Engine:
         if self.ask:
             self.ask = False
             self._decide()
-        if any(run.waiting or run.jobs for run in self.apps.values()):
-            for unit in self.units.values():
-                if unit.job is None:
-                    self._dispatch(unit)
+        ready: dict[str, list[Job]] = {}
+        idle = [unit for unit in self.units.values() if unit.job is None and not unit.lost]
+        for run in self.apps.values() if idle else ():
+            if run.waiting:
+                self._drop_expired(run)
+            for job in run.jobs:
+                ready.setdefault(job.point.unit, []).append(job)
+            if run.waiting and run.placement is not None:
+                ready.setdefault(run.placement.unit, []).append(run.waiting[0])
+        for unit in idle:
+            if jobs := ready.get(unit.spec.name):
+                self._dispatch(unit, min(jobs, key=self.urgency))
         self._sample()
 
     def _sample(self, last: bool = False) -> None:
@@ -233,20 +241,7 @@ class Engine:
             self._log("drop", app=run.app.name, frame=job.frame, reason="deadline passed")
             self._next_query(run)
 
-    def _dispatch(self, unit: UnitRun) -> None:
-        name, best = unit.spec.name, None
-        if unit.lost:
-            return
-        for run in self.apps.values():
-            paused = [j for j in run.jobs if j.point.unit == name]
-            if run.waiting:
-                self._drop_expired(run)
-            placed = run.placement is not None and run.placement.unit == name
-            for job in (*paused, *([run.waiting[0]] if placed and run.waiting else ())):
-                if best is None or self.urgency(job) < self.urgency(best):
-                    best = job
-        if best is None:
-            return
+    def _dispatch(self, unit: UnitRun, best: Job) -> None:
         unit.advance(self.now_ms)
         self._wake_governor(unit)
         run = best.app
@@ -259,7 +254,7 @@ class Engine:
                 best.fixed_ms = self.switch_ms
             run.served = point.subnet
             self._log("start", app=run.app.name, frame=best.frame, subnet=point.subnet,
-                      unit=name, cores=point.cores)  # fmt: skip
+                      unit=point.unit, cores=point.cores)  # fmt: skip
         if best.share <= 0:
             best.share = run.segments[best.segment]
         unit.job = best
@@ -307,6 +302,8 @@ class Engine:
         self._reschedule(unit)
 
     def _request(self, unit: UnitRun, mhz: float, reason: str) -> None:
+        if mhz == unit.target_mhz:
+            return
         if mhz not in unit.freq_index:
             raise EngineError(f"{unit.spec.name}: {mhz} MHz is not one of its clocks "
                               f"{unit.spec.freqs}")  # fmt: skip

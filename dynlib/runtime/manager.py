@@ -85,6 +85,7 @@ class Manager:
         self.board, self.tables, self.governors = board, tables, governors
         self.units = {unit.name: unit for unit in board.units}
         self.index = {u.name: {f: i for i, f in enumerate(u.freqs)} for u in board.units}
+        self.lowest = {unit.name: unit.min_mhz for unit in board.units}
         self.lead_ms = {u.name: u.settle_ms + u.stall_ms + _SAFETY_MS for u in board.units}
         self.pacers = {unit.name: Pacer(unit) for unit in board.units}
         self.planner = Planner(board, tables, objective, margin_sigma)
@@ -94,16 +95,17 @@ class Manager:
         """Operating points, clocks, and when to look again."""
         memory = state.memory or Memory(dict.fromkeys(self.units, Slowdown()))
         slowdowns = self._learn(memory.slowdowns, state)
-        plan, key, since_ms, reason = self._choose(state, memory, slowdowns, limits)
-        clocks, wake_ms = {}, math.inf
         used = {name: s.used * self._memory(name, state.emc) for name, s in slowdowns.items()}
+        plan, key, since_ms, reason = self._choose(state, memory, used, limits)
+        clocks, wake_ms = {}, math.inf
         at_hand = self._at_hand(state, plan, used)
-        for name, unit in self.units.items():
+        for name in self.units:
             if name not in at_hand or limits[name] == 0:  # nothing to do there, or taken away
-                clocks[name] = unit.min_mhz
+                clocks[name] = self.lowest[name]
                 continue
-            found = self._clock(name, state, at_hand[name], used[name], limits[name])
-            clocks[name], again_ms = found
+            clocks[name], again_ms = self._clock(
+                name, state, at_hand[name], used[name], limits[name]
+            )
             wake_ms = min(wake_ms, again_ms)
         return Action(
             placements=plan.placements,
@@ -161,15 +163,15 @@ class Manager:
 
     def _share(self, name: str, point, ran, emc: float) -> float:
         """The part of a job done after running `ran`, were there no slowdown but the memory's."""
-        index, unit = self.index[name], self.units[name]
-        return sum(
-            ms / (point.latency_ms[index[mhz]] * memory_scale(unit, mhz, emc)) for mhz, ms in ran
-        )
+        index, unit, done = self.index[name], self.units[name], 0.0
+        for mhz, ms in ran:
+            expected_ms = point.latency_ms[index[mhz]]
+            done += ms / (expected_ms if emc == 1 else expected_ms * memory_scale(unit, mhz, emc))
+        return done
 
-    def _choose(self, state: State, memory: Memory, slowdowns, limits):
+    def _choose(self, state: State, memory: Memory, used: Mapping[str, float], limits):
         demands = tuple(self._demand(app, state) for app in state.apps)
-        used = tuple((n, s.used * self._memory(n, state.emc)) for n, s in slowdowns.items())
-        key = (demands, used, tuple(limits.items()), state.memory_mb)
+        key = (demands, tuple(used.items()), tuple(limits.items()), state.memory_mb)
         wanted = self.planner.plan(*key)
         plan, since_ms = memory.plan, memory.since_ms
         if plan is None or wanted.placements.keys() != plan.placements.keys():
@@ -177,11 +179,11 @@ class Manager:
         if wanted == plan:
             return plan, key, since_ms, ""
         # Under the same key it held at the last decision.
-        held = key == memory.key or self._holds(plan, demands, dict(used), limits, state.memory_mb)
+        held = key == memory.key or self._holds(plan, demands, used, limits, state.memory_mb)
         if not held:
             return wanted, key, state.t_ms, _reason("requirement", wanted)
         settled = state.t_ms - since_ms >= self.dwell_ms
-        if settled and (not plan.feasible or self._gain(plan, wanted, demands, dict(used))):
+        if settled and (not plan.feasible or self._gain(plan, wanted, demands, used)):
             return wanted, key, state.t_ms, _reason("saves", wanted)
         return plan, key, since_ms, ""
 
@@ -234,6 +236,8 @@ class Manager:
         return all(schedulable(group) for group in tasks.values())
 
     def _gain(self, plan: Plan, wanted: Plan, demands, used) -> bool:
+        if (wanted.placements, wanted.clocks) == (plan.placements, plan.clocks):
+            return False  # only the slowdown is another than when it was chosen
         power_mw = accuracy_pct = 0.0
         for unit, index, demand, point in self._tasks(plan, demands):
             energy_uj = point.active_mw[index] * point.latency_ms[index] * used[unit]
@@ -282,7 +286,7 @@ class Manager:
         found: dict[str, list] = {}
 
         def on(name: str) -> list:
-            return found.setdefault(name, [[], [], [], self.units[name].min_mhz])
+            return found.setdefault(name, [[], [], [], self.lowest[name]])
 
         for app in state.apps:
             table = self._table(app)

@@ -86,8 +86,8 @@ class Pacer:
         top = self.index[limit_mhz]
         if work[0].worst <= 0:
             return Pace(limit_mhz, math.inf)  # overdue: something is slower than anybody knew
-        low, high = self.index[min(least_mhz, limit_mhz)], top
-        while low < high and not (
+        low = least = self.index[min(least_mhz, limit_mhz)]
+        while low < top and not (
             self._possible(now_ms, work, low, slow)
             and self._in_time(now_ms, now_mhz, work, streams, low, slow)
         ):
@@ -96,12 +96,12 @@ class Pacer:
         end_ms = now_ms + work[0].worst * work[0].point.latency_ms[low] * slow
         first = work[0]
         alone = len(work) == 1 and all(s.next_ms >= min(end_ms, first.deadline_ms) for s in streams)
-        if alone and low > self.index[min(least_mhz, limit_mhz)]:
+        if alone and low > least:
             # In steps of 0.1 ms, so that frames alike share one calculation.
             window_ms = math.floor(10 * (first.deadline_ms - now_ms)) / 10
             slower = self.accelerating(
                 window_ms, now_mhz if running else None, first.mean, first.worst, first.point,
-                low, top, slow,
+                least, low, top, slow,
             )  # fmt: skip
             if slower is not None:
                 return Pace(slower[0], now_ms + slower[1])
@@ -147,13 +147,13 @@ class Pacer:
         return True
 
     def _accelerating(
-        self, window_ms, now_mhz, mean, worst, point, low: int, top: int, slow: float
+        self, window_ms, now_mhz, mean, worst, point, least: int, low: int, top: int, slow: float
     ):
-        """(clock below the steady one `low`, when to ask for a higher one); None where that is not
-        expected to take less energy. `now_mhz`: of a frame that runs, its clock."""
+        """(clock from `least` up to below the steady one `low`, when to ask for a higher one); None
+        where none is expected to take less energy. `now_mhz`: of a frame that runs, its clock."""
         unit, work = self.unit, Work(0.0, mean, worst, point)
         best, best_uj = None, self._cost_uj(work, low, low, math.inf, slow)
-        for index in range(max(low - _SLOWER, 0), low):
+        for index in range(max(low - _SLOWER, least), low):
             if now_mhz not in (None, unit.freqs[index]):
                 continue
             ms = point.latency_ms[index] * slow

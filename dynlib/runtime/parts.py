@@ -83,11 +83,11 @@ class AppRun:
                     tuple(j.ran.items()))
             for j in self.jobs
         )  # fmt: skip
-        upcoming = tuple(
+        upcoming = () if not self.announced else tuple(
             (t_ms, need)
             for t_ms, need in self.steps[1:]
             if now_ms < t_ms <= now_ms + ANNOUNCE_MS + EPS_MS and t_ms in self.announced
-        )
+        )  # fmt: skip
         return AppState(app.name, app.model, self.known, app.arrival, app.priority, app.start_unit,
                         start_ms, self.last_arrival_ms, waiting, running, upcoming)  # fmt: skip
 

@@ -5,6 +5,7 @@ earliest deadline first, any phase); among all that is, the objective decides.
 """
 
 import math
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -67,6 +68,31 @@ class _Load(NamedTuple):
     accuracy_pct: float
 
 
+class _Candidates(NamedTuple):
+    """Points of one model on one unit, fastest first; arrays (points,) and (points, clocks).
+
+    `beaten_pct`: accuracy of the best point that beats this one in time and power at every clock
+    and takes no more memory. `fastest_ms`, `cheapest_uj`: the best of any point at each clock.
+    """
+
+    points: tuple[Point, ...]
+    accuracy_pct: np.ndarray
+    beaten_pct: np.ndarray
+    memory_mb: np.ndarray
+    margin: np.ndarray
+    time_ms: np.ndarray
+    energy_uj: np.ndarray
+    fastest_ms: np.ndarray | None = None
+    cheapest_uj: np.ndarray | None = None
+
+    def take(self, kept) -> "_Candidates":
+        """Those at the indices `kept`."""
+        points = tuple(self.points[i] for i in kept)
+        arrays = [array[kept] for array in self[1:7]]
+        best = [array.min(axis=0) for array in arrays[-2:]] if points else []
+        return _Candidates(points, *arrays, *best)
+
+
 def schedulable(tasks: Sequence[tuple[float, float, float]]) -> bool:
     """Whether (execution, period, deadline) in ms always meet under non-preemptive EDF.
 
@@ -110,7 +136,8 @@ class Planner:
         self.margin_sigma = margin_sigma
         self._margins: dict[float, float] = {}
         self.plan = lru_cache(maxsize=512)(self._plan)
-        self._arrays = lru_cache(maxsize=None)(self._sorted)
+        self._arrays = {(model, unit): self._sorted(model, unit)
+                        for model, table in tables.items() for unit in table.units}  # fmt: skip
         self._candidates = lru_cache(maxsize=1024)(self._useful)
         self._best = lru_cache(maxsize=4096)(self._best_load)
 
@@ -241,19 +268,18 @@ class Planner:
         best, best_score, candidates = None, None, []
         # Bounds per clock: the load of the fastest points, the power of the cheapest ones.
         share, least = np.zeros(len(spec.freqs)), np.zeros(len(spec.freqs))
-        share[np.array(spec.freqs) > limit] = np.inf
+        share[bisect_right(spec.freqs, limit) :] = np.inf
         for demand in demands:
-            points, time_ms, energy_uj = self._candidates(demand.model, unit, demand.need.floor_pct)
-            fits = [i for i, p in enumerate(points) if p.memory_mb <= rules.share_mb]
-            if not fits:
+            points = self._candidates(demand.model, unit, demand.need.floor_pct, rules.share_mb)
+            if not points.points:
                 return None
-            fits = fits if rules.strict else fits[:1]
-            candidates.append([points[i] for i in fits])
-            margin = min(map(self.margin, candidates[-1])) if rules.strict else 1.0
-            planned_ms = time_ms[fits].min(axis=0) * slow * margin
+            points = points if rules.strict else points.take([0])
+            candidates.append(points)
+            margin = points.margin.min() if rules.strict else 1.0
+            planned_ms = points.fastest_ms * slow * margin
             share[planned_ms > demand.need.deadline_ms] = np.inf
             share += planned_ms / demand.need.period_ms
-            least += energy_uj[fits].min(axis=0) * (slow / demand.need.period_ms)
+            least += points.cheapest_uj * (slow / demand.need.period_ms)
         clocks = np.flatnonzero(share <= 1)[0 if rules.strict else -1 :]
         cheap_first = self.objective != "accuracy"
         for index in clocks[np.argsort(least[clocks], kind="stable")] if cheap_first else clocks:
@@ -268,61 +294,61 @@ class Planner:
                     best, best_score = load, score
         return best
 
-    def _useful(self, model: str, unit: str, floor_pct: float):
-        """Points that meet a floor, fastest first; where energy alone counts, without those that
-        another one beats in time and power at every clock; with their times and energies."""
-        points, accuracy, time_ms, power_mw = self._arrays(model, unit)
-        left = np.flatnonzero(accuracy >= floor_pct - 1e-9)
-        kept = list(left) if self.objective == "accuracy" else []
-        while self.objective != "accuracy" and len(left):
-            first, left = left[0], left[1:]
-            kept.append(first)
-            better = (time_ms[left] < time_ms[first]) | (power_mw[left] < power_mw[first])
-            left = left[better.any(axis=1)]
-        return [points[i] for i in kept], time_ms[kept], (time_ms * power_mw)[kept]
+    def _useful(self, model: str, unit: str, floor_pct: float, share_mb: float) -> _Candidates:
+        """Points that meet a floor and fit into memory; where energy alone counts, without those
+        that another such point beats."""
+        every, floor_pct = self._arrays[model, unit], floor_pct - 1e-9
+        useful = (every.accuracy_pct >= floor_pct) & (every.memory_mb <= share_mb)
+        if self.objective != "accuracy":
+            useful &= every.beaten_pct < floor_pct
+        return every.take(np.flatnonzero(useful))
 
-    def _sorted(self, model: str, unit: str):
+    def _sorted(self, model: str, unit: str) -> _Candidates:
         points = sorted(self.tables[model].on(unit),
                         key=lambda p: (p.latency_ms[-1], -p.accuracy_val_pct))  # fmt: skip
-        accuracy = np.array([p.accuracy_val_pct for p in points])
-        time_ms, power_mw = (np.array([getattr(p, name) for p in points])
-                             for name in ("latency_ms", "active_mw"))  # fmt: skip
-        return points, accuracy, time_ms, power_mw
+        columns = ("accuracy_val_pct", "memory_mb", "latency_ms", "active_mw")
+        arrays = (np.array([getattr(p, name) for p in points]) for name in columns)
+        accuracy_pct, memory_mb, time_ms, power_mw = arrays
+        margin = np.array([self.margin(p) for p in points])
+        costs = np.column_stack([time_ms, power_mw, memory_mb])
+        beats = (costs[:, None] <= costs).all(axis=2)  # rows beat columns
+        beats = np.triu(beats, 1)  # a faster one comes first; so does the first of equals
+        beaten_pct = np.where(beats, accuracy_pct[:, None], -np.inf).max(axis=0)
+        return _Candidates(tuple(points), accuracy_pct, beaten_pct, memory_mb, margin, time_ms,
+                           time_ms * power_mw)  # fmt: skip
 
     def _load_at(self, spec, demands, candidates, index: int, slow: float, beat, strict: bool):
         """The best points at one clock: from each app's own best, shrinking the heaviest."""
-        ladders, times = [], []
+        ladders = []
         for demand, points in zip(demands, candidates, strict=True):
-            deadline_ms = demand.need.deadline_ms
-            planned = [self.planned_ms(p, index, slow, demand, spec, strict) for p in points]
-            fits = [(p, ms) for p, ms in zip(points, planned, strict=True) if ms <= deadline_ms]
-            if not fits:
+            wake_ms = spec.settle_ms + spec.stall_ms if demand.jitter else 0.0
+            margin = points.margin if strict else 1.0
+            planned_ms = points.time_ms[:, index] * slow * margin + wake_ms
+            fits = np.flatnonzero(planned_ms <= demand.need.deadline_ms)
+            if not len(fits):
                 return None
-            energy = [p.active_mw[index] * p.latency_ms[index] for p, _ in fits]
-            accuracy = [p.accuracy_val_pct for p, _ in fits]
-            if self.objective != "accuracy":
-                top = min(range(len(fits)), key=lambda i: (energy[i], -accuracy[i]))
-            else:
-                top = max(range(len(fits)), key=lambda i: (accuracy[i], -energy[i]))
+            energy_uj, accuracy_pct = points.energy_uj[fits, index], points.accuracy_pct[fits]
+            keys = (-accuracy_pct, energy_uj)  # the last one counts first
+            top = np.lexsort(keys if self.objective != "accuracy" else keys[::-1])[0]
             # Fastest first: everything before the favourite is a way to shrink.
-            ladders.append(fits[: top + 1])
+            ladder = fits[: top + 1].tolist()
+            ladders.append((points.points, planned_ms.tolist(), ladder))
         while True:
-            chosen = [ladder[-1][0] for ladder in ladders]
-            times = [ladder[-1][1] for ladder in ladders]
+            chosen = [points[ladder[-1]] for points, _, ladder in ladders]
+            times = [planned_ms[ladder[-1]] for _, planned_ms, ladder in ladders]
             power_mw = sum(p.active_mw[index] * p.latency_ms[index] * slow / d.need.period_ms
                            for p, d in zip(chosen, demands, strict=True))  # fmt: skip
             load = _Load(tuple(chosen), index, power_mw, sum(p.accuracy_val_pct for p in chosen))
-            last = len(ladders) == sum(map(len, ladders))
-            if last and beat is not None and self._score([(demands, load)]) >= beat:
+            shrinkable = [i for i, (*_, ladder) in enumerate(ladders) if len(ladder) > 1]
+            if not shrinkable and beat is not None and self._score([(demands, load)]) >= beat:
                 return None  # not worth asking whether it can be scheduled
             tasks = [(ms, d.need.period_ms, d.need.deadline_ms)
                      for ms, d in zip(times, demands, strict=True)]  # fmt: skip
             if schedulable(tasks) if strict else sum(c / min(p, d) for c, p, d in tasks) <= 1:
                 return load
-            shrinkable = [i for i, ladder in enumerate(ladders) if len(ladder) > 1]
             if not shrinkable:
                 return None
-            ladders[max(shrinkable, key=lambda i: tasks[i][0] / tasks[i][1])].pop()
+            ladders[max(shrinkable, key=lambda i: tasks[i][0] / tasks[i][1])][-1].pop()
 
     def planned_ms(
         self, point: Point, index: int, slow: float, demand: Demand, spec, strict: bool = True

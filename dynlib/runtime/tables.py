@@ -87,9 +87,11 @@ class PointTable:
 
     def point(self, subnet: str, unit: str) -> Point:
         """One point; raises `TableError` when the model has none there."""
-        if (subnet, unit) not in self.points:
-            raise TableError(f"model {self.model!r} has no sub-network {subnet!r} on {unit!r}")
-        return self.points[subnet, unit]
+        try:
+            return self.points[subnet, unit]
+        except KeyError:
+            where = f"sub-network {subnet!r} on {unit!r}"
+            raise TableError(f"model {self.model!r} has no {where}") from None
 
     @property
     def units(self) -> tuple[str, ...]:

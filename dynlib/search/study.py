@@ -237,14 +237,15 @@ def best_within(
     for limit in limits:
         others = (missed.drop(columns=limit) == 0).all(axis=1)
         if others.any():
+            rest = "with the others kept"
             break
     else:
-        limit, others = next(iter(limits)), kept | True
+        limit, others, rest = next(iter(limits)), kept | True, "alone"
     reachable = float(table.loc[gain[limit][others].idxmax(), limit])
     values = ", ".join(f"{key} {nearest[key]:.6g}" for key in limits)
     raise InfeasibleError(
-        f"no sub-network keeps {_words(limits, directions)}: the best {limit} reachable with the "
-        f"others kept is {reachable:.6g}; nearest is {nearest['subnet']} with {values}",
+        f"no sub-network keeps {_words(limits, directions)}: the best {limit} reachable "
+        f"{rest} is {reachable:.6g}; nearest is {nearest['subnet']} with {values}",
         limit, reachable, nearest,
     )  # fmt: skip
 

@@ -14,36 +14,24 @@ from pathlib import Path
 
 import fake_tree
 import pytest
-from fake_tree import FaultyKernel, memory_folder, tree_state
+import runtime_cases
+from fake_tree import POLICY, FaultyKernel, make_board, tree_state
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dynlib.hardware.board import BOARD_DIR, BoardError, load_board
 from dynlib.hardware.control import ControlError, Missing, Reading, Sensor, SysFs
-from dynlib.hardware.faketree import write_tree
+from dynlib.hardware.knobbench import write_tree
 from dynlib.hardware.lease import LeaseError, lease_file, parse_lease, recover
-from dynlib.hardware.live import LiveBoard
-from dynlib.hardware.measure import Counter, Smooth, Window
-from dynlib.hardware.sensors import find_sensors
-from dynlib.hardware.sysfs import CPU, find_knobs
+from dynlib.hardware.measure import Counter, Window
+from dynlib.hardware.sysfs import CPU
 from dynlib.hardware.virtual import VirtualClock
 from dynlib.points import DecisionLog
 from dynlib.report.files import atomic_write
+from dynlib.runtime import Manager, run
 
 pytestmark = pytest.mark.faults
 HOLDER = Path(__file__).with_name("holder.py")
-POLICY = f"{CPU}/cpufreq/policy0"
-
-
-@pytest.fixture
-def tmp_path():
-    with memory_folder() as folder:
-        yield folder
-
-
-@pytest.fixture
-def root(tmp_path):
-    return write_tree(tmp_path / "root", fake_tree.jetson())
 
 
 @pytest.fixture
@@ -52,13 +40,8 @@ def fs(root):
 
 
 @pytest.fixture
-def board(fs, tmp_path):
-    return make_board(fs, tmp_path)
-
-
-def make_board(fs, folder, **options):
-    knobs = find_knobs(fs)
-    return LiveBoard("fake", knobs + find_sensors(fs, knobs.knobs), fs, folder=folder, **options)
+def board(fs, memory):
+    return make_board(fs, memory)
 
 
 def start(root, folder, how="sleep"):
@@ -99,32 +82,34 @@ def test_fault_01_sensor_disappears(board, root):
 SENSORS = ("CPU-therm", "VDD_IN.power", "policy0.clock", "package-0.energy")
 
 
-@pytest.mark.parametrize("raw", [b"", b"-1", b"abc", b"\0", b"12\0", b"9" * 40, b"1e3", b"nan"])
+@pytest.mark.parametrize(
+    "raw", [b"", b"-1", b"abc", b"\0", b"12\0", b"9" * 40, b"1e3", b"nan", b"\x1c1"]
+)
 @pytest.mark.parametrize("name", SENSORS)
-def test_fault_02_sensor_returns_nonsense(tmp_path, name, raw):
-    board, file = one_sensor(tmp_path, name)
+def test_fault_02_sensor_returns_nonsense(memory, name, raw):
+    board, file = one_sensor(memory, name)
     file.write_bytes(raw)
     assert isinstance(board.read(name), Missing)
 
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(raw=st.binary(max_size=60))
-def test_fault_02_sensor_returns_any_bytes(tmp_path, raw):
-    (tmp_path / "temp").write_bytes(raw)
-    fs = SysFs(tmp_path)
+def test_fault_02_sensor_returns_any_bytes(memory, raw):
+    (memory / "temp").write_bytes(raw)
+    fs = SysFs(memory)
     value = Sensor("t", "temp_c", lambda: fs.number("temp") / 1000).read(VirtualClock())
     if isinstance(value, Reading):
         assert value.value == int(raw) / 1000
 
 
-def one_sensor(tmp_path, name):
+def one_sensor(memory, name):
     files = fake_tree.jetson() | fake_tree.rapl("package-0", "intel-rapl:0", 5, 10**9)
-    root = write_tree(tmp_path / "root", files)
+    root = write_tree(memory / "root", files)
     file = {"CPU-therm": "sys/class/thermal/thermal_zone0/temp",
             "VDD_IN.power": "sys/class/hwmon/hwmon3/in1_input",
             "policy0.clock": f"{POLICY}/scaling_cur_freq",
             "package-0.energy": "sys/class/powercap/intel-rapl:0/energy_uj"}[name]  # fmt: skip
-    return make_board(SysFs(root), tmp_path), root / file
+    return make_board(SysFs(root), memory), root / file
 
 
 def test_fault_03_sensor_hangs(board, root):
@@ -227,22 +212,22 @@ def test_fault_09_exception_in_the_loop(board, root):
 
 
 @pytest.mark.parametrize("signals", [(signal.SIGTERM,), (signal.SIGINT,), (signal.SIGINT,) * 2])
-def test_fault_10_signals(root, tmp_path, signals):
+def test_fault_10_signals(root, memory, signals):
     before = tree_state(root)
-    child, _ = start(root, tmp_path)
+    child, _ = start(root, memory)
     for number in signals:
         child.send_signal(number)
     child.communicate(timeout=20)
     assert child.returncode in (-signals[0], 128 + signals[0])
     assert tree_state(root) == before
-    assert not lease_file(SysFs(root), tmp_path).exists()
+    assert not lease_file(SysFs(root), memory).exists()
 
 
-def test_fault_11_kill_9(root, tmp_path):
+def test_fault_11_kill_9(root, memory):
     before = tree_state(root)
-    child, _ = start(root, tmp_path)
+    child, _ = start(root, memory)
     assert tree_state(root) != before
-    lease = lease_file(SysFs(root), tmp_path)
+    lease = lease_file(SysFs(root), memory)
     assert lease.exists()
     began = time.monotonic()
     child.kill()
@@ -253,29 +238,29 @@ def test_fault_11_kill_9(root, tmp_path):
     assert seconds < 1 or os.getloadavg()[0] > os.cpu_count()
 
 
-def test_fault_12_guardian_killed_first(root, tmp_path, fs):
+def test_fault_12_guardian_killed_first(root, memory, fs):
     before = tree_state(root)
-    child, guardian = start(root, tmp_path)
+    child, guardian = start(root, memory)
     os.kill(guardian, signal.SIGKILL)
     child.kill()
     child.communicate(timeout=20)
     assert tree_state(root) != before
-    with make_board(SysFs(root), tmp_path):
+    with make_board(SysFs(root), memory):
         assert tree_state(root) == before
     assert tree_state(root) == before
 
 
-def abandoned_lease(root, tmp_path):
-    child, guardian = start(root, tmp_path)
+def abandoned_lease(root, memory):
+    child, guardian = start(root, memory)
     os.kill(guardian, signal.SIGKILL)
     child.kill()
     child.communicate(timeout=20)
-    return lease_file(SysFs(root), tmp_path)
+    return lease_file(SysFs(root), memory)
 
 
-def test_fault_13_lease_half_written(root, tmp_path):
+def test_fault_13_lease_half_written(root, memory):
     before = tree_state(root)
-    lease = abandoned_lease(root, tmp_path)
+    lease = abandoned_lease(root, memory)
     whole, changed = lease.read_bytes(), tree_state(root)
     for cut in range(len(whole)):
         with pytest.raises(LeaseError, match="damaged"):
@@ -295,8 +280,8 @@ def test_fault_13_lease_half_written(root, tmp_path):
     assert tree_state(root) == before
 
 
-def test_fault_13_power_loss(root, tmp_path):
-    lease = abandoned_lease(root, tmp_path)
+def test_fault_13_power_loss(root, memory):
+    lease = abandoned_lease(root, memory)
     changed = tree_state(root)
     (root / "proc/sys/kernel/random/boot_id").write_text("another boot")
     assert recover(SysFs(root), lease) == []
@@ -305,14 +290,14 @@ def test_fault_13_power_loss(root, tmp_path):
     assert not lease.exists()
 
 
-def test_fault_14_two_managers(root, tmp_path):
+def test_fault_14_two_managers(root, memory):
     before = tree_state(root)
-    child, _ = start(root, tmp_path)
+    child, _ = start(root, memory)
     held = tree_state(root)
-    second = make_board(SysFs(root), tmp_path)
+    second = make_board(SysFs(root), memory)
     with pytest.raises(LeaseError, match=f"process {child.pid};"), second:
         pytest.fail("two managers on one board")
-    other, _ = start(root, tmp_path)
+    other, _ = start(root, memory)
     assert f"process {child.pid}" in other.communicate(timeout=20)[1]
     assert other.returncode == 1
     assert tree_state(root) == held
@@ -321,9 +306,9 @@ def test_fault_14_two_managers(root, tmp_path):
     assert tree_state(root) == before
 
 
-def test_fault_14_pid_was_used_again(root, tmp_path):
+def test_fault_14_pid_was_used_again(root, memory):
     before = tree_state(root)
-    lease = abandoned_lease(root, tmp_path)
+    lease = abandoned_lease(root, memory)
     outer = json.loads(lease.read_text())
     body = json.loads(outer["body"])
     body["holder"] = f"{os.getpid()}:1"  # a living process, but not the one that held it
@@ -331,7 +316,7 @@ def test_fault_14_pid_was_used_again(root, tmp_path):
 
     text = json.dumps(body)
     lease.write_text(json.dumps({"sha256": _digest(text), "body": text}))
-    with make_board(SysFs(root), tmp_path):
+    with make_board(SysFs(root), memory):
         assert tree_state(root) == before
 
 
@@ -350,9 +335,9 @@ def test_fault_15_another_tool_sets_the_governor(board, fs, root):
     }
 
 
-def test_fault_16_cpu_is_unplugged(board, root, tmp_path):
+def test_fault_16_cpu_is_unplugged(board, root, memory):
     before = tree_state(root)
-    hidden = tmp_path / "policy2"
+    hidden = memory / "policy2"
     with board:
         assert board.set("policy0", "clock_mhz", 1200.0).problem == ""
         assert board.set("policy2", "clock_mhz", 1200.0).problem == ""
@@ -387,13 +372,16 @@ def test_fault_18_suspend(monkeypatch):
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 0.0, -3.0])
-def test_fault_19_impossible_latency(value):
-    mean = Smooth(0.5)
-    mean.add(10.0)
-    mean.add(20.0)
-    before = mean.mean_ms
-    assert not mean.add(value)
-    assert (mean.mean_ms, mean.rejected) == (before, 1)
+def test_fault_19_impossible_latency(value, monkeypatch):
+    on = runtime_cases.board()
+    manager, calls = Manager(on, runtime_cases.tables(on)), []
+    decide = manager.decide
+    monkeypatch.setattr(manager, "decide", lambda *seen: calls.append(seen) or decide(*seen))
+    run(runtime_cases.periodic(50.0, horizon_s=1.0), on, runtime_cases.tables(on), manager)
+    state, limits = next(seen for seen in calls if seen[0].finished)
+    spoilt = state.finished[0]._replace(ran=((1000.0, value),))
+    memory = decide(state._replace(finished=(spoilt,)), limits).memory
+    assert memory.slowdowns["gpu"] == state.memory.slowdowns["gpu"]
     sensor = Sensor("p", "power_mw", lambda: value or math.nan)
     assert isinstance(sensor.read(VirtualClock()), Missing)
 
@@ -465,29 +453,29 @@ BAD_BOARDS = {
 
 
 @pytest.mark.parametrize("fault", BAD_BOARDS)
-def test_fault_29_board_file(tmp_path, fault):
+def test_fault_29_board_file(memory, fault):
     text, key = BAD_BOARDS[fault]
-    file = tmp_path / "mine.toml"
+    file = memory / "mine.toml"
     file.write_text(text)
     with pytest.raises(BoardError, match=rf"mine\.toml.*{key}"):
         load_board(file)
-    assert [p.name for p in tmp_path.iterdir()] == ["mine.toml"]
+    assert [p.name for p in memory.iterdir()] == ["mine.toml"]
 
 
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(raw=st.binary(max_size=80))
-def test_fault_29_board_file_of_any_bytes(tmp_path, raw):
-    file = tmp_path / "mine.toml"
+def test_fault_29_board_file_of_any_bytes(memory, raw):
+    file = memory / "mine.toml"
     file.write_bytes(raw)
     with pytest.raises(BoardError, match=r"mine\.toml"):
         load_board(file)
 
 
 @pytest.mark.parametrize("path", ["../secret", "/etc/passwd", "sys/../../secret", "sys/link"])
-def test_fault_29_path_outside_the_root(tmp_path, path):
-    secret = tmp_path / "secret"
+def test_fault_29_path_outside_the_root(memory, path):
+    secret = memory / "secret"
     secret.write_text("1")
-    root = write_tree(tmp_path / "root", {"sys/file": 1})
+    root = write_tree(memory / "root", {"sys/file": 1})
     (root / "sys/link").symlink_to(secret)
     for act in (SysFs(root).read, lambda p: SysFs(root).write(p, "2")):
         with pytest.raises(ControlError, match="outside"):
@@ -495,8 +483,8 @@ def test_fault_29_path_outside_the_root(tmp_path, path):
     assert secret.read_text() == "1"
 
 
-def test_fault_30_disk_full(tmp_path, monkeypatch, root):
-    file = tmp_path / "table.csv"
+def test_fault_30_disk_full(memory, monkeypatch, root):
+    file = memory / "table.csv"
     atomic_write(file, "good")
 
     def full(handle):
@@ -508,18 +496,18 @@ def test_fault_30_disk_full(tmp_path, monkeypatch, root):
             atomic_write(file, "half")
         before = tree_state(root)
         fs = FaultyKernel(root)
-        with pytest.raises(OSError, match="No space left"), make_board(fs, tmp_path):
+        with pytest.raises(OSError, match="No space left"), make_board(fs, memory):
             pytest.fail("no lease, no board")
         assert fs.written == []
         assert tree_state(root) == before
     assert file.read_text() == "good"
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["root", "table.csv"]
-    with make_board(fs, tmp_path):  # and the lock is free again
+    assert sorted(p.name for p in memory.iterdir()) == ["root", "table.csv"]
+    with make_board(fs, memory):  # and the lock is free again
         pass
 
 
-def test_fault_30_two_writers(tmp_path):
-    file, texts = tmp_path / "file", [str(i) * 50_000 for i in range(2)]
+def test_fault_30_two_writers(memory):
+    file, texts = memory / "file", [str(i) * 50_000 for i in range(2)]
     threads = [
         threading.Thread(target=lambda t=t: [atomic_write(file, t) for _ in range(30)])
         for t in texts
@@ -533,11 +521,11 @@ def test_fault_30_two_writers(tmp_path):
 
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(cut=st.integers(1, 10_000))
-def test_fault_31_journal_cut(tmp_path, cut):
+def test_fault_31_journal_cut(memory, cut):
     log = DecisionLog(seed=1)
     for i in range(20):
         log.add(float(i), "arrive", app="a", frame=i)
-    file = log.write(tmp_path / "log.jsonl")
+    file = log.write(memory / "log.jsonl")
     whole = file.read_bytes()
     header = whole.index(b"\n") + 1
     kept = whole[: header + cut % (len(whole) - header)]

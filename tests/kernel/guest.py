@@ -12,6 +12,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from dynlib.report.files import atomic_write
+
 HERE = Path(__file__).parent
 REPO = HERE.parents[1]
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dynlib-kernel"
@@ -33,8 +35,8 @@ $b mount -t proc proc /proc; $b mount -t sysfs sysfs /sys
 $b mount -t devtmpfs dev /dev; $b mount -t tmpfs tmp /tmp
 for m in /mod/cpufreq_*.ko /mod/acpi-cpufreq.ko; do $b insmod $m || echo "insmod $m failed"; done
 cd /t; export HOME=/tmp PYTHONDONTWRITEBYTECODE=1 PYTHONPATH=/t/site:/t PATH=/bin:/usr/bin
-/usr/bin/python3.11 -m pytest -v --color=no --tb=short -p no:cacheprovider \\
-  -o faulthandler_timeout=60 guest_cases.py
+/usr/bin/python3.11 -m pytest -v -rA --color=no --tb=short -p no:cacheprovider \\
+  -o faulthandler_timeout=600 guest_cases.py
 /usr/bin/python3.11 /t/leave.py $?
 """
 # Port 0xf4 through ioperm and six bytes of code: this kernel has no /dev/port.
@@ -130,11 +132,18 @@ def run_guest(kernel: str, folder: Path, limit_s: float = 1200) -> tuple[dict[st
     except subprocess.TimeoutExpired:
         status = f"still running after {limit_s} s"
     text = serial.read_text(errors="replace").replace("\r", "")
-    found = re.findall(r"^guest_cases\.py::(\S+) (PASSED|FAILED|ERROR|SKIPPED)", text, re.MULTILINE)
-    outcome = dict(found)
+    # From the summary: while a test runs, the kernel may print into its line.
+    found = re.findall(r"^(PASSED|FAILED|ERROR) guest_cases\.py::(\S+)", text, re.MULTILINE)
+    outcome = {name: result for result, name in found}
     if status != str(PASS):
         outcome["exit status"] = f"{status}; expected {PASS}"
     return outcome, text
+
+
+def report(outcomes: dict[str, str], kernel: str, folder: Path) -> Path:
+    """Write the outcomes as a table, such as ``data/boards`` keeps for notebook 02."""
+    rows = "".join(f'{kernel},"{case}",{outcome}\n' for case, outcome in outcomes.items())
+    return atomic_write(folder / f"real_kernel-{kernel}.csv", f"kernel,case,outcome\n{rows}")
 
 
 def _pack(tree: Path, image: Path) -> Path:

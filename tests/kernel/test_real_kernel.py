@@ -1,12 +1,14 @@
 """The table of cases on the fake tree and, where the packages are there, on a real kernel."""
 
 import os
+from pathlib import Path
 
 import cases
 import guest
 import pytest
+from fake_tree import FakeKernel
 
-from dynlib.hardware.faketree import FakeKernel, cpu_files, write_tree
+from dynlib.hardware.knobbench import cpu_files, write_tree
 
 
 @pytest.mark.parametrize("case", cases.CASES, ids=lambda case: case.name)
@@ -31,6 +33,8 @@ def test_real_kernel(tmp_path, kernel, record_property):
         pytest.skip(f"no real kernel: {error}")
     outcomes, text = guest.run_guest(kernel, tmp_path)
     passed = sum(outcome == "PASSED" for outcome in outcomes.values())
+    if folder := os.environ.get("DYNLIB_KERNEL_REPORTS"):
+        guest.report(outcomes, kernel, Path(folder))
     record_property(f"real_kernel_cases.{kernel}", len(outcomes))
     record_property(f"real_kernel_cases_passed.{kernel}", passed)
     assert len(outcomes) > len(cases.CASES), text[-3000:]

@@ -92,3 +92,21 @@ def profile_contention(table: pd.DataFrame) -> Figure:
     axes.margins(x=0.1)
     axes.legend(loc="lower right")
     return drawn
+
+
+@figure("profile_quota")
+def profile_quota(table: pd.DataFrame) -> Figure:
+    """CPU quota asked for against the CPU time a busy process got, with the error where it held."""
+    drawn, axes = plt.subplots(figsize=(4.8, 3.8))
+    limit = 1.2 * table["asked_pct"].max()
+    axes.plot([0, limit], [0, limit], color="0.7", lw=1, zorder=0, label="as asked")
+    axes.plot(table["asked_pct"], table["got_pct"], "o", label="measured", markersize=5)
+    for row in table.dropna(subset="error_pct").itertuples():
+        axes.annotate(f"off by {row.error_pct:.2f} %", (row.asked_pct, row.got_pct), (8, -8),
+                      textcoords="offset points", va="top", fontsize="small")  # fmt: skip
+    if table["got_pct"].isna().all():
+        axes.text(0.65, 0.2, "no quota could be set here", transform=axes.transAxes, ha="center")
+    axes.set(xlabel="quota asked for (% of one core)", ylabel="CPU time over wall time (%)",
+             xlim=(0, 1.25 * limit), ylim=(0, limit))  # fmt: skip
+    axes.legend(loc="upper left")
+    return drawn

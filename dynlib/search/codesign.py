@@ -1,0 +1,219 @@
+"""Co-design: backbone, exits, thresholds and three clocks searched together.
+
+HADAS (arXiv 2212.03354) searches at two levels: an outer search over backbones b, and for each an
+inner one over exits x and clocks f, whose best value the outer selection sees,
+
+``b* = best of (S(b), D(x*, f* | b))``,  ``D = sum_i N_i * (E_ref / E_i,f)^a * (L_ref / L_i,f)^c``
+
+where S is the accuracy of the static backbone, N_i the share of images that leave at exit i and are
+right, and E_i, L_i the energy and time of an image that leaves there. N_i is the dissimilarity of
+exits: one that solves no image which an earlier one has not solved adds nothing and costs its
+classifier. The released code averages over exits instead, never hands the inner result to the outer
+search, and has no energy model; reference values are common here, so D compares backbones.
+
+All exits of a backbone are trained once, so the inner search is a look-up in arrays.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from itertools import combinations
+from math import factorial
+
+import numpy as np
+import pandas as pd
+
+from dynlib.search.lookup import KNOBS, Lookup
+from dynlib.search.study import InfeasibleError, best_within, search
+from dynlib.space import SearchSpace, SubnetConfig
+
+# HADAS's outer space: AttentiveNAS widths, depths, kernels and expansions (4.40e11 networks).
+HADAS_SPACE = SearchSpace(
+    resolution=(192, 224, 256, 288),
+    width=((16, 24), (16, 24), (24, 32), (32, 40), (64, 72), (112, 120, 128),
+           (192, 200, 208, 216), (216, 224), (1792, 1984)),
+    depth=((1, 2), (3, 4, 5), (3, 4, 5, 6), (3, 4, 5, 6), (3, 4, 5, 6, 7, 8), (3, 4, 5, 6, 7, 8),
+           (1, 2)),
+    kernel=((3, 5),) * 7,
+    expand=((1,), *((4, 5, 6),) * 4, (6,), (6,)),
+)  # fmt: skip
+DIRECTIONS = {"score": "maximize", "accuracy_val_pct": "maximize", "energy_mj": "minimize",
+              "latency_ms": "minimize"}  # fmt: skip
+_SIGN = {"maximize": 1.0, "minimize": -1.0}
+_CHUNK = 200_000  # points that an exhaustive search holds at a time
+_FAR, _TIE = 1e9, 1e-12  # no objective is so large; no difference in a limit is so small
+_KICK = 0.3  # share of the knobs that are drawn anew to leave a local optimum
+
+
+def _miss(values: Mapping, limits: Mapping[str, float], span: Mapping | None = None):
+    """By how much the worst limit is missed, in shares of it or of `span`; 0 where all are kept."""
+    scale = limits if span is None else span
+    misses = [_SIGN[DIRECTIONS[n]] * (v - values[n]) / scale[n] for n, v in limits.items()]
+    return np.maximum(np.maximum.reduce(misses), 0) if misses else 0.0 * values["score"]
+
+
+def exhaustive(
+    lookup: Lookup, objective: str = "score", limits: Mapping[str, float] | None = None,
+    knobs: Sequence[str] = KNOBS,
+) -> pd.Series:  # fmt: skip
+    """The best of all exit choices at all efficient settings; a row of `Lookup.table`.
+
+    Raises `InfeasibleError` naming the limit in the way, the best value reachable and the point
+    that comes nearest.
+    """
+    limits, sign = dict(limits or {}), _SIGN[DIRECTIONS[objective]]
+    k, f = lookup.free(knobs)
+    f = lookup.efficient(f)
+
+    def scan(k: np.ndarray, picks: Callable) -> list[tuple[int, int]]:
+        """The best pair of every chunk under each criterion that `picks` makes of the measures."""
+        found = []
+        for part in np.array_split(k, 1 + len(k) * len(f) // _CHUNK) if len(k) else ():
+            for gain in picks(lookup.measure(part[:, None], f[None])):
+                i, j = divmod(int(gain.argmax()), len(f))
+                found.append((part[i], f[j]))
+        return found
+
+    def kept(values, limits, gain):
+        return np.where(_miss(values, limits) == 0, gain, -np.inf)
+
+    enough = lookup.accuracy_pct[k] >= limits.get("accuracy_val_pct", 0)  # no clock changes it
+    if found := scan(k[enough], lambda v: [kept(v, limits, sign * v[objective])]):
+        with suppress(InfeasibleError):
+            return best_within(lookup.table(*np.array(found).T), objective, DIRECTIONS, limits)
+    but = {name: {n: v for n, v in limits.items() if n != name} for name in limits}
+    found = scan(k, lambda v: [
+        gain for n in limits for gain in (v[n], -v[n], kept(v, but[n], _SIGN[DIRECTIONS[n]] * v[n]))
+    ])  # fmt: skip
+    ends = lookup.table(*np.array(found).T)[list(limits)]
+    span = (ends.max() - ends.min()).replace(0, 1)  # as `best_within` weighs misses
+    found += scan(k, lambda v: [_TIE * sign * v[objective] - _miss(v, limits, span)])
+    table = lookup.table(*np.array(found).T).sort_values(objective, ascending=sign < 0)
+    return best_within(table, objective, DIRECTIONS, limits)
+
+
+def inner_search(
+    lookup: Lookup, objective: str = "score", limits: Mapping[str, float] | None = None, *,
+    evaluations: int, seed, knobs: Sequence[str] = KNOBS, start: tuple[int, int] | None = None,
+) -> pd.DataFrame:  # fmt: skip
+    """Climb from `start`, a choice and a setting, one knob at a time.
+
+    Without it from the backbone without exits at the highest clocks.
+
+    All values of a knob are looked up at once and the best is kept, until no knob helps; then some
+    are drawn anew, or all exits from the choices that are accurate enough (no clock changes that,
+    so they are known), and the climb goes on from there. Every exit is a knob, so is every clock.
+
+    Returns the different points looked up, at most `evaluations`, in order, feasible or not;
+    `best_within` takes the best.
+    """
+    limits, rng = dict(limits or {}), np.random.default_rng(seed)
+    k, f = lookup.free(knobs)
+    if len(k) * len(f) <= evaluations:
+        return lookup.table(*(m.ravel() for m in np.meshgrid(k, f, indexing="ij")))
+    sizes, settings = np.array(lookup.sizes), len(lookup.platform.settings)
+    kinds = np.array(["exits"] * (len(sizes) - 3) + list(KNOBS[1:]))
+    axes = np.flatnonzero(np.isin(kinds, knobs))
+    seen: dict[int, float] = {}
+
+    def look(flat: np.ndarray) -> np.ndarray:
+        """Values of points; of those not seen before only as many as may still be looked up."""
+        new = np.array([i for i in flat if i not in seen][: evaluations - len(seen)], int)
+        values = lookup.measure(new // settings, new % settings)
+        miss = _miss(values, limits)
+        gain = _SIGN[DIRECTIONS[objective]] * values[objective]
+        seen.update(zip(new.tolist(), np.where(miss > 0, -_FAR * miss, gain), strict=True))
+        return np.array([seen.get(i, -np.inf) for i in flat])
+
+    k, f = start or (len(lookup.choices) - 1, settings - 1)
+    best = np.array(np.unravel_index(k * settings + f, sizes))
+    record, point, level = -np.inf, best, -np.inf
+    enough = np.flatnonzero(lookup.accuracy_pct >= limits.get("accuracy_val_pct", 0))
+    for _ in range(evaluations):
+        stuck = 0
+        while stuck < len(axes):
+            for axis in rng.permutation(axes):
+                line = np.repeat(point[None], sizes[axis], axis=0)
+                line[:, axis] = np.arange(sizes[axis])
+                values = look(np.ravel_multi_index(line.T, sizes))
+                stuck += 1
+                if values.max() > level:
+                    point, level, stuck = line[values.argmax()], values.max(), 0
+        if level > record:
+            best, record = point, level
+        if len(seen) == evaluations:
+            break
+        point, level = best.copy(), -np.inf
+        if "exits" in knobs and len(enough) and rng.random() < 0.5:
+            point[:-3] = lookup.choices[rng.choice(enough)]
+        else:
+            drawn = axes[rng.random(len(axes)) < _KICK]
+            point[drawn] = rng.integers(0, sizes[drawn])
+    found = np.array(list(seen))
+    return lookup.table(found // settings, found % settings)
+
+
+def codesign(
+    space: SearchSpace, lookup: Callable[[SubnetConfig], Lookup], *, evaluations: int,
+    per_backbone: int, seed: int, limits: Mapping[str, float] | None = None,
+    knobs: Sequence[str] = KNOBS, slacks_pp: Sequence[float] = (0.0, 1.0, 3.0),
+    population: int = 6,
+) -> pd.DataFrame:  # fmt: skip
+    """Both levels: NSGA-II over backbones, each judged by its accuracy and by its inner search.
+
+    For every backbone one inner search runs for each of `slacks_pp`, the points of accuracy that
+    may be lost, each from the best of the one before; the first gives the score that the outer
+    search sees. Backbones without free knobs
+    have one point each. All backbones are taken in turn where the budget allows it.
+
+    Returns every different point looked up, at most `evaluations`.
+    """
+    limits, points = dict(limits or {}), []
+    slacks = slacks_pp if "exits" in knobs else slacks_pp[:1]  # clocks lose no accuracy
+
+    def judge(config: SubnetConfig) -> dict[str, float]:
+        look, score, start = lookup(config), 0.0, None
+        static = float(look.accuracy_pct[-1])
+        for i, slack in enumerate(slacks):
+            kept = limits | {"accuracy_val_pct": static - slack}
+            points.append(inner_search(
+                look, limits=kept, evaluations=per_backbone // len(slacks), seed=[seed, i],
+                knobs=knobs, start=start,
+            ))  # fmt: skip
+            with suppress(InfeasibleError):
+                best = best_within(points[-1], "score", DIRECTIONS, kept)
+                start, score = (best["choice"], best["setting"]), score or best["score"]
+        return {"accuracy_val_pct": static, "score": score}
+
+    trials = max(1, evaluations // per_backbone) if knobs else evaluations
+    if trials >= space.size:
+        for config in space:
+            judge(config)
+    else:
+        goals = {"accuracy_val_pct": "maximize", "score": "maximize"}
+        search(space, judge, goals, trials=trials, seed=seed, population=population,
+               start=space.ladder(3))  # fmt: skip
+    return pd.concat(points, ignore_index=True).drop_duplicates(["subnet", "choice", "setting"])
+
+
+def split_gain(lookup: Lookup, limits: Mapping[str, float]) -> pd.DataFrame:
+    """How much energy each knob saves within `limits`, exactly, against no exits at full clocks.
+
+    `alone_pct` is the saving of that knob by itself, `last_pct` what it adds to all others, and
+    `gain_pct` its Shapley value, the mean over all orders in which knobs can be freed, which sum up
+    to the saving of all. In percent of the energy of an image with no knob free.
+
+    Raises `InfeasibleError` if the limits cannot be kept without any knob.
+    """
+    subsets = [frozenset(s) for n in range(len(KNOBS) + 1) for s in combinations(KNOBS, n)]
+    energy = {s: exhaustive(lookup, "energy_mj", limits, tuple(s))["energy_mj"] for s in subsets}
+    saved = {s: 100 * (1 - value / energy[frozenset()]) for s, value in energy.items()}
+    rows, n = [], len(KNOBS)
+    for knob in KNOBS:
+        gains = [
+            factorial(len(s)) * factorial(n - 1 - len(s)) / factorial(n) * (saved[s | {knob}] - v)
+            for s, v in saved.items() if knob not in s
+        ]  # fmt: skip
+        everything = frozenset(KNOBS)
+        rows.append({"knob": knob, "gain_pct": sum(gains), "alone_pct": saved[frozenset({knob})],
+                     "last_pct": saved[everything] - saved[everything - {knob}]})  # fmt: skip
+    return pd.DataFrame(rows).assign(source=str(lookup.platform.source))

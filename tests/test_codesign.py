@@ -1,0 +1,382 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dynlib import DynlibError
+from dynlib.hardware.board import BoardError, load_board
+from dynlib.hardware.clocks import Platform
+from dynlib.hardware.latency import network_ms
+from dynlib.nets.supernet import Supernet, calibrate
+from dynlib.search.codesign import (
+    DIRECTIONS,
+    HADAS_SPACE,
+    codesign,
+    exhaustive,
+    inner_search,
+    split_gain,
+)
+from dynlib.search.lookup import KNOBS, Lookup, exit_outcomes
+from dynlib.search.study import InfeasibleError, best_within
+from dynlib.space import LayerSpec, SearchSpace
+from dynlib.training.exits import ExitError, block_features, exit_answers, exit_layers, train_exits
+
+AGX = "jetson-agx-xavier"
+THRESHOLDS = (0.5, 0.8)
+
+
+def conv(channels: int, size: int) -> LayerSpec:
+    return LayerSpec("conv", channels, channels, 3, in_size=size, out_size=size)
+
+
+def small_board():
+    """Jetson TX2 with few clocks: 3 x 3 x 2 settings."""
+    board = load_board("jetson-tx2")
+    units = tuple(replace(u, opps=u.opps[2::5][-3:]) for u in board.units)
+    memory = replace(board.memory, opps=board.memory.opps[::6])
+    return replace(board, units=units, memory=memory)
+
+
+SMALL = Platform(small_board())
+
+
+def look_up(seed: int, positions: int = 3, images: int = 40) -> Lookup:
+    """A backbone whose later exits are right more often, and surer when they are."""
+    rng = np.random.default_rng(seed)
+    right = rng.random((images, positions)) < np.linspace(0.5, 0.9, positions)
+    sure = np.clip(rng.random((images, positions)) * 0.6 + 0.4 * right, 0, 1)
+    segments = [[conv(int(rng.integers(16, 96)), 16)] for _ in range(positions)]
+    heads = [[LayerSpec("linear", 64, 10)]] * positions
+    return Lookup(f"net{seed}", right, sure, segments, heads, SMALL, batch=16,
+                  thresholds=THRESHOLDS)  # fmt: skip
+
+
+def everything(lookup: Lookup, knobs=KNOBS):
+    k, f = lookup.free(knobs)
+    return lookup.table(*(m.ravel() for m in np.meshgrid(k, f, indexing="ij")))
+
+
+# -- the spaces ---------------------------------------------------------------------------------
+
+
+def test_spaces_have_the_published_sizes():
+    assert f"{HADAS_SPACE.size:.2e}" == "4.40e+11"
+    platform = Platform(load_board(AGX))
+    assert platform.shape == (29, 14, 9)
+    assert len(np.unique(platform.settings, axis=0)) == 3654
+    assert platform.settings.max(axis=0).tolist() == [2265.6, 1377.0, 2133.0]
+    assert platform.settings.min(axis=0).tolist() == [115.2, 114.75, 204.0]
+
+
+def test_the_new_board_reproduces_its_measurements():
+    board = load_board(AGX)
+    (measured,) = board.measured
+    modelled = [board.power_mw({"gpu": f}, {"gpu": 1.0}) for f in measured.column("gpu_mhz")]
+    assert modelled == pytest.approx(measured.column("power_mw_c4"), rel=0.075)
+
+
+# -- what layers cost under three clocks --------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["jetson-tx2", AGX], ids=str)
+def test_at_the_highest_cpu_and_memory_clocks_it_is_the_boards_own_model(name):
+    board = load_board(name)
+    platform = Platform(board)
+    layers = [conv(256, 32), conv(128, 32)]  # work outlasts the launch
+    ms, mj = platform.cost(layers, batch=8)
+    cpu, gpu, emc = platform.settings.T
+    for i in np.flatnonzero((cpu == cpu.max()) & (emc == emc.max())):
+        assert ms[i] == pytest.approx(network_ms(layers, board.gpu, gpu[i], 8))
+        power_mw = board.power_mw({"gpu": gpu[i], board.cpus[0].name: cpu[i]},
+                                  {"gpu": 1.0, board.cpus[0].name: 1.0})  # fmt: skip
+        assert mj[i] == pytest.approx(power_mw * ms[i] / 1e3)
+
+
+def test_each_clock_stretches_its_part():
+    board = load_board(AGX)
+    platform = Platform(board)
+    launched, _ = platform.cost([LayerSpec("linear", 8, 8)])  # nothing but the launch
+    worked, _ = platform.cost([conv(256, 32)], batch=8)
+    shape = platform.shape
+    launched, worked = launched.reshape(shape), worked.reshape(shape)
+    assert np.ptp(launched, axis=(1, 2)).max() == 0
+    assert launched[0, 0, 0] / launched[-1, 0, 0] == pytest.approx(2265.6 / 115.2)
+    m = board.gpu.memory_share
+    assert worked[-1, -1, 0] / worked[-1, -1, -1] == pytest.approx(1 - m + m * 2133 / 204)
+    assert worked[-1, 0, -1] / worked[-1, -1, -1] == pytest.approx(m + (1 - m) * 1377 / 114.75)
+
+
+def test_a_memory_clock_saves_its_share_of_the_static_power():
+    layers = [LayerSpec("linear", 8, 8)]  # the memory clock does not slow a launch
+    none = Platform(small_board(), memory_power_share=0.0).cost(layers)
+    some = Platform(small_board(), memory_power_share=0.5).cost(layers)
+    emc = SMALL.settings[:, 2]
+    saved_mj = 0.5 * small_board().static_mw * (1 - emc / emc.max()) * none[0] / 1e3
+    assert some[1] == pytest.approx(none[1] - saved_mj)
+
+
+def test_a_board_without_a_gpu_or_memory_clocks_is_refused():
+    for name in ("raspberry-pi-4", "sdm845-pixel3"):
+        with pytest.raises(BoardError, match="needs GPU, memory clocks"):
+            Platform(load_board(name))
+
+
+# -- looking up ---------------------------------------------------------------------------------
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10_000), st.integers(2, 4), st.integers(1, 20))
+def test_outcomes_are_those_of_one_image_after_the_other(seed, positions, images):
+    rng = np.random.default_rng(seed)
+    right = rng.random((images, positions)) < 0.6
+    sure = rng.choice([0.3, 0.5, 0.7, 0.8, 0.9], (images, positions))
+    choices, left, good = exit_outcomes(right, sure, THRESHOLDS)
+    assert len(choices) == (len(THRESHOLDS) + 1) ** (positions - 1)
+    levels = [*THRESHOLDS, np.inf]
+    for k in rng.permutation(len(choices))[:9]:
+        expected = np.zeros((2, positions))
+        for image in range(images):
+            at = next((p for p, level in enumerate(choices[k])
+                       if sure[image, p] >= levels[level]), positions - 1)  # fmt: skip
+            expected[:, at] += 1, right[image, at]
+        assert np.array([left[k], good[k]]) == pytest.approx(expected / images)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 10_000), st.sampled_from([(1.0, 0.0), (0.5, 0.5), (1.0, 2.0)]))
+def test_a_look_up_equals_running_the_exits_one_by_one(seed, powers):
+    rng = np.random.default_rng(seed)
+    right, sure = rng.random((15, 3)) < 0.7, rng.random((15, 3))
+    segments = [[conv(32, 16), conv(32, 16)], [conv(64, 8)], [conv(24, 8)]]
+    heads = [[LayerSpec("linear", 128, 64)], [LayerSpec("linear", 64, 10)], []]
+    look = Lookup("net", right, sure, segments, heads, SMALL, thresholds=THRESHOLDS, powers=powers)
+    k, f = rng.integers(len(look.choices)), rng.integers(len(SMALL.settings))
+    whole_ms, whole_mj = (c[-1] for c in SMALL.cost([layer for s in segments for layer in s]))
+    mj, score, hits = [], 0.0, 0
+    for image in range(len(right)):
+        ran, at = [], 0
+        for at in range(3):
+            ran += segments[at]
+            level = look.choices[k][at] if at < 2 else None
+            if level == len(THRESHOLDS):
+                continue
+            ran += heads[at]
+            if level is None or sure[image, at] >= THRESHOLDS[level]:
+                break
+        ms_, mj_ = (c[f] for c in SMALL.cost(ran))
+        mj.append(mj_)
+        hits += right[image, at]
+        score += right[image, at] * (whole_mj / mj_) ** powers[0] * (whole_ms / ms_) ** powers[1]
+    found = look.measure(k, f)
+    assert found["energy_mj"] == pytest.approx(np.mean(mj))
+    assert found["accuracy_val_pct"] == pytest.approx(100 * hits / 15)
+    assert found["score"] == pytest.approx(score / 15)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 10_000), st.integers(2, 4))
+def test_a_higher_threshold_lets_no_more_images_go(seed, positions):
+    look = look_up(seed, positions)
+    options = (len(THRESHOLDS) + 1,) * (positions - 1)
+    for p in range(positions - 1):
+        gone = look.left[:, : p + 1].sum(axis=1).reshape(options)
+        assert (np.diff(gone, axis=p) <= 1e-12).all()
+
+
+def test_a_redundant_exit_costs_its_classifier_and_adds_nothing():
+    right = np.ones((10, 3), bool)
+    sure = np.column_stack([np.full(10, 0.9), np.full(10, 0.9), np.ones(10)])
+    segments, heads = [[conv(32, 16)]] * 3, [[LayerSpec("linear", 64, 10)]] * 3
+    look = Lookup("net", right, sure, segments, heads, SMALL, thresholds=(0.8,))
+    score = {tuple(c): s for c, s in zip(look.choices, look.measure(np.arange(4), 0)["score"],
+                                         strict=True)}  # fmt: skip
+    assert score[0, 0] == score[0, 1] > score[1, 0] > score[1, 1]
+
+
+# -- the inner search ---------------------------------------------------------------------------
+
+
+def limits_of(look: Lookup, slack_pp: float) -> dict[str, float]:
+    return {"accuracy_val_pct": float(look.accuracy_pct[-1]) - slack_pp,
+            "latency_ms": 1.6 * look.reference[1]}  # fmt: skip
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10_000), st.sampled_from([0.0, 5.0]), st.sampled_from(["score", "energy_mj"]))
+def test_exhaustive_is_brute_force(seed, slack_pp, objective):
+    look = look_up(seed)
+    limits = limits_of(look, slack_pp)
+    brute = best_within(everything(look), objective, DIRECTIONS, limits)
+    best = exhaustive(look, objective, limits)
+    assert best[objective] == pytest.approx(brute[objective])
+    assert (best["accuracy_val_pct"] >= limits["accuracy_val_pct"]) & (
+        best["latency_ms"] <= limits["latency_ms"]
+    )
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10_000), st.sampled_from([0.0, 5.0]), st.integers(1, 200))
+def test_inner_search_keeps_to_its_budget_and_below_the_optimum(seed, slack_pp, evaluations):
+    look = look_up(seed)
+    limits = limits_of(look, slack_pp)
+    best = best_within(everything(look), "score", DIRECTIONS, limits)["score"]
+    table = inner_search(look, limits=limits, evaluations=evaluations, seed=seed)
+    assert 0.5 * min(evaluations, len(everything(look))) <= len(table) <= evaluations
+    assert not table.duplicated(["choice", "setting"]).any()
+    if evaluations >= len(everything(look)):
+        assert best_within(table, "score", DIRECTIONS, limits)["score"] == best
+    with_limits = table[(table["accuracy_val_pct"] >= limits["accuracy_val_pct"])
+                        & (table["latency_ms"] <= limits["latency_ms"])]  # fmt: skip
+    assert with_limits["score"].max() <= best + 1e-12 or with_limits.empty
+
+
+def test_inner_search_reaches_the_optimum_with_a_fraction_of_the_look_ups():
+    gaps = []
+    for seed in range(10):
+        look = look_up(seed, positions=5)
+        limits = limits_of(look, 2.0)
+        table = inner_search(look, limits=limits, evaluations=240, seed=seed)
+        assert len(table) == 240 < len(everything(look)) / 4
+        found = best_within(table, "score", DIRECTIONS, limits)["score"]
+        gaps.append(1 - found / exhaustive(look, limits=limits)["score"])
+    assert max(gaps) <= 0.01
+
+
+def test_the_same_seed_looks_up_the_same_points():
+    look = look_up(3, positions=5)
+    first, second = (inner_search(look, evaluations=150, seed=7) for _ in range(2))
+    assert first.equals(second)
+    assert not first.equals(inner_search(look, evaluations=150, seed=8))
+
+
+@pytest.mark.parametrize("knobs", [(), ("exits",), ("gpu",), ("cpu", "memory"), ("exits", "gpu")])
+def test_what_is_not_free_stays_where_it_is(knobs):
+    look = look_up(1, positions=4)
+    table = inner_search(look, evaluations=40, seed=0, knobs=knobs)
+    fixed = {"cpu": "cpu_mhz", "gpu": "gpu_mhz", "memory": "emc_mhz"}
+    for knob, column in fixed.items():
+        assert (table[column].nunique() == 1) == (knob not in knobs)
+        assert knob in knobs or table[column].iloc[0] == everything(look)[column].max()
+    assert ("exits" in knobs) or set(table["exits"]) == {"none"}
+
+
+# -- infeasible demands -------------------------------------------------------------------------
+
+
+def test_an_unreachable_accuracy_is_named_with_the_best_there_is():
+    look = look_up(2)
+    with pytest.raises(InfeasibleError, match="accuracy_val_pct") as caught:
+        exhaustive(look, "energy_mj", {"accuracy_val_pct": 100.01})
+    error, whole = caught.value, everything(look)
+    assert isinstance(error, DynlibError)
+    assert error.limit == "accuracy_val_pct"
+    assert error.reachable == pytest.approx(whole["accuracy_val_pct"].max())
+    at_best = whole[whole["accuracy_val_pct"] >= error.reachable - 1e-9]
+    assert error.nearest["energy_mj"] == pytest.approx(at_best["energy_mj"].min())
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 10_000), st.floats(0.02, 0.3))
+def test_an_unreachable_deadline_is_named_with_the_nearest_point(seed, share):
+    look = look_up(seed)
+    limits = {"accuracy_val_pct": float(look.accuracy_pct.min()),
+              "latency_ms": share * look.reference[1]}  # fmt: skip
+    with pytest.raises(InfeasibleError) as caught:
+        exhaustive(look, "score", limits)
+    whole = everything(look)
+    fast = whole["latency_ms"].min()
+    assert caught.value.limit == "latency_ms"
+    assert caught.value.reachable == pytest.approx(fast)
+    assert caught.value.nearest["latency_ms"] == pytest.approx(fast)
+
+
+# -- both levels, and who saves what ------------------------------------------------------------
+
+SPACE = SearchSpace((32,), depth=((1, 2), (1, 2)))
+
+
+def test_the_outer_search_is_handed_the_inner_result_and_keeps_to_the_budget():
+    looks = {c: look_up(i, positions=2 + sum(c.depth)) for i, c in enumerate(SPACE)}
+    asked = []
+
+    def look(config):
+        asked.append(config)
+        return looks[config]
+
+    found = codesign(SPACE, look, evaluations=200, per_backbone=100, seed=0, slacks_pp=(0.0, 5.0))
+    assert len(set(asked)) == 2
+    assert 100 < len(found) <= 200
+    again = codesign(SPACE, look, evaluations=200, per_backbone=100, seed=0, slacks_pp=(0.0, 5.0))
+    assert found.equals(again)
+    alone = codesign(SPACE, look, evaluations=200, per_backbone=100, seed=0, knobs=())
+    assert len(alone) == SPACE.size  # every backbone, one point each
+    assert set(alone["exits"]) == {"none"}
+
+
+@settings(max_examples=8, deadline=None)
+@given(st.integers(0, 1000))
+def test_the_gains_of_the_knobs_sum_up_to_the_gain_of_all(seed):
+    look = look_up(seed)
+    limits = limits_of(look, 1.0)
+    rows = split_gain(look, limits).set_index("knob")
+    energy = {knobs: best_within(everything(look, knobs), "energy_mj", DIRECTIONS, limits)[
+        "energy_mj"] for knobs in (KNOBS, (), ("gpu",), ("exits", "cpu", "memory"))}  # fmt: skip
+    all_pct = 100 * (1 - energy[KNOBS] / energy[()])
+    assert rows["gain_pct"].sum() == pytest.approx(all_pct)
+    assert rows.loc["gpu", "alone_pct"] == pytest.approx(100 * (1 - energy["gpu",] / energy[()]))
+    without = 100 * (1 - energy["exits", "cpu", "memory"] / energy[()])
+    assert rows.loc["gpu", "last_pct"] == pytest.approx(all_pct - without)
+    assert (rows["alone_pct"] >= -1e-9).all()
+
+
+# -- exits of a real backbone -------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    torch.manual_seed(0)
+    supernet = Supernet(SearchSpace((32,), ((1,), (1, 2), (2,)), ((8,), (8, 16), (16,))), 10)
+    config = supernet.space.largest
+    calibrate(supernet, config, [torch.randn(64, 3, 32, 32)])
+    return supernet, config, supernet.prepare(config)
+
+
+def test_positions_lie_behind_every_block_and_cover_all_layers(backbone):
+    supernet, config, net = backbone
+    images = torch.randn(5, 3, 32, 32)
+    features, logits = block_features(net, images)
+    segments, heads = exit_layers(supernet, config)
+    assert len(features) + 1 == len(segments) == len(heads) == 8
+    assert torch.equal(logits, net(images))
+    assert [layer for part in segments for layer in part] + heads[-1] == supernet.layers(config)
+    assert [f.shape[1] for f in features] == [head[0].in_channels for head in heads[:-1]]
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
+
+
+def test_exits_learn_repeat_and_leave_backbone_and_generator_alone(backbone):
+    _, _, net = backbone
+    labels = torch.arange(200) % 10
+    images = torch.randn(200, 3, 32, 32, generator=torch.Generator().manual_seed(1)) * 0.3
+    images += labels[:, None, None, None] / 5
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    features, _ = block_features(net, images)
+    logits = 5 * torch.nn.functional.one_hot(labels, 10).float()
+    state = torch.get_rng_state()
+    one, two = (
+        train_exits(features, logits, labels, seed=3, epochs=25, batch_size=50) for _ in range(2)
+    )
+    assert torch.equal(state, torch.get_rng_state())
+    assert all(torch.equal(v, net.state_dict()[k]) for k, v in before.items())
+    right, sure = exit_answers(one, features, logits, labels)
+    assert np.array_equal(sure, exit_answers(two, features, logits, labels)[1])
+    assert right.shape == sure.shape == (200, len(features) + 1)
+    assert right[:, -1].all()
+    assert right[:, :-1].mean() > 0.3  # chance is 0.1
+
+
+def test_a_network_without_blocks_has_no_exits():
+    with pytest.raises(ExitError, match="stages of one block or more"):
+        block_features(torch.nn.Linear(2, 2), torch.zeros(1, 2))

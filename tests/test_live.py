@@ -1,0 +1,263 @@
+"""The live loop on a clock that the test turns, and what a live experiment needs around it."""
+
+import math
+
+import psutil
+import pytest
+from runtime_cases import board
+
+from dynlib.hardware.board import load_board
+from dynlib.hardware.control import Knob, LiveUnit, Parts
+from dynlib.hardware.live import LiveBoard
+from dynlib.hardware.profiler import ProfileError
+from dynlib.points import DecisionLog
+from dynlib.runtime import (
+    App,
+    Change,
+    Manager,
+    Placement,
+    PointTable,
+    Static,
+    Workload,
+    WorkloadError,
+    frames_of,
+    livebench,
+)
+from dynlib.runtime import live as live_module
+from dynlib.runtime.live import Served, run_live
+from dynlib.runtime.livebench import Burst, background, live_board, profile_live
+
+MS = {"small": 2.0, "large": 10.0}
+ROWS = {"small": {"accuracy_val_pct": 70.0}, "large": {"accuracy_val_pct": 80.0}}
+
+
+class Clock:
+    """Time that only the test moves; looking at it takes a microsecond."""
+
+    t_s = 100.0
+
+    def perf_counter(self):
+        self.t_s += 1e-6
+        return self.t_s
+
+    monotonic = process_time = perf_counter
+
+    def sleep(self, seconds):
+        self.t_s += seconds
+
+
+class Net:
+    """Answers with its own name after the time it takes; `stretch(s since the start)` slows it."""
+
+    def __init__(self, clock, stretch=lambda t_s: 1.0):
+        self.clock, self.stretch, self.subnet, self.begin_s = clock, stretch, None, clock.t_s
+
+    def switch(self, subnet):
+        self.subnet = subnet
+
+    def answer(self, k):
+        self.clock.sleep(MS[self.subnet] * self.stretch(self.clock.t_s - self.begin_s) / 1000)
+        return self.subnet
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    for module in (live_module, livebench):
+        monkeypatch.setattr(module, "time", clock)
+    return clock
+
+
+def machine(*threads):
+    return live_board(board(), threads or (1,))
+
+
+def measured(net, on, **options):
+    served = Served(net.switch, net.answer)
+    return {"net": PointTable(profile_live(ROWS, served, on, model="net", **options), on)}
+
+
+def camera(deadline_ms=12.0, period_ms=24.0, horizon_s=6.0, **values):
+    return Workload("live", horizon_s, (App("cam", "net", deadline_ms, period_ms=period_ms,
+                                            **values),))  # fmt: skip
+
+
+def go(clock, policy, workload=None, stretch=lambda t_s: 1.0, knobs=None, on=None):
+    on = on or machine()
+    tables = measured(Net(clock), on)
+    workload, net = workload or camera(), Net(clock, stretch)
+    policy = policy(on, tables) if callable(policy) else policy
+    run = run_live(workload, on, tables, policy, {"cam": Served(net.switch, net.answer)}, knobs)
+    return run, frames_of(run.log, workload, tables)
+
+
+def fixed(subnet):
+    return Static("fixed", {"cam": Placement(subnet, "cpu-1")}, {})
+
+
+def managed(on, tables):
+    return Manager(on, tables, objective="accuracy")
+
+
+def test_what_was_logged_is_what_ran(clock):
+    run, frames = go(clock, managed)
+    assert len(frames) == len(list(camera().arrivals(camera().apps[0], 0)))
+    assert frames["on_time"].all()
+    for frame in frames.to_dict("records"):
+        assert run.answers["cam", frame["frame"]] == frame["subnet"]
+        late_ms = 1000 * (frame["finish_s"] - frame["arrival_s"])
+        assert frame["latency_ms"] == pytest.approx(late_ms)
+        assert frame["latency_ms"] == pytest.approx(MS[frame["subnet"]], abs=0.7)
+    assert run.log.header["source"] == "measured"
+    assert 0 < run.overhead_pct < 100
+    assert run.wall_s == pytest.approx(6.0, abs=0.1)
+
+
+def test_the_log_can_be_read_back(clock, tmp_path):
+    run, _ = go(clock, managed)
+    again = DecisionLog.read(run.log.write(tmp_path / "log.jsonl"))
+    assert list(again) == list(run.log)
+    times = [event["t_s"] for event in run.log]
+    assert times == sorted(times)
+
+
+def test_the_manager_gives_way_to_a_load_and_comes_back(clock):
+    def stretch(t_s):
+        return 2.0 if 2 <= t_s < 4 else 1.0
+
+    run, frames = go(clock, managed, stretch=stretch)
+    _, always = go(clock, fixed("large"), stretch=stretch)
+    assert (~frames["on_time"]).sum() == 1  # the frame that met the load first
+    assert (~always["on_time"]).sum() > 0.3 * len(always)
+    during = frames[frames["arrival_s"].between(2.1, 3.9)]
+    assert set(during["subnet"]) == {"small"}
+    assert set(frames[frames["arrival_s"] > 5]["subnet"]) == {"large"}
+    reasons = [e["reason"] for e in run.log if e["event"] == "decide"]
+    assert reasons == ["apps", "requirement", "saves"]
+
+
+def test_frames_that_wait_too_long_are_dropped_and_none_is_lost(clock):
+    workload = camera(deadline_ms=30.0, period_ms=15.0)
+    run, frames = go(clock, fixed("large"), workload, lambda t_s: 5.0)
+    assert set(frames["reason"]) <= {"late", "deadline passed", ""}
+    dropped = frames["reason"] == "deadline passed"
+    assert dropped.any()
+    assert set(run.answers) == {("cam", k) for k in frames["frame"][~dropped]}
+    arrivals = [e["t_s"] for e in run.log if e["event"] == "arrive"]
+    assert arrivals == pytest.approx([0.015 * i for i in range(len(arrivals))])
+
+
+def test_the_more_urgent_of_two_apps_goes_first(clock):
+    on = machine()
+    apps = (App("slow", "net", 90.0, period_ms=100.0), App("fast", "net", 30.0, period_ms=100.0))
+    workload, tables = Workload("two", 1.0, apps), measured(Net(clock), on)
+    nets = {name: Net(clock) for name in ("slow", "fast")}
+    served = {name: Served(net.switch, net.answer) for name, net in nets.items()}
+    run = run_live(workload, on, tables, Manager(on, tables, objective="accuracy"), served)
+    assert frames_of(run.log, workload, tables)["on_time"].all()
+    starts = [e["app"] for e in run.log if e["event"] == "start"]
+    assert starts[::2] == ["fast"] * len(starts[::2])
+
+
+@pytest.mark.parametrize("workload", [
+    camera(arrival="single-stream"),
+    Workload("w", 1.0, camera().apps, (Change(0.5, "cam", deadline_ms=3.0),)),
+])  # fmt: skip
+def test_what_it_cannot_do_it_says(clock, workload):
+    with pytest.raises(WorkloadError, match="neither changes nor closed loops"):
+        go(clock, fixed("large"), workload)
+
+
+class FakeKnob(Knob):
+    """A knob of this process; raises what it is told to."""
+
+    unit = "process"
+
+    def __init__(self, kind, choices=(), bounds=None, error=None):
+        self.kind, self.choices, self.bounds, self.error = kind, choices, bounds, error
+        self.local = error is None
+        self.value, self.history = (choices or bounds)[-1], []
+
+    def get(self):
+        return self.value
+
+    def put(self, value):
+        if self.error:
+            raise self.error
+        self.value = value
+        self.history.append(value)
+
+
+def knobbed(*knobs):
+    return LiveBoard("fake", Parts([LiveUnit("process", "process")], list(knobs)), None)
+
+
+def test_threads_and_quota_follow_the_plan_and_are_put_back(clock):
+    threads, quota = FakeKnob("threads", (1, 2)), FakeKnob("quota_pct", bounds=(1.0, 200.0))
+    with knobbed(threads, quota) as knobs:
+        run, _ = go(clock, managed, stretch=lambda t_s: 3.0 if t_s > 3 else 1.0, knobs=knobs)
+    # 10 of 24 ms, and 2 of 24 ms: twice that, and never less than the program itself needs.
+    assert quota.history == [83, 20, 200.0]
+    assert threads.history == [1, 2]
+    found = [(e.get("cores"), e.get("quota")) for e in run.log if e["event"] == "set"]
+    assert found == [(1, None), (None, 83), (None, 20)]
+    assert run.log.header["knobs"] == ["subnet", "threads", "quota_pct"]
+    assert not run.problems
+
+
+def test_a_knob_that_is_refused_is_named_and_the_run_goes_on(clock):
+    quota = FakeKnob("quota_pct", bounds=(1.0, 200.0), error=PermissionError(1, "not permitted"))
+    with knobbed(quota) as knobs:
+        run, frames = go(clock, managed, knobs=knobs)
+    assert run.problems == {"quota_pct": "not permitted"}
+    assert frames["on_time"].all()
+
+
+def test_points_are_measured_on_every_number_of_threads(clock):
+    on, threads = machine(1, 2), FakeKnob("threads", (1, 2))
+    net = Net(clock)
+    with knobbed(threads) as knobs:
+        table = profile_live(ROWS, Served(net.switch, net.answer), on, knobs, model="net", batch=4)
+    assert threads.history[:2] == [1, 2]
+    assert list(zip(table["unit"], table["subnet"], strict=True)) == [
+        ("cpu-1", "small"), ("cpu-1", "large"), ("cpu-2", "small"), ("cpu-2", "large")
+    ]  # fmt: skip
+    assert table["latency_ms"].tolist() == pytest.approx([2, 10, 2, 10], abs=0.01)
+    assert set(table["source"]) == {"measured"}
+    with pytest.raises(ProfileError, match="at least 90"):
+        profile_live(ROWS, Served(net.switch, net.answer), on, model="net", repeats=20)
+
+
+def test_the_board_of_a_live_run_has_threads_for_units_and_no_price():
+    on = live_board(load_board("auto"), (1, 2))
+    assert [(u.name, u.cores, len(u.freqs)) for u in on.units] == [("cpu-1", 1, 1), ("cpu-2", 2, 1)]
+    assert all(u.power_mw(u.max_mhz, u.cores) == 0 for u in on.units)
+    assert math.isfinite(on.units[0].max_mhz)
+
+
+def children():
+    return psutil.Process().children()
+
+
+def test_the_load_is_gone_at_the_end_whatever_happens():
+    before = set(children())
+    workers = set()
+
+    def fail():
+        with background([Burst(0.0, 60.0, 3)]) as start:
+            start()
+            workers.update(set(children()) - before)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert len(workers) == 3
+    assert set(children()) == before
+    assert not any(worker.is_running() for worker in workers)
+
+
+def test_no_load_no_process():
+    before = set(children())
+    with background([]) as start:
+        start()
+        assert set(children()) == before
