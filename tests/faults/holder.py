@@ -1,5 +1,6 @@
 """A manager in a process of its own, to be killed: holds the board of a tree until told to end."""
 
+import signal
 import sys
 import time
 from pathlib import Path
@@ -9,6 +10,7 @@ from dynlib.hardware.lease import LeaseError
 from dynlib.hardware.live import LiveBoard
 from dynlib.hardware.sysfs import find_knobs
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 root, folder, how = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 fs = SysFs(root)
 try:
