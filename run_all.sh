@@ -56,8 +56,9 @@ install() {
 # Other people's packages and start-up files have no say in the results.
 unset PYTHONPATH PYTHONHOME
 export PYTHONNOUSERSITE=1 PYTHONHASHSEED=0 MPLBACKEND=agg
-# Threads that wait must not spin where other programs want the cores.
-export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-passive}"
+# Threads that wait spin for some microseconds only: sleeping at once doubled the latency of a frame,
+# spinning for long takes the cores from other programs.
+export GOMP_SPINCOUNT="${GOMP_SPINCOUNT:-20000}"
 if [[ -z ${OMP_NUM_THREADS:-} ]]; then
   cores="$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)"
   export OMP_NUM_THREADS=$((cores < 8 ? cores : 8))

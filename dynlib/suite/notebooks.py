@@ -18,7 +18,7 @@ PROMISES = ("reads", "writes", "figures", "minutes")
 ALWAYS_WRITTEN = ("metrics.json", "manifest.json")
 
 # A budget is what a notebook takes on the reference machine; a slow one gets this much more.
-CELL_FACTOR, TOTAL_FACTOR, GRACE_S = 2.0, 3.0, 60.0
+CELL_FACTOR, TOTAL_FACTOR, GRACE_S = 3.0, 4.0, 60.0
 
 
 @dataclass(frozen=True)

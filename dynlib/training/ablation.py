@@ -46,19 +46,21 @@ def compare_alone(
 ) -> pd.DataFrame:  # fmt: skip
     """Each sub-network inside the super-network, trained alone, and trained alone by a teacher.
 
-    All see the same images for the same epochs with the same augmentation. A network alone takes
-    the learning rate of `rates` that is best on validation images; the teacher of the third kind is
-    the largest network trained alone. Accuracies are those on the test images.
+    All see the same images for the same epochs with the same augmentation. Each network alone, and
+    the super-network as a whole, takes the learning rate of `rates` that is best on validation
+    images; the teacher of the third kind is the largest network trained alone. Accuracies are those
+    on the test images.
 
     Returns:
         One row per sub-network: ``subnet, supernet_pct, alone_pct, distilled_alone_pct, alone_lr``.
     """
-    supernet, _ = _trained(build, space, dataset, recipe, seed)
-    teacher, _, _ = _best(recipe, rates, space.largest, build, dataset, seed)
+    supernet, _ = _best(recipe, rates, space, configs, build, dataset, seed)
+    largest = [space.largest]
+    teacher, _ = _best(recipe, rates, single(space.largest), largest, build, dataset, seed)
     guide = teacher.prepare(space.largest)
     rows = []
     for config in tqdm(configs, desc="alone", disable=None):
-        alone, lr, _ = _best(recipe, rates, config, build, dataset, seed)
+        alone, lr = _best(recipe, rates, single(config), [config], build, dataset, seed)
         taught, _ = _trained(build, single(config), dataset, replace(recipe, lr=lr), seed, guide)
         nets = (supernet, alone, taught)
         rows.append((
@@ -68,13 +70,14 @@ def compare_alone(
     return pd.DataFrame(rows, columns=names)
 
 
-def _best(recipe, rates, config, build, dataset, seed) -> tuple[Supernet, float, float]:
-    """The network of `config` alone that does best on validation images, its rate and accuracy."""
+def _best(recipe, rates, space, configs, build, dataset, seed) -> tuple[Supernet, float]:
+    """The (super-)network whose `configs` do best on validation images on average, and its rate."""
     tried = []
     for lr in rates:
-        net, _ = _trained(build, single(config), dataset, replace(recipe, lr=lr), seed)
-        tried.append((net, lr, _accuracy(net, config, dataset, dataset.val)))
-    return max(tried, key=lambda entry: entry[2])
+        net, _ = _trained(build, space, dataset, replace(recipe, lr=lr), seed)
+        tried.append((sum(_accuracy(net, c, dataset, dataset.val) for c in configs), lr, net))
+    _, lr, net = max(tried, key=lambda entry: entry[0])
+    return net, lr
 
 
 def _trained(build, space, dataset, recipe, seed, guide=None):

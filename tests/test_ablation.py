@@ -1,0 +1,49 @@
+"""Recipes side by side, and sub-networks against their twins alone."""
+
+import pytest
+import torch
+
+from dynlib.data import load_dataset
+from dynlib.nets.supernet import Supernet
+from dynlib.space import SearchSpace
+from dynlib.training.ablation import compare_alone, compare_recipes
+from dynlib.training.recipes import PUBLISHED, Recipe, single
+from dynlib.training.step import bf16_pays
+from dynlib.training.trainer import evaluate, train
+
+SPACE = SearchSpace((16,), ((1,), (0, 1)), ((8, 16), (8, 16)))
+SHORT = Recipe(epochs=2, batch_size=50)
+
+
+@pytest.fixture(scope="module")
+def images():
+    return load_dataset("generated", size=16, generated=(300, 60))
+
+
+def build(space):
+    return Supernet(space, 10)
+
+
+def test_one_row_per_recipe_and_network(images):
+    names = ("slimmable", "bootstrapping")
+    recipes = {name: Recipe(epochs=1, batch_size=50, **PUBLISHED[name]) for name in names}
+    table = compare_recipes(recipes, SPACE.ladder(2), build, SPACE, images)
+    assert list(table["recipe"]) == ["slimmable", "slimmable", "bootstrapping", "bootstrapping"]
+    assert table["accuracy_val_pct"].between(0, 100).all()
+    assert (table["seconds"] > 0).all()
+
+
+def test_the_largest_alone_is_what_training_a_space_of_one_gives(images):
+    """So nothing of the super-network leaks into its rival, and the better rate is taken."""
+    rates = (0.001, 0.1)
+    table = compare_alone(SHORT, rates, [SPACE.largest], build, SPACE, images).iloc[0]
+    by_rate = {}
+    for lr in rates:
+        torch.manual_seed(0)
+        net = build(single(SPACE.largest))
+        train(net, images, Recipe(epochs=2, batch_size=50, lr=lr), watch=0)
+        val, test = (evaluate(net, SPACE.largest, images, part, bf16=bf16_pays())
+                     for part in (images.val, images.test))  # fmt: skip
+        by_rate[lr] = val, test
+    assert by_rate[table["alone_lr"]][0] == max(val for val, _ in by_rate.values())
+    assert table["alone_pct"] == by_rate[table["alone_lr"]][1]
