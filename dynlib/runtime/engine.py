@@ -167,7 +167,7 @@ class Engine:
         self._sample()
 
     def _sample(self, last: bool = False) -> None:
-        power_mw = self.board.static_mw + sum(u.power_mw() for u in self.units.values())
+        power_mw = self.board.static_mw + sum([u.power_mw() for u in self.units.values()])
         if power_mw != self.last_power_mw or last:
             self.last_power_mw = power_mw
             self._log("sample", power_mw=power_mw)
@@ -332,9 +332,10 @@ class Engine:
 
     def _decide(self) -> None:
         state = self._state()
-        begin = process_time()
+        timed = self.decision_ms is not None
+        begin = process_time() if timed else 0.0
         action = self.policy.decide(state, dict(self.limits))
-        if self.decision_ms is not None:
+        if timed:
             self.decision_ms.append((process_time() - begin) * 1000)
         self.finished = []
         self._apply(action)
@@ -353,8 +354,9 @@ class Engine:
         for name, mhz in action.clocks.items():
             if name not in self.units:
                 raise EngineError(f"board {self.board.name!r} has no unit {name!r}")
-            if self.units[name].governor is None:
-                self._request(self.units[name], mhz, "policy")
+            unit = self.units[name]
+            if mhz != unit.target_mhz and unit.governor is None:
+                self._request(unit, mhz, "policy")
         if action.wake_ms is not None and action.wake_ms > self.now_ms:
             self.wake += 1
             self._push(action.wake_ms, _WAKE, self.wake)
@@ -362,10 +364,10 @@ class Engine:
     def _state(self) -> State:
         for unit in self.units.values():
             unit.advance(self.now_ms)
-        seen = (run.observe(self.now_ms) for run in self.apps.values())
+        seen = [run.observe(self.now_ms) for run in self.apps.values()]
         clocks = {name: unit.mhz for name, unit in self.units.items()}
         targets = {name: unit.target_mhz for name, unit in self.units.items()}
-        return State(self.now_ms, tuple(app for app in seen if app), clocks, targets,
+        return State(self.now_ms, tuple([app for app in seen if app]), clocks, targets,
                      self.last_power_mw, tuple(self.finished), self.memory, self.now.emc,
                      self.now.memory_mb)  # fmt: skip
 

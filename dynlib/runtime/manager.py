@@ -10,6 +10,7 @@ It knows of competitors only through measured times. `decide` is pure: its memor
 """
 
 import math
+from collections import defaultdict
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import NamedTuple
@@ -86,7 +87,9 @@ class Manager:
         self.units = {unit.name: unit for unit in board.units}
         self.index = {u.name: {f: i for i, f in enumerate(u.freqs)} for u in board.units}
         self.lowest = {unit.name: unit.min_mhz for unit in board.units}
+        self.paced = any(len(unit.freqs) > 1 for unit in board.units)
         self.lead_ms = {u.name: u.settle_ms + u.stall_ms + _SAFETY_MS for u in board.units}
+        self.longest_lead_ms = max(self.lead_ms.values())
         self.pacers = {unit.name: Pacer(unit) for unit in board.units}
         self.planner = Planner(board, tables, objective, margin_sigma)
         self.objective, self.dwell_ms, self.gain_pct = objective, dwell_ms, gain_pct
@@ -95,10 +98,13 @@ class Manager:
         """Operating points, clocks, and when to look again."""
         memory = state.memory or Memory(dict.fromkeys(self.units, Slowdown()))
         slowdowns = self._learn(memory.slowdowns, state)
-        used = {name: s.used * self._memory(name, state.emc) for name, s in slowdowns.items()}
+        used = {name: slowdown.used for name, slowdown in slowdowns.items()}
+        if state.emc != 1:  # the most that a slower memory stretches any frame on the unit
+            for name, unit in self.units.items():
+                used[name] *= memory_scale(unit, unit.max_mhz, state.emc)
         plan, key, since_ms, reason = self._choose(state, memory, used, limits)
         clocks, wake_ms = {}, math.inf
-        at_hand = self._at_hand(state, plan, used)
+        at_hand = self._at_hand(state, plan, used) if self.paced else {}
         for name in self.units:
             if name not in at_hand or limits[name] == 0:  # nothing to do there, or taken away
                 clocks[name] = self.lowest[name]
@@ -156,11 +162,6 @@ class Manager:
     def _table(self, app: AppState):
         return self.tables.get(app.name) or self.tables[app.model]
 
-    def _memory(self, name: str, emc: float) -> float:
-        """The most that a slower memory stretches any frame on this unit."""
-        unit = self.units[name]
-        return memory_scale(unit, unit.max_mhz, emc) if emc != 1 else 1.0
-
     def _share(self, name: str, point, ran, emc: float) -> float:
         """The part of a job done after running `ran`, were there no slowdown but the memory's."""
         index, unit, done = self.index[name], self.units[name], 0.0
@@ -170,14 +171,14 @@ class Manager:
         return done
 
     def _choose(self, state: State, memory: Memory, used: Mapping[str, float], limits):
-        demands = tuple(self._demand(app, state) for app in state.apps)
+        demands = tuple([self._demand(app, state) for app in state.apps])
         key = (demands, tuple(used.items()), tuple(limits.items()), state.memory_mb)
         wanted = self.planner.plan(*key)
         plan, since_ms = memory.plan, memory.since_ms
+        if wanted is plan or wanted == plan:
+            return plan, key, since_ms, ""
         if plan is None or wanted.placements.keys() != plan.placements.keys():
             return wanted, key, state.t_ms, _reason("apps", wanted)
-        if wanted == plan:
-            return plan, key, since_ms, ""
         # Under the same key it held at the last decision.
         held = key == memory.key or self._holds(plan, demands, used, limits, state.memory_mb)
         if not held:
@@ -194,7 +195,7 @@ class Manager:
         so a change counts from one old deadline ahead.
         """
         deadline_ms, period_ms, floor_pct = app.need
-        ahead_ms = state.t_ms + deadline_ms + max(self.lead_ms.values())
+        ahead_ms = state.t_ms + deadline_ms + self.longest_lead_ms
         for t_ms, need in app.upcoming:
             if t_ms <= ahead_ms:
                 deadline_ms = min(deadline_ms, need.deadline_ms)
@@ -253,7 +254,7 @@ class Manager:
         running, waiting, streams, least_mhz = at_hand
         waiting.sort(key=lambda w: w.deadline_ms)
         work, start_ms, mhz = running + waiting, now_ms, state.clocks[name]
-        least_mhz = min(least_mhz, limit)
+        least_mhz = min(max(least_mhz, self.lowest[name]), limit)
         if not work:
             if not streams:
                 return least_mhz, math.inf
@@ -283,22 +284,20 @@ class Manager:
 
     def _at_hand(self, state: State, plan: Plan, used: Mapping[str, float]):
         """Unit -> (frames that run, that wait, streams of those to come, lowest clock)."""
-        found: dict[str, list] = {}
-
-        def on(name: str) -> list:
-            return found.setdefault(name, [[], [], [], self.lowest[name]])
-
+        found = defaultdict(lambda: [[], [], [], 0.0])
         for app in state.apps:
             table = self._table(app)
             for job in app.running:
                 point = table.point(job.subnet, job.unit)
                 done = self._share(job.unit, point, job.ran, 1.0) / used[job.unit]
                 worst = self.planner.margin(point) - done
-                on(job.unit)[0].append(Work(job.deadline_at_ms, max(1 - done, 0.0), worst, point))
+                found[job.unit][0].append(
+                    Work(job.deadline_at_ms, max(1 - done, 0.0), worst, point)
+                )
             placement = plan.placements.get(app.name)
             if placement is None:
                 continue
-            here, point = on(placement.unit), table.point(*placement)
+            here, point = found[placement.unit], table.point(*placement)
             margin = self.planner.margin(point)
             here[1] += [Work(w.deadline_at_ms, 1.0, margin, point) for w in app.waiting]
             if app.arrival == "periodic":

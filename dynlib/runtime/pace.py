@@ -87,14 +87,19 @@ class Pacer:
         if work[0].worst <= 0:
             return Pace(limit_mhz, math.inf)  # overdue: something is slower than anybody knew
         low = least = self.index[min(least_mhz, limit_mhz)]
-        while low < top and not (
-            self._possible(now_ms, work, low, slow)
-            and self._in_time(now_ms, now_mhz, work, streams, low, slow)
-        ):
+        while low < top:
+            # A quick look at the frames at hand: whether they would do without any margin.
+            t = now_ms
+            for deadline_ms, mean, _, point in work:
+                t += mean * point.latency_ms[low] * slow
+                if t > deadline_ms:
+                    break
+            else:
+                if self._in_time(now_ms, now_mhz, work, streams, low, slow):
+                    break
             low += 1
-        steady = self.unit.freqs[low]
-        end_ms = now_ms + work[0].worst * work[0].point.latency_ms[low] * slow
-        first = work[0]
+        steady, first = self.unit.freqs[low], work[0]
+        end_ms = now_ms + first.worst * first.point.latency_ms[low] * slow
         alone = len(work) == 1 and all(s.next_ms >= min(end_ms, first.deadline_ms) for s in streams)
         if alone and low > least:
             # In steps of 0.1 ms, so that frames alike share one calculation.
@@ -108,16 +113,6 @@ class Pacer:
         # Should it still run when it ought to be done, it is overdue: the highest clock.
         overdue_ms = end_ms + self.unit.settle_ms + _SAFETY_MS if running else math.inf
         return Pace(steady, overdue_ms if low < top else math.inf)
-
-    @staticmethod
-    def _possible(now_ms: float, work, index: int, slow: float) -> bool:
-        """A quick look at the frames at hand: whether they would do without any margin."""
-        t = now_ms
-        for deadline_ms, mean, _, point in work:
-            t += mean * point.latency_ms[index] * slow
-            if t > deadline_ms:
-                return False
-        return True
 
     def _in_time(self, now_ms, now_mhz, work, streams, index, slow) -> bool:
         t, variance = now_ms, 0.0

@@ -73,38 +73,39 @@ class AppRun:
         known_ms = start_ms - (ANNOUNCE_MS if app.announced else 0.0)
         if now_ms < known_ms or (self.gone and not self.waiting and not self.jobs):
             return None
-        waiting = tuple(
+        waiting = [
             Waiting(j.arrival_ms, j.deadline_at_ms, j.need.floor_pct)
             for j in self.waiting
             if now_ms < j.deadline_at_ms - EPS_MS
-        )
-        running = tuple(
+        ]
+        running = [
             Running(j.point.subnet, j.point.unit, j.deadline_at_ms, j.need.floor_pct,
                     tuple(j.ran.items()))
             for j in self.jobs
-        )  # fmt: skip
+        ]  # fmt: skip
         upcoming = () if not self.announced else tuple(
             (t_ms, need)
             for t_ms, need in self.steps[1:]
             if now_ms < t_ms <= now_ms + ANNOUNCE_MS + EPS_MS and t_ms in self.announced
         )  # fmt: skip
         return AppState(app.name, app.model, self.known, app.arrival, app.priority, app.start_unit,
-                        start_ms, self.last_arrival_ms, waiting, running, upcoming)  # fmt: skip
+                        start_ms, self.last_arrival_ms, tuple(waiting), tuple(running),
+                        upcoming)  # fmt: skip
 
 
 class UnitRun:
     """The state of one unit."""
 
     __slots__ = ("asked", "asleep", "busy_ms", "cap_mhz", "freq_index", "frozen_ms", "governor",
-                 "job", "lost", "mhz", "power", "scale", "since_ms", "spec", "stretch",
-                 "target_mhz", "token", "window_ms")  # fmt: skip
+                 "job", "lost", "mhz", "power", "rest_cores", "scale", "since_ms", "spec",
+                 "stretch", "target_mhz", "token", "window_ms")  # fmt: skip
 
     def __init__(self, spec: Unit, governor):
         self.spec, self.governor = spec, governor
         self.mhz = self.target_mhz = spec.min_mhz
         self.freq_index = {f: i for i, f in enumerate(spec.freqs)}
         self.cap_mhz = spec.max_mhz
-        self.stretch, self.lost = 1.0, False
+        self.stretch, self.rest_cores, self.lost = 1.0, 0.0, False
         self.scale = (1.0,) * len(spec.freqs)  # what a slower memory makes of run times
         self.job: Job | None = None
         self.since_ms = self.frozen_ms = self.window_ms = self.busy_ms = 0.0
@@ -139,6 +140,7 @@ class UnitRun:
     def impose(self, stretch: float, cap_mhz: float, emc: float) -> None:
         """Take over what others do to the unit from now on (see `Conditions`)."""
         self.stretch, self.lost = stretch, cap_mhz == 0
+        self.rest_cores = (1 - 1 / stretch) * self.spec.cores  # that competitors keep busy
         self.cap_mhz = cap_mhz or self.spec.min_mhz
         self.scale = tuple(memory_scale(self.spec, mhz, emc) for mhz in self.spec.freqs)
         if self.governor:
@@ -169,11 +171,11 @@ class UnitRun:
 
     def power_mw(self) -> float:
         """Power of the unit at this instant."""
-        key = (self.mhz, self.job.point.cores if self.job else
-               (1 - 1 / self.stretch) * self.spec.cores)  # fmt: skip
-        if key not in self.power:
-            self.power[key] = self.spec.power_mw(*key)
-        return self.power[key]
+        key = (self.mhz, self.job.point.cores if self.job else self.rest_cores)
+        found = self.power.get(key)
+        if found is None:
+            found = self.power[key] = self.spec.power_mw(*key)
+        return found
 
 
 ORDERS = {

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
+from operator import attrgetter
 from typing import NamedTuple
 
 import numpy as np
@@ -72,7 +73,8 @@ class _Candidates(NamedTuple):
     """Points of one model on one unit, fastest first; arrays (points,) and (points, clocks).
 
     `beaten_pct`: accuracy of the best point that beats this one in time and power at every clock
-    and takes no more memory. `fastest_ms`, `cheapest_uj`: the best of any point at each clock.
+    and takes no more memory. `fastest_ms`, `cheapest_uj`: the best of any point at each clock;
+    `least_margin`: of any point.
     """
 
     points: tuple[Point, ...]
@@ -84,12 +86,13 @@ class _Candidates(NamedTuple):
     energy_uj: np.ndarray
     fastest_ms: np.ndarray | None = None
     cheapest_uj: np.ndarray | None = None
+    least_margin: float = 1.0
 
     def take(self, kept) -> "_Candidates":
         """Those at the indices `kept`."""
-        points = tuple(self.points[i] for i in kept)
-        arrays = [array[kept] for array in self[1:7]]
-        best = [array.min(axis=0) for array in arrays[-2:]] if points else []
+        points = tuple([self.points[i] for i in kept])
+        arrays = [array.take(kept, 0) for array in self[1:7]]
+        best = [np.minimum.reduce(array) for array in (*arrays[4:], arrays[3])] if points else []
         return _Candidates(points, *arrays, *best)
 
 
@@ -102,23 +105,30 @@ def schedulable(tasks: Sequence[tuple[float, float, float]]) -> bool:
     """
     if any(c > d for c, _, d in tasks):
         return False
-    load = sum(c / p for c, p, _ in tasks)
+    load = sum([c / p for c, p, _ in tasks])
     if load > 1 - 1e-9:
         return False
     if len(tasks) == 1 and tasks[0][1] >= tasks[0][2]:
         return True
-    busy_ms = sum(max(p - d, 0.0) * c / p for c, p, d in tasks) / (1 - load)
-    longest_ms = max(d for *_, d in tasks)
+    busy_ms = sum([max(p - d, 0.0) * c / p for c, p, d in tasks]) / (1 - load)
+    longest_ms = max([d for _, _, d in tasks])
     if busy_ms > 20 * longest_ms:
         return False  # so close to full that checking costs more than it is worth
     limit_ms = max(longest_ms, busy_ms)
     times = {d + k * p for _, p, d in tasks for k in range(int((limit_ms - d) // p) + 1)}
     for t in times:
-        demand = sum((math.floor((t - d) / p + 1e-9) + 1) * c for c, p, d in tasks if d <= t)
-        blocking = max((c for c, _, d in tasks if d > t), default=0.0)
+        demand = blocking = 0.0
+        for c, p, d in tasks:
+            if d <= t:
+                demand += (math.floor((t - d) / p + 1e-9) + 1) * c
+            elif c > blocking:
+                blocking = c
         if demand + blocking > t + 1e-9:
             return False
     return True
+
+
+_alike = attrgetter("kind", "opps", "cores")
 
 
 class Planner:
@@ -136,6 +146,9 @@ class Planner:
         self.margin_sigma = margin_sigma
         self._margins: dict[float, float] = {}
         self.plan = lru_cache(maxsize=512)(self._plan)
+        self._twins = {unit.name: [twin.name for twin in board.units[:i] if
+                                   _alike(twin) == _alike(unit)]
+                       for i, unit in enumerate(board.units)}  # fmt: skip
         self._arrays = {(model, unit): self._sorted(model, unit)
                         for model, table in tables.items() for unit in table.units}  # fmt: skip
         self._candidates = lru_cache(maxsize=1024)(self._useful)
@@ -192,7 +205,7 @@ class Planner:
 
     def _place(self, demands, slow, limit, rules: Rules):
         units = [u.name for u in self.board.units if limit[u.name]]
-        options = [[u for u in units if self.tables[d.model].on(u)] for d in demands]
+        options = [[u for u in units if (d.model, u) in self._arrays] for d in demands]
         exhaustive = math.prod(map(len, options)) <= MAX_ASSIGNMENTS
         return (self._search if exhaustive else self._greedy)(demands, options, slow, limit, rules)
 
@@ -252,15 +265,11 @@ class Planner:
     def _canonical(self, units: Sequence[str], slow) -> bool:
         """Of assignments that differ only by swapping equal clusters, keep one."""
         first_use = list(dict.fromkeys(units))
-        for i, name in enumerate(first_use):
-            unit = self.board.unit(name)
-            for twin in self.board.units:
-                if twin.name == name:
-                    break
-                same = (twin.kind, twin.opps, twin.cores) == (unit.kind, unit.opps, unit.cores)
-                if same and slow[twin.name] == slow[name] and twin.name not in first_use[:i]:
-                    return False
-        return True
+        return not any(
+            slow[twin] == slow[name] and twin not in first_use[:i]
+            for i, name in enumerate(first_use)
+            for twin in self._twins[name]
+        )
 
     def _best_load(self, unit: str, demands: tuple[Demand, ...], slow: float, limit: float,
                    rules: Rules):  # fmt: skip
@@ -273,21 +282,21 @@ class Planner:
             points = self._candidates(demand.model, unit, demand.need.floor_pct, rules.share_mb)
             if not points.points:
                 return None
-            points = points if rules.strict else points.take([0])
+            points = points if rules.strict else points.take((0,))
             candidates.append(points)
-            margin = points.margin.min() if rules.strict else 1.0
+            margin = points.least_margin if rules.strict else 1.0
             planned_ms = points.fastest_ms * slow * margin
             share[planned_ms > demand.need.deadline_ms] = np.inf
             share += planned_ms / demand.need.period_ms
             least += points.cheapest_uj * (slow / demand.need.period_ms)
-        clocks = np.flatnonzero(share <= 1)[0 if rules.strict else -1 :]
-        cheap_first = self.objective != "accuracy"
-        for index in clocks[np.argsort(least[clocks], kind="stable")] if cheap_first else clocks:
-            if cheap_first and best_score is not None and least[index] > best_score[0] + 1e-9:
+        clocks = (share <= 1).nonzero()[0][0 if rules.strict else -1 :].tolist()
+        cheap_first, least_mw = self.objective != "accuracy", least.tolist()
+        if cheap_first:
+            clocks.sort(key=least_mw.__getitem__)
+        for index in clocks:
+            if cheap_first and best_score is not None and least_mw[index] > best_score[0] + 1e-9:
                 break
-            load = self._load_at(
-                spec, demands, candidates, int(index), slow, best_score, rules.strict
-            )
+            load = self._load_at(spec, demands, candidates, index, slow, best_score, rules.strict)
             if load is not None:
                 score = self._score([(demands, load)])
                 if best_score is None or score < best_score:
@@ -301,7 +310,7 @@ class Planner:
         useful = (every.accuracy_pct >= floor_pct) & (every.memory_mb <= share_mb)
         if self.objective != "accuracy":
             useful &= every.beaten_pct < floor_pct
-        return every.take(np.flatnonzero(useful))
+        return every.take(useful.nonzero()[0])
 
     def _sorted(self, model: str, unit: str) -> _Candidates:
         points = sorted(self.tables[model].on(unit),
@@ -324,22 +333,24 @@ class Planner:
             wake_ms = spec.settle_ms + spec.stall_ms if demand.jitter else 0.0
             margin = points.margin if strict else 1.0
             planned_ms = points.time_ms[:, index] * slow * margin + wake_ms
-            fits = np.flatnonzero(planned_ms <= demand.need.deadline_ms)
+            fits = (planned_ms <= demand.need.deadline_ms).nonzero()[0]
             if not len(fits):
                 return None
-            energy_uj, accuracy_pct = points.energy_uj[fits, index], points.accuracy_pct[fits]
-            keys = (-accuracy_pct, energy_uj)  # the last one counts first
-            top = np.lexsort(keys if self.objective != "accuracy" else keys[::-1])[0]
+            top = 0
+            if len(fits) > 1:
+                keys = (-points.accuracy_pct[fits], points.energy_uj[fits, index])
+                # The last key counts first.
+                top = np.lexsort(keys if self.objective != "accuracy" else keys[::-1])[0]
             # Fastest first: everything before the favourite is a way to shrink.
             ladder = fits[: top + 1].tolist()
             ladders.append((points.points, planned_ms.tolist(), ladder))
         while True:
             chosen = [points[ladder[-1]] for points, _, ladder in ladders]
             times = [planned_ms[ladder[-1]] for _, planned_ms, ladder in ladders]
-            power_mw = sum(p.active_mw[index] * p.latency_ms[index] * slow / d.need.period_ms
-                           for p, d in zip(chosen, demands, strict=True))  # fmt: skip
-            load = _Load(tuple(chosen), index, power_mw, sum(p.accuracy_val_pct for p in chosen))
-            shrinkable = [i for i, (*_, ladder) in enumerate(ladders) if len(ladder) > 1]
+            power_mw = sum([p.active_mw[index] * p.latency_ms[index] * slow / d.need.period_ms
+                            for p, d in zip(chosen, demands, strict=True)])  # fmt: skip
+            load = _Load(tuple(chosen), index, power_mw, sum([p.accuracy_val_pct for p in chosen]))
+            shrinkable = [i for i, ladder in enumerate(ladders) if len(ladder[2]) > 1]
             if not shrinkable and beat is not None and self._score([(demands, load)]) >= beat:
                 return None  # not worth asking whether it can be scheduled
             tasks = [(ms, d.need.period_ms, d.need.deadline_ms)

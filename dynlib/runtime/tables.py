@@ -27,7 +27,7 @@ CPU_LEVELS = (
 PUBLISHED_MODEL = "ofa-mbv3-w1.2"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)  # compared by identity: it is part of cache keys
 class Point:
     """A sub-network on a unit; the tuples have one entry per clock of the unit, ascending.
 
