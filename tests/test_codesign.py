@@ -298,7 +298,7 @@ def test_an_unreachable_deadline_is_named_with_the_nearest_point(seed, share):
 SPACE = SearchSpace((32,), depth=((1, 2), (1, 2)))
 
 
-def test_the_outer_search_is_handed_the_inner_result_and_keeps_to_the_budget():
+def test_the_outer_search_is_handed_the_inner_result_and_keeps_to_the_budget(tmp_path):
     looks = {c: look_up(i, positions=2 + sum(c.depth)) for i, c in enumerate(SPACE)}
     asked = []
 
@@ -311,6 +311,10 @@ def test_the_outer_search_is_handed_the_inner_result_and_keeps_to_the_budget():
     assert 100 < len(found) <= 200
     again = codesign(SPACE, look, evaluations=200, per_backbone=100, seed=0, slacks_pp=(0.0, 5.0))
     assert found.equals(again)
+    for _ in range(2):  # the second only reads the study
+        kept = codesign(SPACE, look, evaluations=200, per_backbone=100, seed=0,
+                        slacks_pp=(0.0, 5.0), storage=tmp_path / "study.log")  # fmt: skip
+        assert kept.equals(found)
     alone = codesign(SPACE, look, evaluations=200, per_backbone=100, seed=0, knobs=())
     assert len(alone) == SPACE.size  # every backbone, one point each
     assert set(alone["exits"]) == {"none"}

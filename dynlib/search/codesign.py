@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from itertools import combinations
 from math import factorial
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -156,21 +157,23 @@ def codesign(
     space: SearchSpace, lookup: Callable[[SubnetConfig], Lookup], *, evaluations: int,
     per_backbone: int, seed: int, limits: Mapping[str, float] | None = None,
     knobs: Sequence[str] = KNOBS, slacks_pp: Sequence[float] = (0.0, 1.0, 3.0),
-    population: int = 6,
+    population: int = 6, storage: str | Path | None = None, name: str = "codesign",
 ) -> pd.DataFrame:  # fmt: skip
     """Both levels: NSGA-II over backbones, each judged by its accuracy and by its inner search.
 
     For every backbone one inner search runs for each of `slacks_pp`, the points of accuracy that
     may be lost, each from the best of the one before; the first gives the score that the outer
-    search sees. Backbones without free knobs
-    have one point each. All backbones are taken in turn where the budget allows it.
+    search sees. Backbones without free knobs have one point each. All backbones are taken in turn
+    where the budget allows it; else the outer search is the study `name` in `storage`, as for
+    `search`, and a resumed one gives the points of the whole.
 
     Returns every different point looked up, at most `evaluations`.
     """
-    limits, points = dict(limits or {}), []
+    limits, points, judged = dict(limits or {}), [], set()
     slacks = slacks_pp if "exits" in knobs else slacks_pp[:1]  # clocks lose no accuracy
 
     def judge(config: SubnetConfig) -> dict[str, float]:
+        judged.add(str(config))
         look, score, start = lookup(config), 0.0, None
         static = float(look.accuracy_pct[-1])
         for i, slack in enumerate(slacks):
@@ -190,8 +193,11 @@ def codesign(
             judge(config)
     else:
         goals = {"accuracy_val_pct": "maximize", "score": "maximize"}
-        search(space, judge, goals, trials=trials, seed=seed, population=population,
-               start=space.ladder(3))  # fmt: skip
+        done = search(space, judge, goals, trials=trials, seed=seed, population=population,
+                      start=space.ladder(3), storage=storage, name=name)  # fmt: skip
+        for earlier in done["subnet"]:
+            if earlier not in judged:
+                judge(SubnetConfig.parse(earlier))
     return pd.concat(points, ignore_index=True).drop_duplicates(["subnet", "choice", "setting"])
 
 
