@@ -38,6 +38,11 @@ def tables(on, nets=(("small", 70.0, 10.0), ("large", 80.0, 20.0)), units=("gpu"
     return {model: PointTable(make_table(rows), on)}
 
 
+# A GPU and a CPU that scatter, with both networks on either.
+NOISY = board(unit(noise_cv=0.03, stall_ms=0.1), unit("cpu", "cpu", cores=2, noise_cv=0.1))
+NOISY_TABLES = tables(NOISY, units=("gpu", "cpu"))
+
+
 def periodic(period_ms=100.0, name="app", horizon_s=10.0, changes=(), **values):
     values = {"deadline_ms": period_ms, "period_ms": period_ms} | values
     return Workload("case", horizon_s, (App(name, "net", **values),), tuple(changes))

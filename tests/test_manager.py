@@ -3,7 +3,7 @@ from itertools import pairwise
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from runtime_cases import board, events, fixed, periodic, tables, unit
+from runtime_cases import NOISY, NOISY_TABLES, board, events, fixed, periodic, tables, unit
 
 from dynlib import DynlibError
 from dynlib.hardware.board import load_board
@@ -22,9 +22,6 @@ from dynlib.runtime import (
 )
 from dynlib.runtime.planner import schedulable
 
-BOARD = board(unit(noise_cv=0.03, stall_ms=0.1), unit("cpu", "cpu", cores=2, noise_cv=0.1))
-TABLES = tables(BOARD, units=("gpu", "cpu"))
-
 
 class Recorder:
     """Hands everything on to a policy and keeps what went in and out."""
@@ -40,8 +37,8 @@ class Recorder:
         return action
 
 
-def managed(workload, seed=0, on=BOARD, points=None, **options):
-    points = points or TABLES
+def managed(workload, seed=0, on=NOISY, points=None, **options):
+    points = points or NOISY_TABLES
     log = run(workload, on, points, Manager(on, points, **options), seed)
     return log, summarise(log, workload, points, on)
 
@@ -95,16 +92,16 @@ def test_least_energy_means_small_and_slow_and_accuracy_means_large():
     assert cheap["missed"] == best["missed"] == 0
     assert best["energy_mj"] > cheap["energy_mj"]
     with pytest.raises(DynlibError, match=r"'speed'.*energy"):
-        Manager(BOARD, TABLES, objective="speed")
+        Manager(NOISY, NOISY_TABLES, objective="speed")
 
 
 def test_the_floor_is_met_and_the_least_energy_found_by_enumeration():
     workload = periodic(60.0, horizon_s=5.0, accuracy_floor_pct=75.0)
     _, summary = managed(workload)
     assert summary["missed"] <= 1  # of 83, with a margin of 2.6 standard deviations
-    for mhz in BOARD.unit("gpu").freqs:
-        log = run(workload, BOARD, TABLES, fixed("large", mhz), 0)
-        static = summarise(log, workload, TABLES, BOARD)
+    for mhz in NOISY.unit("gpu").freqs:
+        log = run(workload, NOISY, NOISY_TABLES, fixed("large", mhz), 0)
+        static = summarise(log, workload, NOISY_TABLES, NOISY)
         if static["deadline_miss_pct"] <= 1:
             assert summary["energy_mj"] <= static["energy_mj"] * 1.001
 
@@ -113,7 +110,7 @@ def test_an_announced_change_is_met_from_its_first_frame_on():
     changes = [Change(2.0, "app", deadline_ms=30.0, period_ms=30.0, accuracy_floor_pct=75.0)]
     workload = periodic(90.0, horizon_s=4.0, changes=changes)
     log, summary = managed(workload)
-    frames = frames_of(log, workload, TABLES)
+    frames = frames_of(log, workload, NOISY_TABLES)
     assert (summary["missed"], set(frames["subnet"][frames["arrival_s"] >= 2])) == (0, {"large"})
     assert set(frames["subnet"][frames["arrival_s"] < 1.8]) == {"small"}
 
@@ -123,7 +120,7 @@ def test_a_competitor_is_absorbed_within_two_frames_and_forgotten_after_it_left(
     changes = [Change(t, unit="gpu", stretch=x, announced=False) for t, x in steps]
     workload = periodic(100.0, deadline_ms=32.0, horizon_s=10.0, changes=changes)
     log, _ = managed(workload)
-    frames = frames_of(log, workload, TABLES)
+    frames = frames_of(log, workload, NOISY_TABLES)
     missed = frames[~frames["on_time"]]
     assert len(missed) <= 2
     assert missed["arrival_s"].between(1.9, 2.3).all()
@@ -149,8 +146,8 @@ def test_a_deadline_storm_does_not_make_it_oscillate():
         Change(2 + 0.1 * i, unit="gpu", stretch=1 + (i % 2), announced=False) for i in range(500)
     ]
     workload = periodic(25.0, deadline_ms=22.0, horizon_s=60.0, changes=changes)
-    manager = Manager(BOARD, TABLES, dwell_ms=500.0, objective="accuracy")
-    log = run(workload, BOARD, TABLES, manager, 1)
+    manager = Manager(NOISY, NOISY_TABLES, dwell_ms=500.0, objective="accuracy")
+    log = run(workload, NOISY, NOISY_TABLES, manager, 1)
     decided = [e["t_s"] for e in events(log, "decide")]
     # Each unforced change waits for the dwell time; a forced one can undo each of them.
     assert len(decided) <= 2 * 60 / 0.5 + 2
@@ -195,9 +192,9 @@ def test_a_cap_is_obeyed_and_planned_with():
 
 
 def test_bad_measurements_leave_the_estimate_alone():
-    manager = Manager(BOARD, TABLES)
+    manager = Manager(NOISY, NOISY_TABLES)
     recorder = Recorder(manager)
-    run(periodic(50.0, horizon_s=1.0), BOARD, TABLES, recorder)
+    run(periodic(50.0, horizon_s=1.0), NOISY, NOISY_TABLES, recorder)
     state, limits, _ = next(call for call in recorder.calls if call[0].finished)
     frame = state.finished[0]
     for ms in (float("nan"), float("inf"), 0.0, -5.0):
@@ -244,7 +241,7 @@ def test_any_demand_gets_an_answer(needs, stretch):
     assert summary["offered"] == summary["on_time"] + summary["missed"]
     for event in events(log, "set"):
         mhz = event.get("gpu_mhz", event.get("cpu_mhz"))
-        assert mhz in BOARD.unit(event["unit"]).freqs
+        assert mhz in NOISY.unit(event["unit"]).freqs
 
 
 def test_a_decision_takes_well_under_a_millisecond(xavier):

@@ -3,7 +3,7 @@ from itertools import pairwise, product
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from runtime_cases import board, events, fixed, periodic, tables, unit
+from runtime_cases import NOISY, NOISY_TABLES, board, events, fixed, periodic, tables, unit
 
 from dynlib import DynlibError
 from dynlib.hardware.board import load_board
@@ -25,12 +25,10 @@ from dynlib.runtime import (
     scenario,
 )
 
-BOARD = board(unit(noise_cv=0.05, stall_ms=0.1), unit("cpu", "cpu", cores=2, noise_cv=0.1))
-TABLES = tables(BOARD, units=("gpu", "cpu"))
-GPU = BOARD.unit("gpu")
+GPU = NOISY.unit("gpu")
 
 
-def bound(workload, log, seed=0, on=BOARD, points=TABLES):
+def bound(workload, log, seed=0, on=NOISY, points=NOISY_TABLES):
     """Optimum for the frames that a run served in time."""
     frames = frames_of(log, workload, points)
     done = frames[frames["on_time"]]
@@ -55,13 +53,13 @@ def test_no_policy_takes_less(needs, subnet, mhz, governed, stretch, seed):
     workload = Workload("w", 1.5, apps, changes)
     placed = {app.name: Placement(subnet, "gpu") for app in apps}
     governors = {"gpu": "simple_ondemand"} if governed else {}
-    rivals = (Manager(BOARD, TABLES), Manager(BOARD, TABLES, objective="accuracy"),
+    rivals = (Manager(NOISY, NOISY_TABLES), Manager(NOISY, NOISY_TABLES, objective="accuracy"),
               Static("fixed", placed, {"gpu": mhz}, governors, order="edf"))  # fmt: skip
-    best = oracle(workload, BOARD, TABLES, seed)
+    best = oracle(workload, NOISY, NOISY_TABLES, seed)
     for policy in rivals:
-        log = run(workload, BOARD, TABLES, policy, seed)
+        log = run(workload, NOISY, NOISY_TABLES, policy, seed)
         assert energy_mj(log) >= bound(workload, log, seed).energy_mj * (1 - 1e-9)
-        served = int(frames_of(log, workload, TABLES)["on_time"].sum())
+        served = int(frames_of(log, workload, NOISY_TABLES)["on_time"].sum())
         # What it calls infeasible nobody serves; what it serves in part counts in part.
         assert served <= best.served + 1e-6
 
@@ -116,15 +114,15 @@ def test_two_frames_at_once_share_the_unit():
 
 def test_offered_frames_are_those_of_the_engine():
     workload = Workload("w", 5.0, (App("a", "net", 100.0, "server", 60.0),))
-    log = run(workload, BOARD, TABLES, fixed(app="a"), 4)
+    log = run(workload, NOISY, NOISY_TABLES, fixed(app="a"), 4)
     expected = [(e["frame"], e["t_s"] * 1000) for e in events(log, "arrive")]
-    found = [(f.frame, f.start_ms) for f in offered(workload, TABLES, 4)]
+    found = [(f.frame, f.start_ms) for f in offered(workload, NOISY_TABLES, 4)]
     assert [n for n, _ in found] == [n for n, _ in expected]
     assert [t for _, t in found] == pytest.approx([t for _, t in expected])
     with pytest.raises(DynlibError, match="closed loop"):
-        offered(Workload("w", 1.0, (App("a", "net", 9.0, "single-stream"),)), TABLES, 0)
-    nobody = oracle(Workload("w", 2.0, ()), BOARD, TABLES)
-    assert nobody.energy_mj == nobody.idle_mj == pytest.approx(2 * BOARD.power_mw({}, {}))
+        offered(Workload("w", 1.0, (App("a", "net", 9.0, "single-stream"),)), NOISY_TABLES, 0)
+    nobody = oracle(Workload("w", 2.0, ()), NOISY, NOISY_TABLES)
+    assert nobody.energy_mj == nobody.idle_mj == pytest.approx(2 * NOISY.power_mw({}, {}))
 
 
 @pytest.mark.parametrize("name", ["S4", "S7", "T6"])

@@ -8,7 +8,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from dynlib.report.figures import figure
-from dynlib.report.plots.style import WIDE
+from dynlib.report.plots.style import WIDE, panels
 
 _MARKS = [Line2D([], [], color="0.3", marker="o", ls="", ms=4, label="measured"),
           Line2D([], [], color="0.3", label="predicted, left out")]  # fmt: skip
@@ -17,7 +17,7 @@ _MARKS = [Line2D([], [], color="0.3", marker="o", ls="", ms=4, label="measured")
 @figure("profile_models")
 def profile_models(table: pd.DataFrame) -> Figure:
     """Board power over the clock, and latency over concurrency; each prediction saw neither."""
-    drawn, axes = plt.subplots(1, 2, figsize=WIDE)
+    drawn, axes = panels(2)
     for i, (board, rows) in enumerate(table.groupby("board")):
         top_n, top_mhz = rows["concurrency"].max(), rows["freq_mhz"].max()
         for panel, chosen, x, y, scale in (

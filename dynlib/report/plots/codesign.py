@@ -6,24 +6,22 @@ import seaborn as sns
 from matplotlib.figure import Figure
 
 from dynlib.report.figures import figure
-from dynlib.report.plots.style import WIDE, front, plain_log
+from dynlib.report.plots.style import WIDE, front, panels_by, plain_log
 
 
 @figure("codesign_front")
 def codesign_front(table: pd.DataFrame) -> Figure:
     """Fronts of the searches with equal numbers of look-ups, one thin line a seed."""
-    boards = list(dict.fromkeys(table["board"]))
-    drawn, axes = plt.subplots(1, len(boards), figsize=WIDE, sharey=True, squeeze=False)
-    for panel, board in zip(axes[0], boards, strict=True):
-        mine = table[table["board"] == board]
+    drawn, by_board = panels_by(table, "board", sharey=True)
+    for board, (panel, mine) in by_board.items():
         for i, (search, rows) in enumerate(mine.groupby("search", sort=False)):
             panel.plot([], [], color=f"C{i}", label=search)
             for _, run in rows.groupby("seed"):
                 front(panel, run, "energy_mj", "accuracy_val_pct", color=f"C{i}", lw=0.9, alpha=0.7)
         panel.set(xlabel="board energy of an image (mJ)", xscale="log", title=board)
         plain_log(panel.xaxis)
-    axes[0][0].set_ylabel("validation accuracy (%)")
-    axes[0][-1].legend(loc="lower right")
+    drawn.axes[0].set_ylabel("validation accuracy (%)")
+    drawn.axes[-1].legend(loc="lower right")
     return drawn
 
 

@@ -5,7 +5,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from dynlib.report.figures import figure
-from dynlib.report.plots.style import panels, plain_log, series
+from dynlib.report.plots.style import panels, panels_by, plain_log, series
 
 
 @figure("grow_increments")
@@ -27,11 +27,9 @@ def grow_increments(table: pd.DataFrame) -> Figure:
 @figure("grow_points")
 def grow_points(table: pd.DataFrame) -> Figure:
     """Energy over time of every unit, clock and number of increments; the front is filled."""
-    boards = list(dict.fromkeys(table["board"]))
-    drawn, axes = panels(len(boards), figsize=(9.6, 4.4))
+    drawn, by_board = panels_by(table, "board", figsize=(9.6, 4.4))
     most = table["increments"].max()
-    for panel, board in zip(axes, boards, strict=True):
-        mine = table[table["board"] == board]
+    for board, (panel, mine) in by_board.items():
         units = list(dict.fromkeys(mine["unit"]))
         for (unit, count), rows in mine.groupby(["unit", "increments"]):
             style = {"color": f"C{units.index(unit)}", "alpha": 0.25 + 0.75 * count / most}

@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from dynlib.report.figures import figure
-from dynlib.report.plots.style import WIDE
+from dynlib.report.plots.style import panels
 
 
 @figure("live_timeline")
@@ -45,7 +45,7 @@ def live_timeline(table: pd.DataFrame) -> Figure:
 @figure("live_networks")
 def live_networks(table: pd.DataFrame) -> Figure:
     """Accuracy over misses, of the manager and of every fixed network."""
-    drawn, axes = plt.subplots(1, 2, figsize=WIDE, sharex=True)
+    drawn, axes = panels(2, sharex=True)
     managed = table["policy"] == "manager"
     for panel, (column, label) in zip(axes, (
         ("accuracy_pct", "right, of all answers (%)"),

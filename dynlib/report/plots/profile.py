@@ -7,7 +7,7 @@ import seaborn as sns
 from matplotlib.figure import Figure
 
 from dynlib.report.figures import figure
-from dynlib.report.plots.style import panels, plain_log
+from dynlib.report.plots.style import panels_by, plain_log
 
 
 @figure("profile_host")
@@ -29,13 +29,12 @@ def profile_host(table: pd.DataFrame) -> Figure:
 @figure("profile_board")
 def profile_board(table: pd.DataFrame) -> Figure:
     """Energy over latency of every clock, one line per sub-network, one panel per unit."""
-    units = list(dict.fromkeys(table["unit"]))
-    drawn, axes = panels(len(units))
-    for panel, unit in zip(axes, units, strict=True):
-        rows = table[table["unit"] == unit].assign(MMACs=lambda t: t["macs_m"].round(1))
+    drawn, by_unit = panels_by(table.assign(MMACs=table["macs_m"].round(1)), "unit")
+    last = drawn.axes[-1]
+    for unit, (panel, rows) in by_unit.items():
         sns.lineplot(
             rows, x="latency_ms", y="energy_mj", hue="MMACs", palette="viridis", sort=False,
-            marker="o", markersize=4, ax=panel, legend="full" if panel is axes[-1] else False,
+            marker="o", markersize=4, ax=panel, legend="full" if panel is last else False,
         )  # fmt: skip
         batch = rows["batch"].iloc[0]
         panel.set(
@@ -44,5 +43,5 @@ def profile_board(table: pd.DataFrame) -> Figure:
         )  # fmt: skip
         plain_log(panel.xaxis)
         plain_log(panel.yaxis)
-    sns.move_legend(axes[-1], "center left", bbox_to_anchor=(1, 0.5))
+    sns.move_legend(last, "center left", bbox_to_anchor=(1, 0.5))
     return drawn

@@ -61,7 +61,9 @@ def manage_optimum(table: pd.DataFrame) -> Figure:
         ("energy_over_oracle", "board energy", 1.05),
         ("above_idle_over_oracle", "energy above idle", 1.15),
     ), strict=True):  # fmt: skip
-        sns.stripplot(table, x="scenario", y=column, hue="board", dodge=True, size=4, ax=panel)
+        sns.stripplot(
+            table, x="scenario", y=column, hue="board", dodge=True, jitter=False, size=4, ax=panel
+        )
         panel.axhline(1, color="0.3", lw=0.8)
         panel.axhline(bar, color="C3", lw=0.8, ls="--")
         panel.set(xlabel="", ylabel=f"{label} / optimum's")

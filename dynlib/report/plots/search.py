@@ -7,7 +7,7 @@ import seaborn as sns
 from matplotlib.figure import Figure
 
 from dynlib.report.figures import figure
-from dynlib.report.plots.style import WIDE, front, panels, plain_log
+from dynlib.report.plots.style import WIDE, front, panels_by, plain_log
 
 
 @figure("jetson_front")
@@ -31,7 +31,13 @@ def jetson_front(table: pd.DataFrame) -> Figure:
         axes[1].set_axis_off()
         return drawn
     sns.stripplot(
-        gains, x="latency_ms", y="accuracy_pct", native_scale=True, color="C1", ax=axes[1]
+        gains,
+        x="latency_ms",
+        y="accuracy_pct",
+        native_scale=True,
+        color="C1",
+        jitter=False,
+        ax=axes[1],
     )
     axes[1].axhline(0, color="C0", lw=1)
     axes[1].set(xlabel="latency constraint (ms)", ylabel="gain over the published search (points)")
@@ -93,28 +99,25 @@ def jetson_patterns(table: pd.DataFrame) -> Figure:
 @figure("jetson_families")
 def jetson_families(table: pd.DataFrame) -> Figure:
     """Each unit's own front, and the other unit's family run on it."""
-    units = list(dict.fromkeys(table["unit"]))
-    drawn, axes = panels(len(units), sharey=True)
-    for panel, unit in zip(axes, units, strict=True):
-        for i, (family, rows) in enumerate(table[table["unit"] == unit].groupby("family")):
+    drawn, by_unit = panels_by(table, "unit", sharey=True)
+    for unit, (panel, mine) in by_unit.items():
+        for i, (family, rows) in enumerate(mine.groupby("family")):
             front(panel, rows, "latency_ms", "accuracy_pct", color=f"C{i}", lw=1.2,
                   label=f"found for the {family.upper()}")  # fmt: skip
         panel.set(xlabel=f"sum of the {unit.upper()}'s latency table (ms)", title=unit.upper())
         panel.legend(loc="lower right")
-    axes[0].set_ylabel("predicted accuracy (%)")
+    drawn.axes[0].set_ylabel("predicted accuracy (%)")
     return drawn
 
 
 @figure("jetson_board")
 def jetson_board(table: pd.DataFrame) -> Figure:
     """Every published series on the board, and the front found here mapped to board time."""
-    units = list(dict.fromkeys(table["unit"]))
     names = list(dict.fromkeys(table["series"]))
-    drawn, axes = panels(len(units))
-    for panel, unit in zip(axes, units, strict=True):
+    drawn, by_unit = panels_by(table, "unit")
+    for unit, (panel, mine) in by_unit.items():
         for i, name in enumerate(names):
-            rows = table[(table["unit"] == unit) & (table["series"] == name)]
-            rows = rows.sort_values("latency_ms")
+            rows = mine[mine["series"] == name].sort_values("latency_ms")
             found = rows["low"].notna().any()
             look = {"color": "black", "lw": 2} if found else {"marker": "o", "lw": 0.8, "ms": 3}
             panel.plot(rows["latency_ms"], rows["accuracy_pct"], **{"color": f"C{i}"} | look,
@@ -126,7 +129,7 @@ def jetson_board(table: pd.DataFrame) -> Figure:
         panel.set(xlabel="latency on the board (ms)", ylabel="top-1 accuracy (%)", xscale="log")
         panel.set_title(unit.upper())
         plain_log(panel.xaxis)
-    handles, labels = axes[0].get_legend_handles_labels()
+    handles, labels = drawn.axes[0].get_legend_handles_labels()
     drawn.legend(handles, labels, loc="outside right center")
     return drawn
 
@@ -152,16 +155,14 @@ def search_predictor(table: pd.DataFrame) -> Figure:
 @figure("search_front")
 def searchfront(table: pd.DataFrame) -> Figure:
     """Every trial and the front, one panel per pair of objectives."""
-    costs = list(dict.fromkeys(table["cost"]))
-    drawn, axes = panels(len(costs), sharey=True)
-    for panel, cost in zip(axes, costs, strict=True):
-        rows = table[table["cost"] == cost]
+    drawn, by_cost = panels_by(table, "cost", sharey=True)
+    for cost, (panel, rows) in by_cost.items():
         panel.scatter(rows["value"], rows["accuracy_val_pct"], s=10, color="0.7", label="trial")
         best = rows[rows["on_front"]]
         front(panel, best, "value", "accuracy_val_pct", color="C0", lw=1)
         panel.scatter(best["value"], best["accuracy_val_pct"], s=22, color="C0", label="front")
         panel.set(xlabel=cost, ylabel="validation accuracy (%)")
-    axes[0].legend(loc="lower right")
+    drawn.axes[0].legend(loc="lower right")
     return drawn
 
 

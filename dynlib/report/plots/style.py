@@ -24,6 +24,16 @@ def panels(count: int, **options) -> tuple[Figure, list]:
     return drawn, list(axes[0])
 
 
+def panels_by(table: pd.DataFrame, column: str, **options) -> tuple[Figure, dict]:
+    """One panel beside the other for each value of a column: value -> (axes, its rows)."""
+    names = list(dict.fromkeys(table[column]))
+    drawn, axes = panels(len(names), **options)
+    return drawn, {
+        name: (panel, table[table[column] == name])
+        for name, panel in zip(names, axes, strict=True)
+    }  # fmt: skip
+
+
 def series(axes, table: pd.DataFrame, x: str, looks: Mapping[str, tuple[str, str]]) -> None:
     """Draw columns of a table over `x`, each with its (label, format)."""
     for column, (label, look) in looks.items():

@@ -6,7 +6,7 @@ import seaborn as sns
 from matplotlib.figure import Figure
 
 from dynlib.report.figures import figure
-from dynlib.report.plots.style import WIDE, panels, plain_log, series
+from dynlib.report.plots.style import WIDE, panels_by, plain_log, series
 
 
 @figure("recipe_ablation")
@@ -40,10 +40,8 @@ def alone_gap(table: pd.DataFrame) -> Figure:
 @figure("training_curve")
 def training_curve(table: pd.DataFrame) -> Figure:
     """Validation accuracy of the two ends of the space over training, one panel per run."""
-    runs = list(dict.fromkeys(table["run"]))
-    drawn, axes = panels(len(runs), sharey=True)
-    for panel, run in zip(axes, runs, strict=True):
-        rows = table[table["run"] == run]
+    drawn, by_run = panels_by(table, "run", sharey=True)
+    for run, (panel, rows) in by_run.items():
         sns.lineplot(
             rows, x="epoch", y="accuracy_val_pct", hue="sub-network", marker="o", ax=panel,
             markersize=4,
