@@ -228,7 +228,13 @@ def _cifar10_from_torchvision(places: list[Path], seed: int) -> Dataset:
             torchvision.datasets.CIFAR10(str(target), train=train, download=True)
             for train in (True, False)
         ]
-    parts = [_images(s.data.transpose(0, 3, 1, 2).copy(), np.array(s.targets)) for s in sets]
+    parts = []
+    for part in sets:
+        # By class, as the tars are: the validation split must hold out the same images, or the
+        # shipped network would be chosen on some that it was trained on.
+        order = np.argsort(part.targets, kind="stable")
+        pixels = part.data[order].transpose(0, 3, 1, 2).copy()
+        parts.append(_images(pixels, np.array(part.targets)[order]))
     return _assemble("cifar10", tuple(CIFAR10), *parts, seed)
 
 

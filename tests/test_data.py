@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dynlib import data
+from dynlib import _vision, data
 from dynlib.data import DataError, augment, generate, load_dataset, with_train
 
 
@@ -85,6 +85,34 @@ def test_a_truncated_image_is_an_error_and_leaves_no_cache(folder, tmp_path):
     with pytest.raises(DataError, match="cannot be decoded"):
         load_dataset(str(folder), cache_dir=tmp_path / "cache")
     assert not list(tmp_path.glob("cache/*"))
+
+
+def test_a_download_is_split_like_the_tars(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(256, size=(2, 60, 32, 32, 3), dtype=np.uint8)
+    targets = [rng.permutation(np.arange(60) % 10).tolist() for _ in range(2)]
+
+    class Downloaded:
+        def __init__(self, root, *, train, download):
+            self.data, self.targets = pixels[1 - train], targets[1 - train]
+
+    monkeypatch.setattr(_vision.torchvision.datasets, "CIFAR10", Downloaded)
+    downloaded = data._cifar10_from_torchvision([tmp_path], seed=0)
+    (tmp_path / "set").mkdir()
+    for part, images, labels in zip(("train", "test"), pixels, targets, strict=True):
+        with tarfile.open(tmp_path / "set" / f"{part}.tar", "w") as tar:
+            for i, (image, label) in enumerate(zip(images, labels, strict=True)):
+                buffer = io.BytesIO()
+                Image.fromarray(image).save(buffer, "PNG")
+                info = tarfile.TarInfo(f"{data.CIFAR10[label]}/{i:04}.png")
+                info.size = buffer.tell()
+                buffer.seek(0)
+                tar.addfile(info, buffer)
+    tars = load_dataset(str(tmp_path / "set"), cache_dir=tmp_path / "cache")
+    for part in ("train", "val", "test"):
+        one, other = getattr(downloaded, part), getattr(tars, part)
+        assert torch.equal(one.images, other.images)
+        assert torch.equal(one.labels, other.labels)
 
 
 def test_missing_places_are_named(tmp_path, monkeypatch):
