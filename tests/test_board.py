@@ -36,6 +36,11 @@ def test_hikey960_reproduces_the_kernel_energy_model():
     assert board.unit("big").dynamic_mw(903, 4) == pytest.approx(4 * 550 * 903 * 0.7**2 / 1e3)
 
 
+def test_rk3588_gpu_at_its_top_clock_has_the_published_power():
+    gpu = load_board("rock-5b").gpu
+    assert gpu.dynamic_mw(gpu.max_mhz) == pytest.approx(2155, abs=1)
+
+
 def test_xavier_nx_units_and_clocks():
     board = load_board(NX)
     assert [u.name for u in board.units] == ["carmel0", "carmel1", "carmel2", "gpu"]
