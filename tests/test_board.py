@@ -21,7 +21,7 @@ def write(tmp_path, text):
 
 
 def test_the_boards_load():
-    assert len(list_boards()) == 11
+    assert len(list_boards()) == 12
     for name in list_boards():
         board = load_board(name)
         assert board.digest == load_board(BOARD_DIR / f"{name}.toml").digest
