@@ -58,6 +58,27 @@ def test_prepared_parameters_are_views_and_extracted_ones_are_not(supernet, conf
 
 @settings(deadline=None, max_examples=20)
 @given(ALL)
+def test_a_grown_network_still_holds_every_old_one(supernet, config):
+    wider = SearchSpace(SPACE.resolution, SPACE.depth, ((4, 8, 10), (6, 8, 12, 20)))
+    grown, images = supernet.grown(wider), torch.randn(4, 3, 16, 16)
+    assert_close(grown(images, config), supernet(images, config))
+    assert_close(grown(images, wider.largest), supernet(images, SPACE.largest))
+
+
+@pytest.mark.parametrize(
+    ("space", "said"),
+    [
+        (SearchSpace((16,), ((1,), (0, 1)), ((4, 8), (6, 12))), r"blocks\.1.* are in one only"),
+        (SearchSpace((16,), SPACE.depth, ((4, 8), (6, 10))), r"\(12, 8, 3, 3\) has no place in"),
+    ],
+)
+def test_a_space_that_is_not_wider_is_refused(supernet, space, said):
+    with pytest.raises(ConfigError, match=said):
+        supernet.grown(space)
+
+
+@settings(deadline=None, max_examples=20)
+@given(ALL)
 def test_a_slow_obvious_network_gives_the_same_output(supernet, config):
     """Copy every prefix by hand into a freshly built static network and compare."""
     plain = ResNet(config)

@@ -6,10 +6,14 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from small_nets import fresh, weights
 
 from dynlib.data import load_dataset
@@ -17,7 +21,7 @@ from dynlib.nets.supernet import Supernet
 from dynlib.space import SearchSpace
 from dynlib.training.recipes import Recipe
 from dynlib.training.ship import accuracy_table, choose_points, ship
-from dynlib.training.trainer import ResumeError, accuracy_pct, train
+from dynlib.training.trainer import ResumeError, _batches, _patch, accuracy_pct, train
 
 SPACE = SearchSpace((16,), ((1,), (0, 1)), ((8, 16), (16, 24)))
 RECIPE = Recipe(epochs=3, batch_size=50)
@@ -40,14 +44,42 @@ def test_training_lowers_the_loss_and_reports_every_epoch(trained):
     assert (history["images_per_s"] > 0).all()
 
 
-def test_an_interrupted_run_ends_bit_equal(trained, tmp_path):
-    state = tmp_path / "state.pt"
+@pytest.mark.parametrize("recipe", [RECIPE, replace(RECIPE, cutmix=0.5, cutout=4)])
+def test_an_interrupted_run_ends_bit_equal(recipe, tmp_path):
+    whole, state = fresh(SPACE), tmp_path / "state.pt"
+    expected = train(whole, tiny(), recipe)
     for _ in range(3):
         net = fresh(SPACE)  # a new process would start like this
-        history = train(net, tiny(), RECIPE, state_file=state, stop_after_epochs=1)
+        history = train(net, tiny(), recipe, state_file=state, stop_after_epochs=1)
     assert len(history) == 3
-    assert torch.equal(weights(net), weights(trained[0]))
-    assert history["loss_max"].tolist() == trained[1]["loss_max"].tolist()
+    assert torch.equal(weights(net), weights(whole))
+    assert history["loss_max"].tolist() == expected["loss_max"].tolist()
+
+
+@given(st.integers(4, 32), st.integers(0, 2**32))
+def test_labels_are_mixed_by_the_area_of_the_patch(size, seed):
+    patch, share = _patch(size, np.random.default_rng(seed))
+    kept = torch.ones(size, size)
+    kept[patch] = 0
+    assert share == pytest.approx(kept.mean().item())
+
+
+def test_a_mixed_batch_shows_another_image_in_the_patch_and_says_so():
+    data, rng = tiny(), np.random.default_rng(0)
+    recipe = Recipe(batch_size=50, pad=0, cutmix=1.0)
+    view, labels = next(iter(_batches(data, recipe, 0, 0, rng)))
+    plain, hard = next(
+        iter(_batches(data, replace(recipe, cutmix=0.0), 0, 0, np.random.default_rng(0)))
+    )
+    mixed, alone = view(), plain()
+    own = (mixed == alone).all(1).float().mean((1, 2))
+    other = (mixed == alone.roll(1, 0)).all(1).float().mean((1, 2))
+    assert torch.all(own + other >= 1 - 1e-6)
+    share = labels[torch.arange(50), hard]
+    different = hard != hard.roll(1)
+    assert share[different].std() == 0
+    assert own[different].min() >= share[different].min() - 1e-6
+    assert torch.allclose(labels.sum(1), torch.ones(50))
 
 
 def test_a_foreign_or_broken_state_is_refused(tmp_path):
@@ -104,17 +136,22 @@ def test_training_goes_on_from_a_checkpoint_and_says_so(trained, tmp_path, monke
     first = tmp_path / "first.safetensors"
     ship(trained[0], tiny(), first, candidates=2, recipe={"epochs": 3}, epochs_run=3)
     monkeypatch.setattr(room, "load_dataset", lambda *_, **__: tiny())
+    wider = SearchSpace(SPACE.resolution, SPACE.depth, ((8, 16), (16, 32)))
+    monkeypatch.setattr(room, "CIFAR_SPACE", wider)
     started = []
 
     def watch(net, *_, **__):
-        started.append(weights(net))
+        started.append(net)
         return pd.DataFrame({"seconds": [1.0]})
 
     monkeypatch.setattr(room, "train", watch)
     second = tmp_path / "second.safetensors"
     room.main(["--start", str(first), "--out", str(second), "--epochs", "1"])
-    torch.testing.assert_close(started[0], weights(Supernet.from_checkpoint(first)[0]))
-    _, provenance = Supernet.from_checkpoint(second)
+    images = torch.randn(4, 3, 16, 16)
+    before = Supernet.from_checkpoint(first)[0](images, SPACE.largest)
+    torch.testing.assert_close(started[0](images, wider.largest), before, atol=1e-3, rtol=1e-3)
+    now, provenance = Supernet.from_checkpoint(second)
+    assert now.space == wider
     assert provenance["start"]["epochs_run"] == 3
     assert provenance["recipe"]["epochs"] == 1
 

@@ -230,6 +230,31 @@ class Supernet(nn.Module):
             raise CheckpointError(f"{path}: {error}") from error
         return supernet, supernet.load(path)
 
+    def grown(self, space: SearchSpace) -> "Supernet":
+        """A super-network of a wider `space` that starts where this one stands.
+
+        This one's weights are its leading slices, and what they receive from the new channels
+        starts at zero: every old sub-network is in it, and its largest answers as this one's (the
+        function-preserving growth of Net2Net, arXiv 1511.05641, for prefix slices). That needs
+        channels that are normalised one by one, as BatchNorm does. Statistics are not taken over.
+
+        Raises `ConfigError` where the other is less wide, or has more or fewer layers.
+        """
+        large = Supernet(space, self.classes, family=self.family, transform=self.transform)
+        new, old = (dict(s.net.named_parameters()) for s in (large, self))
+        if new.keys() != old.keys():
+            raise ConfigError(f"grown: layers {sorted(new.keys() ^ old.keys())} are in one only")
+        for name, weight in old.items():
+            if any(map(int.__gt__, weight.shape, new[name].shape)):
+                room = tuple(new[name].shape)
+                raise ConfigError(f"{name}: {tuple(weight.shape)} has no place in {room}")
+        with torch.no_grad():
+            for name, weight in old.items():
+                if weight.ndim > 1:
+                    new[name][: len(weight)] = 0
+                crop(new[name], weight.shape).copy_(weight)
+        return large
+
     def _identity(self) -> dict:
         return {key: getattr(self, key) for key in IDENTITY}
 

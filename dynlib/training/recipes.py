@@ -56,6 +56,8 @@ class Recipe:
         distill: weight of each distillation loss.
         pad: pixels of the padded crop.
         cutout: side in pixels of the blanked square, 0 for none.
+        cutmix: share of the batches in which a patch of each image is replaced by that of another,
+            and the labels are mixed by area (CutMix, arXiv 1905.04899).
 
     Raises:
         RecipeError: an unknown sampling or teacher.
@@ -78,6 +80,7 @@ class Recipe:
     distill: float = 1.0
     pad: int = 2
     cutout: int = 0
+    cutmix: float = 0.0
 
     def __post_init__(self):
         for name, known in (("sampling", SAMPLINGS), ("teacher", TEACHERS)):

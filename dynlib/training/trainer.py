@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import nn
+from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from dynlib import DynlibError
@@ -107,12 +108,29 @@ def _batches(dataset: Dataset, recipe: Recipe, seed: int, epoch: int, rng):
     for start in range(0, len(order) - size + 1, size):
         index = order[start : start + size]
         batch, flip = dataset.train.take(index), _alternating_flip(index, seed, epoch)
+        labels, patch = batch.labels, None
+        if recipe.cutmix and rng.random() < recipe.cutmix:
+            patch, share = _patch(batch.images.shape[-1], rng)
+            truth = F.one_hot(labels, len(dataset.classes)).float()
+            labels = share * truth + (1 - share) * truth.roll(1, 0)
 
-        def view(images=batch.images, flip=flip):
+        def view(images=batch.images, flip=flip, patch=patch):
             drawn = augment(images, draws, flip=flip, pad=recipe.pad, cutout=recipe.cutout)
+            if patch:
+                drawn[..., *patch] = drawn.roll(1, 0)[..., *patch]
             return dataset.normalise(drawn)
 
-        yield view, batch.labels
+        yield view, labels
+
+
+def _patch(size: int, rng: np.random.Generator):
+    """A random patch (rows, columns) of a square image, and the share that it leaves."""
+    side = size * (1 - rng.random()) ** 0.5
+    (top, bottom), (left, right) = (
+        (round(max(c - side / 2, 0)), round(min(c + side / 2, size))) for c in size * rng.random(2)
+    )
+    share = 1 - (bottom - top) * (right - left) / size**2
+    return (slice(top, bottom), slice(left, right)), share
 
 
 def _alternating_flip(index: torch.Tensor, seed: int, epoch: int) -> torch.Tensor:
