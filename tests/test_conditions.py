@@ -39,6 +39,15 @@ def test_a_power_cap_holds_with_every_unit_busy():
     )
 
 
+def test_the_air_changes_and_stays():
+    on = load_board("hikey960")
+    changes = (Change(1, ambient_c=40.0), Change(2, unit="big", cap_mhz=1500.0))
+    steps = conditions(Workload("w", 9.0, (), changes), on)
+    assert [now.ambient_c for _, now in steps] == [25.0, 40.0, 40.0]
+    assert dict(zip((u.name for u in on.units), steps[2][1].cap_mhz, strict=True))["big"] == 1421
+    assert conditions(Workload("w", 9.0, (), changes[1:]), on)[-1][1].ambient_c is None
+
+
 def test_a_slower_memory_stretches_the_share_that_waits_for_it():
     gpu = BOARD.unit("gpu")
     assert memory_scale(gpu, 1000.0, 1.0) == 1.0

@@ -96,6 +96,22 @@ def test_a_timeline_holds_what_the_log_says():
     assert set(table.loc[table["what"] == "clock_mhz", "value"]) <= set(BOARD.unit("gpu").freqs)
 
 
+def test_heat_is_read_from_the_log():
+    log = DecisionLog(policy="p", seed=0, source="estimated")
+    for t_s, temp_c, cap_mhz in ((0, 30.0, None), (2, 60.0, 500.0), (3, 61.0, 250.0),
+                                 (5, 50.0, 1000.0), (9, 59.0, 500.0)):  # fmt: skip
+        if cap_mhz:
+            log.add(t_s, "set", unit="gpu", gpu_mhz=cap_mhz, reason="heat")
+        log.add(t_s, "sample", power_mw=1000.0, temp_c=temp_c)
+    log.add(10, "sample", power_mw=1000.0, temp_c=58.0)
+    workload = periodic(horizon_s=10.0)
+    summary = summarise(log, workload, TABLES, BOARD)
+    assert (summary["temp_max_c"], summary["throttled_pct"]) == (61.0, pytest.approx(40))
+    table = timeline(log, workload, TABLES, bin_s=1.0).set_index(["what", "t_s"])["value"]
+    assert table["temp_c"][[0.0, 1.0, 2.0, 4.0]].tolist() == [30, 45, 60, 55.5]
+    assert table["cap_mhz"].tolist() == [500, 250, 250, 1000, 1000, 1000, 1000, 500]
+
+
 def test_headline_has_mean_and_best_scenario():
     runs = pd.concat([_runs(([0] * 3, [0] * 3), ([100] * 3, [80] * 3), "A"),
                       _runs(([0] * 3, [0] * 3), ([100] * 3, [60, 61, 59]), "B")])  # fmt: skip

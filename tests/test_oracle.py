@@ -1,3 +1,4 @@
+from dataclasses import replace
 from itertools import pairwise, product
 
 import pytest
@@ -6,7 +7,7 @@ from hypothesis import strategies as st
 from runtime_cases import NOISY, NOISY_TABLES, board, events, fixed, periodic, tables, unit
 
 from dynlib import DynlibError
-from dynlib.hardware.board import load_board
+from dynlib.hardware.board import Thermal, load_board
 from dynlib.runtime import (
     App,
     Change,
@@ -62,6 +63,28 @@ def test_no_policy_takes_less(needs, subnet, mhz, governed, stretch, seed):
         served = int(frames_of(log, workload, NOISY_TABLES)["on_time"].sum())
         # What it calls infeasible nobody serves; what it serves in part counts in part.
         assert served <= best.served + 1e-6
+
+
+@settings(deadline=None, max_examples=5)
+@given(
+    air_c=st.floats(-20, 60),
+    period_ms=st.floats(22, 60),
+    subnet=st.sampled_from(["small", "large"]),
+)
+def test_heat_only_adds_to_it(air_c, period_ms, subnet):
+    facts = Thermal("zone", "published", passive_c=(35.0, 45.0), polling_ms=1000.0,
+                    passive_polling_ms=100.0, sustainable_power_mw=3000.0)  # fmt: skip
+    warm = replace(NOISY, thermal=facts, static_slope_per_c=0.01)
+    workload = periodic(period_ms, horizon_s=8.0, changes=[Change(1.0, ambient_c=air_c)])
+    best = oracle(workload, warm, NOISY_TABLES)
+    for policy in (Manager(warm, NOISY_TABLES), fixed(subnet, 1000.0)):
+        log = run(workload, warm, NOISY_TABLES, policy)
+        assert energy_mj(log) >= bound(workload, log, 0, warm).energy_mj * (1 - 1e-9)
+        served = int(frames_of(log, workload, NOISY_TABLES)["on_time"].sum())
+        assert served <= best.served + 1e-6
+    coldest_c = min(air_c, 25.0)
+    nobody = oracle(replace(workload, apps=()), warm, NOISY_TABLES)
+    assert nobody.energy_mj == pytest.approx(8 * warm.power_mw({}, {}, coldest_c))
 
 
 @pytest.mark.parametrize("floor_pct", [0.0, 75.0])

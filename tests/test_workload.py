@@ -65,6 +65,8 @@ BROKEN = [
     ("stretch = 1.33", "stretch = 0.5", r"stretch.*from 1"),
     ("stretch = 1.33", "deadline_ms = 5", r"change\[1\].*unit"),
     ("stretch = 1.33", "", r"change\[1\].*cap_mhz, stretch or lost"),
+    ("stretch = 1.33", "ambient_c = 40", r"change\[1\].*power_mw, memory_mb or ambient_c"),
+    ('unit = "gpu"\nstretch = 1.33', "ambient_c = 400", r"ambient_c.*-60 to 100"),
     ("announced = false", "announced = 0", r"change\[1\]\.announced.*true or false"),
     ("t_s = 5", "t_s = -5", r"t_s.*from 0"),
     ("horizon_s = 10", "horizon_s = ", r"line 3"),
@@ -153,7 +155,8 @@ def test_poisson_arrivals_have_their_rate_and_are_nobody_elses():
 
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_every_scenario_is_a_valid_workload(name, xavier, tmp_path):
-    board, tables = xavier
+    board = load_board("hikey960") if name == "S6" else xavier[0]  # who publishes its heat
+    tables = published_tables(board)
     workload = scenario(name, tables, board, seed=1)
     assert workload.horizon_s == 60
     assert load_workload(dump_workload(workload, tmp_path / "w.toml")) == workload
@@ -170,6 +173,10 @@ def test_scenarios_are_relative_to_the_table(xavier):
     assert [(c.t_s, round(c.deadline_ms / 61.735, 9)) for c in s2.changes] == [(20, 1.25), (40, 4)]
     s3 = scenario("S3", tables, board)
     assert [c.accuracy_floor_pct for c in s3.changes] == pytest.approx([74.202, 76.616])
+    hikey = load_board("hikey960")
+    s6 = scenario("S6", published_tables(hikey), hikey)
+    assert s6.apps[0].deadline_ms == pytest.approx(1.5 * 1858)
+    assert [(c.t_s, c.ambient_c, c.announced) for c in s6.changes] == [(10, 40, False)]
     t2 = scenario("T2", tables, board)
     assert [a.start_unit for a in t2.apps] == ["gpu", "carmel0"]
 

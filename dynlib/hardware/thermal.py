@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 from dynlib import DynlibError
 
+AMBIENT_C = 25.0  # of a room
+
 
 @dataclass
 class ThermalRC:
@@ -22,7 +24,7 @@ class ThermalRC:
 
     r_k_w: float
     tau_s: float
-    ambient_c: float = 25.0
+    ambient_c: float = AMBIENT_C
     temp_c: float = math.nan
 
     def __post_init__(self):
@@ -32,7 +34,7 @@ class ThermalRC:
             self.temp_c = self.ambient_c
 
     @classmethod
-    def of(cls, board, tau_s: float, ambient_c: float = 25.0) -> "ThermalRC":
+    def of(cls, board, tau_s: float, ambient_c: float = AMBIENT_C) -> "ThermalRC":
         """R from the sustainable power and the highest passive trip of a board's file."""
         thermal = board.thermal
         if thermal is None or not thermal.sustainable_power_mw or not thermal.passive_c:

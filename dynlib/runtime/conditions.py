@@ -7,7 +7,8 @@ of them only what a board shows: limits of clocks, and the memory clock.
 import math
 from typing import NamedTuple
 
-from dynlib.hardware.board import Board, Unit
+from dynlib.hardware.board import Board, Thermal, Unit
+from dynlib.hardware.thermal import AMBIENT_C
 from dynlib.runtime.workload import Workload, WorkloadError
 
 
@@ -20,12 +21,14 @@ class Conditions(NamedTuple):
         cap_mhz: highest clock allowed; 0 where the unit has been taken away.
         emc: highest clock of the memory over its present one.
         memory_mb: what our apps may hold together.
+        ambient_c: temperature of the air; None where heat plays no part.
     """
 
     stretch: tuple[float, ...]
     cap_mhz: tuple[float, ...]
     emc: float = 1.0
     memory_mb: float = math.inf
+    ambient_c: float | None = None
 
 
 def conditions(workload: Workload, board: Board) -> list[tuple[float, Conditions]]:
@@ -33,14 +36,20 @@ def conditions(workload: Workload, board: Board) -> list[tuple[float, Conditions
 
     A cap on the power of the board becomes caps on clocks, as in a vendor's power modes: the
     highest common share of every unit's highest clock at which all of them, busy, stay below it.
-    Raises `WorkloadError` for a memory clock of a board that has none, and `BoardError` for an
-    unknown unit.
+    Heat plays a part where the air changes: it is at `AMBIENT_C` before. Raises `WorkloadError` for
+    a memory clock of a board that has none, and for air around a board without `thermal_facts`;
+    `BoardError` for an unknown unit.
     """
     names = [unit.name for unit in board.units]
     stretch, cap = dict.fromkeys(names, 1.0), dict.fromkeys(names, math.inf)
     lost, emc, power_mw, memory_mb = dict.fromkeys(names, False), 1.0, 0.0, math.inf
     top = {unit.name: unit.max_mhz for unit in board.units}
-    steps = [(0.0, Conditions((1.0,) * len(names), tuple(top.values())))]
+    ambient_c = None
+    if any(change.ambient_c is not None for change in workload.changes):
+        thermal_facts(board)
+        ambient_c = AMBIENT_C
+    first = Conditions((1.0,) * len(names), tuple(top.values()), ambient_c=ambient_c)
+    steps = [(0.0, first)]
     for change in workload.changes:
         if change.app:
             continue
@@ -55,6 +64,7 @@ def conditions(workload: Workload, board: Board) -> list[tuple[float, Conditions
                 raise WorkloadError(f"emc_mhz: board {board.name!r} has no memory clock")
             emc = max(opp.freq_mhz for opp in board.memory.opps) / change.emc_mhz
         power_mw = power_mw if change.power_mw is None else change.power_mw
+        ambient_c = ambient_c if change.ambient_c is None else change.ambient_c
         if change.memory_mb is not None:
             memory_mb = change.memory_mb or math.inf
         modes = _within(board, power_mw) if power_mw else top
@@ -62,9 +72,25 @@ def conditions(workload: Workload, board: Board) -> list[tuple[float, Conditions
             0.0 if lost[u.name] else u.at_or_below(min(cap[u.name], modes[u.name], u.max_mhz))
             for u in board.units
         )
-        now = Conditions(tuple(stretch.values()), tuple(caps), emc, memory_mb)
+        now = Conditions(tuple(stretch.values()), tuple(caps), emc, memory_mb, ambient_c)
         steps.append((change.t_s * 1000, now))
     return steps
+
+
+def thermal_facts(board: Board) -> Thermal:
+    """The trips, polling intervals and sustainable power of `board`; raises `WorkloadError` naming
+    the ones that nobody publishes."""
+    needed = ("sustainable_power_mw", "passive_c", "polling_ms", "passive_polling_ms")
+    missing = [key for key in needed if not getattr(board.thermal, key, None)]
+    if missing:
+        raise WorkloadError(f"ambient_c: board {board.name!r} publishes no {', '.join(missing)}, "
+                            "expected them for its thermal model")  # fmt: skip
+    return board.thermal
+
+
+def static_mw(board: Board, temp_c: float | None = None) -> float:
+    """Static power of a board at a temperature; None: at the one its file refers to."""
+    return board.static_mw + board.power_mw({}, {}, temp_c) - board.power_mw({}, {})
 
 
 def memory_scale(unit: Unit, mhz: float, emc: float) -> float:

@@ -10,6 +10,8 @@ Rules a number depends on:
   when it acts the unit stands still for the stall time (drawing the power of the new clock);
 - competitors that stretch execution by x keep 1 - 1/x of the unit busy while none of our jobs runs;
 - changing an app's sub-network costs `switch_ms` before its next frame, at full power;
+- heat plays a part only where the workload changes the air (see `heat`); a cap from it is a `set`
+  for the reason "heat", with the highest clock the unit may have;
 - noise of frame k of app a is a function of (seed, a, k) alone: every policy meets the same frames.
 """
 
@@ -24,6 +26,7 @@ from dynlib.hardware.governors import make_governor
 from dynlib.points import DecisionLog
 from dynlib.report.metrics import weakest
 from dynlib.runtime.conditions import Conditions, conditions
+from dynlib.runtime.heat import Heat
 from dynlib.runtime.parts import EPS_MS, ORDERS, AppRun, Job, UnitRun
 from dynlib.runtime.state import Action, Finished, Policy, State
 from dynlib.runtime.tables import Tables
@@ -76,6 +79,7 @@ class Engine:
             self.apps[app.name] = AppRun(app, workload, tables[app.model], seed, shares)
         self.under = conditions(workload, board)
         self.now = self.under[0][1]
+        self.heat = None if self.now.ambient_c is None else Heat(board, self.now)
         self.finished: list[Finished] = []
         self.memory = None
         self.ask = False
@@ -86,7 +90,8 @@ class Engine:
             scenario=workload.name, policy=policy.name, seed=seed, board=board.name,
             board_sha256=board.digest, workload_sha256=workload.digest,
             table_sha256={name: table.digest for name, table in tables.items()},
-            source=str(weakest(board.power_source, *(t.source for t in tables.values()))),
+            source=str(weakest("estimated" if self.heat else board.power_source,
+                               *(t.source for t in tables.values()))),
             horizon_s=workload.horizon_s,
         )  # fmt: skip
 
@@ -124,6 +129,8 @@ class Engine:
         self.log.add(self.now_ms / 1000, event, **values)
 
     def _schedule(self) -> None:
+        if self.heat:
+            self._push(0.0, _CHANGE, self.heat)
         for t_ms, now in self.under[1:]:
             self._push(t_ms, _CHANGE, now)
         for change in self.workload.changes:
@@ -167,14 +174,21 @@ class Engine:
         self._sample()
 
     def _sample(self, last: bool = False) -> None:
-        power_mw = self.board.static_mw + sum([u.power_mw() for u in self.units.values()])
+        static_mw, more = (self.heat or self.board).static_mw, {}
+        power_mw = static_mw + sum([u.power_mw() for u in self.units.values()])
+        if self.heat:
+            last = last or self.heat.polled_ms == self.now_ms
+            more["temp_c"] = self.heat.draws(self.now_ms, power_mw, [*self.units.values()])
         if power_mw != self.last_power_mw or last:
             self.last_power_mw = power_mw
-            self._log("sample", power_mw=power_mw)
+            self._log("sample", power_mw=power_mw, **more)
 
     def _on_change(self, change) -> None:
         if isinstance(change, Conditions):
             self._impose(change)
+            return
+        if isinstance(change, Heat):
+            self._poll(change)
             return
         self.ask = True
         if isinstance(change, AppRun):
@@ -185,7 +199,16 @@ class Engine:
         # What is asked for is known; how often others ask only when they say so.
         run.known = need if change.announced else need._replace(period_ms=run.known.period_ms)
 
+    def _poll(self, heat: Heat) -> None:
+        capped = heat.poll(self.now_ms, [*self.units.values()])
+        for unit, cap_mhz in capped:
+            self._log_clock(unit, cap_mhz, "heat")
+        if capped:
+            self._impose(heat.outside)
+        self._push(self.now_ms + heat.wait_ms, _CHANGE, heat)
+
     def _impose(self, now: Conditions) -> None:
+        now = self.heat.limit(self.now_ms, now) if self.heat else now
         for unit, stretch, cap_mhz in zip(self.units.values(), now.stretch, now.cap_mhz,
                                           strict=True):  # fmt: skip
             unit.advance(self.now_ms)
@@ -194,20 +217,13 @@ class Engine:
             self.limits[unit.spec.name] = cap_mhz
             self._request(unit, min(unit.target_mhz, unit.cap_mhz), "cap")
             if unit.lost:
-                self._evict(unit)
+                unit.job = None
+                for run in self.apps.values():
+                    run.evict(unit.spec.name)
             self._reschedule(unit)
         # Competitors and memory clocks announce nothing: they are no reason to ask the policy.
         before, self.now = self.now, now
         self.ask |= (before.cap_mhz, before.memory_mb) != (now.cap_mhz, now.memory_mb)
-
-    def _evict(self, unit: UnitRun) -> None:
-        """Frames on a unit that was taken away have to start again, wherever their app goes."""
-        unit.job = None
-        for run in self.apps.values():
-            for job in [j for j in run.jobs if j.point.unit == unit.spec.name]:
-                run.jobs.remove(job)
-                again = Job(run, job.frame, job.arrival_ms, job.need)
-                run.waiting.appendleft(again)
 
     def _next_arrival(self, run: AppRun) -> None:
         item = next(run.arrivals, None)
@@ -227,10 +243,7 @@ class Engine:
             self._next_arrival(item[0])
 
     def _arrive(self, run: AppRun, need: Requirement) -> None:
-        job = Job(run, run.frames, self.now_ms, need)
-        run.frames += 1
-        run.last_arrival_ms = self.now_ms
-        run.waiting.append(job)
+        job = run.arrive(self.now_ms, need)
         self._log("arrive", app=run.app.name, frame=job.frame, deadline_ms=need.deadline_ms)
         self.ask = self.ask or not self.policy.static
 
@@ -246,13 +259,7 @@ class Engine:
         self._wake_governor(unit)
         run = best.app
         if best.point is None:
-            run.waiting.popleft()
-            run.jobs.append(best)
-            best.point = point = run.table.point(*run.placement)
-            best.noise = point.noise(run.draw(best.frame))
-            if run.served not in (None, point.subnet):
-                best.fixed_ms = self.switch_ms
-            run.served = point.subnet
+            point = run.start(best, self.switch_ms)
             self._log("start", app=run.app.name, frame=best.frame, subnet=point.subnet,
                       unit=point.unit, cores=point.cores)  # fmt: skip
         if best.share <= 0:
@@ -369,7 +376,8 @@ class Engine:
         targets = {name: unit.target_mhz for name, unit in self.units.items()}
         return State(self.now_ms, tuple([app for app in seen if app]), clocks, targets,
                      self.last_power_mw, tuple(self.finished), self.memory, self.now.emc,
-                     self.now.memory_mb)  # fmt: skip
+                     self.now.memory_mb,
+                     self.heat.advance(self.now_ms) if self.heat else math.nan)  # fmt: skip
 
 
 def run(

@@ -19,7 +19,7 @@ from dynlib.runtime.oracle import oracle
 from dynlib.runtime.policies import KNOBS, Reactive, best_static, linux_default, only
 from dynlib.runtime.scenarios import scenario
 from dynlib.runtime.state import Policy
-from dynlib.runtime.tables import PointTable, Tables
+from dynlib.runtime.tables import GPU_LEVELS, PUBLISHED_MODEL, PointTable, Tables
 from dynlib.runtime.workload import App, Change, Workload
 
 Maker = Callable[[int], Workload]
@@ -50,6 +50,21 @@ def rivals(board: Board, tables: Tables) -> dict[str, Callable[[Maker], Policy |
             make, board, tables, name=governor, governor=governor
         )
     return found
+
+
+def tables_by_work(board: Board) -> Tables:
+    """The six published networks where nobody timed them: their work at the rate that the board's
+    cost model gives each of its units. Left out, so too fast: launches, traffic, and that
+    depth-wise layers are slower."""
+    rows = [
+        {"model": PUBLISHED_MODEL, "subnet": name, "board": board.name, "unit": unit.name,
+         "cores": unit.cost.cores, "batch": 1, "accuracy_val_pct": accuracy_pct,
+         "latency_ms": macs_m * unit.cost.us_per_mmac / 1000, "macs_m": macs_m,
+         "params_m": params_m, "source": "estimated"}
+        for unit in board.units if unit.cost
+        for name, accuracy_pct, _, macs_m, params_m in GPU_LEVELS
+    ]  # fmt: skip
+    return {PUBLISHED_MODEL: PointTable(make_table(rows), board)}
 
 
 def simulate_many(

@@ -79,7 +79,8 @@ def summarise(log: DecisionLog, workload: Workload, tables: Tables, board: Board
     over on-time frames (test accuracy); energy_mj of the board and above_idle_mj over the horizon,
     both also per on-time frame (`..._per_frame_mj`, infinite without any); latency_p50_ms and
     latency_p95_ms of finished frames; network_switches, clock_changes, decisions (changes of
-    placement); source; apps: per app offered, missed and miss_pct, accuracy_mean_pct.
+    placement); source; apps: per app offered, missed and miss_pct, accuracy_mean_pct. Where heat
+    plays a part also temp_max_c, and throttled_pct: share of the time with a cap from it.
     """
     frames = frames_of(log, workload, tables)
     good = frames[frames["on_time"]]
@@ -114,7 +115,23 @@ def summarise(log: DecisionLog, workload: Workload, tables: Tables, board: Board
         "latency_p95_ms": float(done.quantile(0.95)) if len(done) else np.nan,
         "network_switches": int(switched.sum()), "clock_changes": acted,
         "decisions": kinds.count("decide"), "source": log.header["source"], "apps": apps,
+        **_heat(log, board, workload.horizon_s),
     }  # fmt: skip
+
+
+def _heat(log: DecisionLog, board: Board, horizon_s: float) -> dict[str, float]:
+    temps_c = [e["temp_c"] for e in log if "temp_c" in e]
+    if not temps_c:
+        return {}
+    capped, since_s, total_s = set(), 0.0, 0.0
+    for event in log:
+        if event["event"] == "set" and event["reason"] == "heat":
+            total_s += event["t_s"] - since_s if capped else 0.0
+            since_s, unit = event["t_s"], event["unit"]
+            below = event.get("gpu_mhz", event.get("cpu_mhz")) < board.unit(unit).max_mhz
+            (capped.add if below else capped.discard)(unit)
+    total_s += horizon_s - since_s if capped else 0.0
+    return {"temp_max_c": max(temps_c), "throttled_pct": 100 * total_s / horizon_s}
 
 
 def reductions(
@@ -209,22 +226,23 @@ def timeline(
 
     Columns: t_s, what, name, value. `what` is latency_ms, deadline_ms and accuracy_pct of the frame
     of app `name` that arrived then; and per bin of `bin_s` seconds clock_mhz, the highest clock of
-    unit `name`, and power_mw, the mean power of the board.
+    unit `name`, cap_mhz, the highest that heat allowed it, power_mw, the mean power of the board,
+    and temp_c, its temperature at the start (both where heat plays a part).
     """
     rows = []
     for frame in frames_of(log, workload, tables).to_dict("records"):
         for what in ("latency_ms", "deadline_ms", "accuracy_pct"):
             rows.append((frame["arrival_s"], what, frame["app"], frame[what]))
     edges = np.arange(0, workload.horizon_s, bin_s)
-    clocks: dict[str, list[tuple[float, float]]] = {}
+    clocks: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    kinds = {"acts": "clock_mhz", "heat": "cap_mhz"}
     for event in log:
-        if event["event"] == "set" and event["reason"] == "acts":
+        if event["event"] == "set" and event["reason"] in kinds:
             mhz = event.get("gpu_mhz", event.get("cpu_mhz"))
-            clocks.setdefault(event["unit"], []).append((event["t_s"], mhz))
-    for unit, steps in clocks.items():
-        rows += [
-            (t, "clock_mhz", unit, v) for t, v in zip(edges, _highest(steps, edges), strict=True)
-        ]
+            key = kinds[event["reason"]], event["unit"]
+            clocks.setdefault(key, []).append((event["t_s"], mhz))
+    for key, steps in clocks.items():
+        rows += [(t, *key, v) for t, v in zip(edges, _highest(steps, edges), strict=True)]
     samples = [(e["t_s"], e["power_mw"]) for e in log if e["event"] == "sample"]
     t_s, power_mw = (np.array(column) for column in zip(*samples, strict=True))
     # Energy up to every edge is piecewise linear between samples, so its differences are exact.
@@ -232,6 +250,10 @@ def timeline(
     up_to = np.interp(np.append(edges, workload.horizon_s), t_s, energy_mj)
     means = np.diff(up_to) / np.diff(np.append(edges, workload.horizon_s))
     rows += [(t, "power_mw", "board", v) for t, v in zip(edges, means, strict=True)]
+    temps = [(e["t_s"], e["temp_c"]) for e in log if "temp_c" in e]
+    if temps:
+        rows += [(t, "temp_c", "board", v) for t, v in
+                 zip(edges, np.interp(edges, *zip(*temps, strict=True)), strict=True)]  # fmt: skip
     table = pd.DataFrame(rows, columns=["t_s", "what", "name", "value"])
     return table.dropna().sort_values("t_s", kind="stable", ignore_index=True)
 

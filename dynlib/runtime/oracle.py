@@ -9,8 +9,9 @@ v of the lower convex hull of (ms, mJ) over the sub-networks and clocks that are
                           sum over (u, v) of ms x[k, i] <= length[i]   (a frame is in one place)
 
 with z[k] the part of a frame that nobody can serve, minimised first. Noise, competitors, caps and
-arrivals are known. It may pre-empt, migrate and mix clocks and networks for nothing, and a change
-of clock costs no time: every schedule of the engine is a solution, so none takes less energy.
+arrivals are known. It may pre-empt, migrate and mix clocks and networks for nothing, a change of
+clock costs no time, and heat caps nothing, with static power as in the coldest air: every schedule
+of the engine is a solution, so none takes less energy.
 """
 
 import math
@@ -26,7 +27,7 @@ from scipy.sparse import csr_array
 
 from dynlib import DynlibError
 from dynlib.hardware.board import Board, Unit
-from dynlib.runtime.conditions import Conditions, conditions, memory_scale, rest_mw
+from dynlib.runtime.conditions import Conditions, conditions, memory_scale, rest_mw, static_mw
 from dynlib.runtime.parts import AppRun
 from dynlib.runtime.tables import Tables
 from dynlib.runtime.workload import CLOSED_LOOP, Workload
@@ -98,9 +99,11 @@ def oracle(
     edges = np.array(sorted(t for t in times | {horizon_ms} if t <= horizon_ms + _SHARE))
     starts = [t for t, _ in under]
     states = [under[i][1] for i in np.searchsorted(starts, edges[:-1], side="right") - 1]
-    idle_mj = 0.0
+    # No board is colder than the coldest air it was in.
+    coldest_c = min((now.ambient_c for _, now in under if now.ambient_c is not None), default=None)
+    idle_mj, always_mw = 0.0, static_mw(board, coldest_c)
     for (a, b), now in zip(pairwise(edges), states, strict=True):
-        idle_mw = board.static_mw + sum(map(rest_mw, board.units, now.stretch))
+        idle_mw = always_mw + sum(map(rest_mw, board.units, now.stretch))
         idle_mj += idle_mw * (b - a) / 1000
     if not frames:
         return Optimum(idle_mj, idle_mj, 0.0)

@@ -67,6 +67,31 @@ class AppRun:
             self.noise = np.append(self.noise, self.rng.standard_normal(1024))
         return float(self.noise[frame])
 
+    def arrive(self, now_ms: float, need: Requirement) -> Job:
+        """The next frame, which waits."""
+        job = Job(self, self.frames, now_ms, need)
+        self.frames += 1
+        self.last_arrival_ms = now_ms
+        self.waiting.append(job)
+        return job
+
+    def start(self, job: Job, switch_ms: float) -> Point:
+        """Begin with the frame that waits longest; `switch_ms`: cost of another sub-network."""
+        self.waiting.popleft()
+        self.jobs.append(job)
+        job.point = point = self.table.point(*self.placement)
+        job.noise = point.noise(self.draw(job.frame))
+        if self.served not in (None, point.subnet):
+            job.fixed_ms = switch_ms
+        self.served = point.subnet
+        return point
+
+    def evict(self, unit: str) -> None:
+        """Frames on a unit that was taken away have to start again, wherever the app goes."""
+        for job in [j for j in self.jobs if j.point.unit == unit]:
+            self.jobs.remove(job)
+            self.waiting.appendleft(Job(self, job.frame, job.arrival_ms, job.need))
+
     def observe(self, now_ms: float) -> AppState | None:
         """What a policy may know of the app now; None before it is known and after it has gone."""
         app, start_ms = self.app, self.app.start_s * 1000
@@ -169,9 +194,14 @@ class UnitRun:
             self.window_ms = last_ms
         return self.window_ms + period_ms
 
+    @property
+    def load(self) -> float:
+        """Busy cores (CPU) or busy share (GPU) at this instant."""
+        return self.job.point.cores if self.job else self.rest_cores
+
     def power_mw(self) -> float:
         """Power of the unit at this instant."""
-        key = (self.mhz, self.job.point.cores if self.job else self.rest_cores)
+        key = (self.mhz, self.load)
         found = self.power.get(key)
         if found is None:
             found = self.power[key] = self.spec.power_mw(*key)

@@ -76,6 +76,7 @@ class State(NamedTuple):
     memory: Any
     emc: float = 1.0  # highest clock of the memory over its present one
     memory_mb: float = math.inf  # what the apps may hold together
+    temp_c: float = math.nan  # of the board, where heat plays a part
 
 
 @dataclass(frozen=True, slots=True)

@@ -101,9 +101,11 @@ class Change:
             they stretch execution by `stretch`, and keep 1 - 1/stretch of the unit busy when no app
             of ours runs there (1: nobody), or that is `lost` (a frame on it starts again), or
         neither: the memory runs at `emc_mhz`, the board may draw `power_mw` (0: no cap; see
-            `conditions`), or apps may hold `memory_mb` together (0: no cap).
+            `conditions`), apps may hold `memory_mb` together (0: no cap), or the air around the
+            board is at `ambient_c` (in a room before; see `heat`).
         announced: a requirement is known 1 s ahead. Unannounced, a new deadline or floor is known
-            when it applies, a new period never is. A cap is known when it applies, a stretch never.
+            when it applies, a new period never is. A cap is known when it applies, a stretch never,
+            the air only by the board's temperature.
     """
 
     t_s: float
@@ -118,6 +120,7 @@ class Change:
     emc_mhz: float | None = None
     power_mw: float | None = None
     memory_mb: float | None = None
+    ambient_c: float | None = None
     announced: bool = True
 
     def __post_init__(self):
@@ -125,18 +128,18 @@ class Change:
         if self.app and self.unit:
             _fail(self, "app", "either app or unit")
         kinds = [self.requirements, [self.cap_mhz, self.stretch, self.lost],
-                 [self.emc_mhz, self.power_mw, self.memory_mb]]  # fmt: skip
+                 [self.emc_mhz, self.power_mw, self.memory_mb, self.ambient_c]]  # fmt: skip
         what = kinds.pop(0 if self.app else 1 if self.unit else 2)
         if any(v is not None for wrong in kinds for v in wrong) or all(v is None for v in what):
             _fail(self, "app" if self.app else "unit", "deadline_ms, period_ms or "
                   "accuracy_floor_pct of an app; cap_mhz, stretch or lost of a unit; or emc_mhz, "
-                  "power_mw or memory_mb of the board")  # fmt: skip
+                  "power_mw, memory_mb or ambient_c of the board")  # fmt: skip
         for key in ("deadline_ms", "period_ms", "emc_mhz"):
             if getattr(self, key) is not None:
                 _above(self, key)
         for key, low, high in (("accuracy_floor_pct", 0, 100), ("cap_mhz", 0, math.inf),
                                ("power_mw", 0, math.inf), ("memory_mb", 0, math.inf),
-                               ("stretch", 1, math.inf)):  # fmt: skip
+                               ("stretch", 1, math.inf), ("ambient_c", -60, 100)):  # fmt: skip
             if getattr(self, key) is not None:
                 _range(self, key, low, high)
 

@@ -13,11 +13,13 @@ _POLICIES = {
     "accuracy": "manager, for accuracy", "latency": "manager, for latency",
 }  # fmt: skip
 _SERIES = {
+    "temp_c": "temperature (°C)",
     "latency_ms": "latency (ms)",
     "accuracy_pct": "accuracy (%)",
-    "clock_mhz": "highest GPU\nclock (MHz)",
+    "clock_mhz": "highest\nclock (MHz)",
     "power_mw": "mean board\npower (W)",
 }
+_LIMITS = {"temp_c": "trip_c", "latency_ms": "deadline_ms", "clock_mhz": "cap_mhz"}
 
 
 @figure("manage_one_levels")
@@ -95,33 +97,45 @@ def manage_knobs(table: pd.DataFrame) -> Figure:
 
 @figure("manage_one_timeline")
 @figure("manage_two_timeline")
+@figure("manage_one_heat")
 def manage_timeline(table: pd.DataFrame) -> Figure:
-    """One column per policy; latency with its deadline, accuracy, clock and power over time."""
+    """One column per policy; of temperature with its trips, latency with its deadline, accuracy,
+    clock with its cap, and power over time, those that the table has."""
     policies = [p for p in _POLICIES if p in set(table["policy"])]
+    series = {what: label for what, label in _SERIES.items() if what in set(table["what"])}
     drawn, axes = plt.subplots(
-        len(_SERIES), len(policies), figsize=(9.6, 6.4), sharex=True, sharey="row", squeeze=False
-    )
+        len(series), len(policies), figsize=(9.6, 1.6 * len(series)), sharex=True, sharey="row",
+        squeeze=False,
+    )  # fmt: skip
     for column, policy in enumerate(policies):
         mine = table[table["policy"] == policy]
-        for panel, (what, label) in zip(axes[:, column], _SERIES.items(), strict=True):
+        for panel, (what, label) in zip(axes[:, column], series.items(), strict=True):
             rows = mine[mine["what"] == what]
             by_frame = what in ("latency_ms", "accuracy_pct")
-            style = {"ls": "", "marker": ".", "ms": 3} if by_frame else {"drawstyle": "steps-post"}
-            for i, (name, part) in enumerate(rows.groupby("name")):
+            steps = {"drawstyle": "default" if what == "temp_c" else "steps-post"}
+            style = {"ls": "", "marker": ".", "ms": 3} if by_frame else steps
+            names = sorted(set(table.loc[table["what"] == what, "name"]))
+            for name, part in rows.groupby("name"):
                 values = part["value"] / (1e3 if what == "power_mw" else 1)
-                panel.plot(part["t_s"], values, **style, color=f"C{i}", lw=1, label=name)
+                colour = f"C{names.index(name)}"
+                panel.plot(part["t_s"], values, **style, color=colour, lw=1, label=name)
+            limits = mine[mine["what"] == _LIMITS.get(what)]
+            for name, part in limits.groupby("name"):
+                capped = f"{name}, cap" if what == "clock_mhz" else None
+                panel.plot(part["t_s"], part["value"], color="C3", lw=1, drawstyle="steps-post",
+                           label=capped)  # fmt: skip
+            if what == "clock_mhz" and len(names) > 1:
+                panel.set_ylim(0)
+                panel.legend(loc="lower left", ncols=2)
+            if what == "latency_ms":
+                panel.set_ylim(0, 1.3 * limits["value"].max())
             if column == 0:
                 panel.set_ylabel(label)
-        deadlines = mine[mine["what"] == "deadline_ms"]
-        for _, part in deadlines.groupby("name"):
-            axes[0, column].plot(
-                part["t_s"], part["value"], color="C3", lw=1, drawstyle="steps-post"
-            )
-        axes[0, column].set_ylim(0, 1.3 * deadlines["value"].max())
         axes[0, column].set_title(_POLICIES[policy])
         axes[-1, column].set_xlabel("time (s)")
     if table.loc[table["what"] == "latency_ms", "name"].nunique() > 1:
-        handles, labels = axes[0, 0].get_legend_handles_labels()
+        shown = axes[[*series].index("latency_ms"), 0]
+        handles, labels = shown.get_legend_handles_labels()
         names = [f"application {label}" for label in labels]
         drawn.legend(handles, names, loc="outside upper center", ncols=len(names), markerscale=3)
     return drawn
