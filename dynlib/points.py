@@ -5,9 +5,10 @@ compute its numbers again.
 """
 
 import json
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import pandas as pd
@@ -36,6 +37,7 @@ LOG_FIELDS = (
     "temp_c", "reason",
 )  # fmt: skip
 _LOG_FIELDS = frozenset(LOG_FIELDS)
+_LOG = logging.getLogger(__name__)
 
 
 class TableError(DynlibError):
@@ -68,32 +70,29 @@ def check_table(table: pd.DataFrame, name: str | Path = "table") -> pd.DataFrame
             table[column] = table[column].astype(object).where(table[column].notna(), None)
             continue
         numbers = pd.to_numeric(table[column], errors="coerce").astype(float)
-        bad = (numbers.isna() & table[column].notna()) | np.isinf(numbers) | (numbers < 0)
-        if bad.any():
-            _fail(name, bad, column, table, "a number >= 0")
+        good = (numbers >= 0) & np.isfinite(numbers) | table[column].isna()
+        require(good, table, column, "a number >= 0", name)
         table[column] = numbers
     for column in REQUIRED:
-        if table[column].isna().any():
-            _fail(name, table[column].isna(), column, table, "a value")
-    for column, high in (("accuracy_val_pct", 100), ("accuracy_test_pct", 100)):
-        if (table[column] > high).any():
-            _fail(name, table[column] > high, column, table, f"at most {high}")
-    if (table["latency_ms"] <= 0).any():
-        _fail(name, table["latency_ms"] <= 0, "latency_ms", table, "a time above zero")
-    if (~table["source"].isin(SOURCES)).any():
-        _fail(name, ~table["source"].isin(SOURCES), "source", table, f"one of {SOURCES}")
-    twice = table.duplicated(list(KEY_COLUMNS))
-    if twice.any():
-        _fail(name, twice, "subnet", table, "one row per sub-network, setting and clock")
+        require(table[column].notna(), table, column, "a value", name)
+    for column in ("accuracy_val_pct", "accuracy_test_pct"):
+        require(~(table[column] > 100), table, column, "at most 100", name)
+    require(table["latency_ms"] > 0, table, "latency_ms", "a time above zero", name)
+    require(table["source"].isin(SOURCES), table, "source", f"one of {SOURCES}", name)
+    once = ~table.duplicated(list(KEY_COLUMNS))
+    require(once, table, "subnet", "one row per sub-network, setting and clock", name)
     return table
 
 
-def _fail(name, bad: pd.Series, column: str, table: pd.DataFrame, expected: str):
-    row = int(np.flatnonzero(bad)[0])
-    raise TableError(
-        f"{name}, row {row + 1}, column {column!r}: got {table[column].iloc[row]!r}, "
-        f"expected {expected}"
-    )
+def require(
+    good: pd.Series, table: pd.DataFrame, column: str, expected: str, name: str | Path = "table"
+) -> None:
+    """Raise a `TableError` naming the first row (counted from 1) that is not `good`, if any."""
+    if not good.all():
+        row = good.idxmin()
+        got = table.loc[[row], column].tolist()[0]
+        where = f"{name}, row {row + 1}, column {column!r}"
+        raise TableError(f"{where}: got {got!r}, expected {expected}")
 
 
 def write_table(table: pd.DataFrame, path: str | Path) -> Path:
@@ -155,6 +154,7 @@ class DecisionLog:
     def __init__(self, **header: Any):
         self.header = {"schema": LOG_SCHEMA, **header}
         self.events: list[dict[str, Any]] = []
+        self._journal: TextIO | None = None
 
     def add(self, t_s: float, event: str, **values: Any) -> None:
         """Append an event; raises `TableError` for unknown names and for time going back."""
@@ -165,14 +165,25 @@ class DecisionLog:
         if self.events and t_s < self.events[-1]["t_s"]:
             raise TableError(f"log time goes back: {t_s} s after {self.events[-1]['t_s']} s")
         self.events.append({"t_s": t_s, "event": event, **values})
+        if self._journal:
+            try:
+                self._journal.write(_line(self.events[-1]))
+            except OSError as error:  # a full disk ends the journal, not the run
+                _LOG.warning("%s ends here: %s", self._journal.name, error)
+                self._journal = None
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return iter(self.events)
 
     def write(self, path: str | Path) -> Path:
         """Write header and events in one step."""
-        lines = (json.dumps(line, sort_keys=True) for line in (self.header, *self.events))
-        return atomic_write(path, "".join(f"{line}\n" for line in lines))
+        return atomic_write(path, "".join(map(_line, (self.header, *self.events))))
+
+    def journal(self, path: str | Path) -> Path:
+        """Write what there is, and from now on append every event as it comes: of a run that is
+        killed only the line under way is lost. What `read` saved of one can be continued so."""
+        self._journal = self.write(path).open("a", buffering=1, encoding="utf-8")
+        return Path(path)
 
     @classmethod
     def read(cls, path: str | Path) -> "DecisionLog":
@@ -193,3 +204,7 @@ class DecisionLog:
         for event in parsed[1:]:
             log.add(**event)
         return log
+
+
+def _line(values: Mapping[str, Any]) -> str:
+    return json.dumps(values, sort_keys=True) + "\n"

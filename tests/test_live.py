@@ -4,99 +4,34 @@ import math
 
 import psutil
 import pytest
-from runtime_cases import board
+from live_cases import (
+    MS,
+    ROWS,
+    Clock,
+    FakeKnob,
+    Net,
+    camera,
+    fixed,
+    go,
+    knobbed,
+    machine,
+    managed,
+    measured,
+    quota,
+    turned,
+)
 
 from dynlib.hardware.board import load_board
-from dynlib.hardware.control import Knob, LiveUnit, Parts
-from dynlib.hardware.live import LiveBoard
 from dynlib.hardware.profiler import ProfileError
 from dynlib.points import DecisionLog
-from dynlib.runtime import (
-    App,
-    Change,
-    Manager,
-    Placement,
-    PointTable,
-    Static,
-    Workload,
-    WorkloadError,
-    frames_of,
-    livebench,
-)
-from dynlib.runtime import live as live_module
+from dynlib.runtime import App, Change, Manager, Workload, WorkloadError, frames_of
 from dynlib.runtime.live import Served, run_live
 from dynlib.runtime.livebench import Burst, background, live_board, profile_live
-
-MS = {"small": 2.0, "large": 10.0}
-ROWS = {"small": {"accuracy_val_pct": 70.0}, "large": {"accuracy_val_pct": 80.0}}
-
-
-class Clock:
-    """Time that only the test moves; looking at it takes a microsecond."""
-
-    t_s = 100.0
-
-    def perf_counter(self):
-        self.t_s += 1e-6
-        return self.t_s
-
-    monotonic = process_time = perf_counter
-
-    def sleep(self, seconds):
-        self.t_s += seconds
-
-
-class Net:
-    """Answers with its own name after the time it takes; `stretch(s since the start)` slows it."""
-
-    def __init__(self, clock, stretch=lambda t_s: 1.0):
-        self.clock, self.stretch, self.subnet, self.begin_s = clock, stretch, None, clock.t_s
-
-    def switch(self, subnet):
-        self.subnet = subnet
-
-    def answer(self, k):
-        self.clock.sleep(MS[self.subnet] * self.stretch(self.clock.t_s - self.begin_s) / 1000)
-        return self.subnet
 
 
 @pytest.fixture
 def clock(monkeypatch):
-    clock = Clock()
-    for module in (live_module, livebench):
-        monkeypatch.setattr(module, "time", clock)
-    return clock
-
-
-def machine(*threads):
-    return live_board(board(), threads or (1,))
-
-
-def measured(net, on, **options):
-    served = Served(net.switch, net.answer)
-    return {"net": PointTable(profile_live(ROWS, served, on, model="net", **options), on)}
-
-
-def camera(deadline_ms=12.0, period_ms=24.0, horizon_s=6.0, **values):
-    return Workload("live", horizon_s, (App("cam", "net", deadline_ms, period_ms=period_ms,
-                                            **values),))  # fmt: skip
-
-
-def go(clock, policy, workload=None, stretch=lambda t_s: 1.0, knobs=None, on=None):
-    on = on or machine()
-    tables = measured(Net(clock), on)
-    workload, net = workload or camera(), Net(clock, stretch)
-    policy = policy(on, tables) if callable(policy) else policy
-    run = run_live(workload, on, tables, policy, {"cam": Served(net.switch, net.answer)}, knobs)
-    return run, frames_of(run.log, workload, tables)
-
-
-def fixed(subnet):
-    return Static("fixed", {"cam": Placement(subnet, "cpu-1")}, {})
-
-
-def managed(on, tables):
-    return Manager(on, tables, objective="accuracy")
+    return turned(monkeypatch, Clock())
 
 
 def test_what_was_logged_is_what_ran(clock):
@@ -168,36 +103,12 @@ def test_what_it_cannot_do_it_says(clock, workload):
         go(clock, fixed("large"), workload)
 
 
-class FakeKnob(Knob):
-    """A knob of this process; raises what it is told to."""
-
-    unit = "process"
-
-    def __init__(self, kind, choices=(), bounds=None, error=None):
-        self.kind, self.choices, self.bounds, self.error = kind, choices, bounds, error
-        self.local = error is None
-        self.value, self.history = (choices or bounds)[-1], []
-
-    def get(self):
-        return self.value
-
-    def put(self, value):
-        if self.error:
-            raise self.error
-        self.value = value
-        self.history.append(value)
-
-
-def knobbed(*knobs):
-    return LiveBoard("fake", Parts([LiveUnit("process", "process")], list(knobs)), None)
-
-
 def test_threads_and_quota_follow_the_plan_and_are_put_back(clock):
-    threads, quota = FakeKnob("threads", (1, 2)), FakeKnob("quota_pct", bounds=(1.0, 200.0))
-    with knobbed(threads, quota) as knobs:
+    threads, share = FakeKnob("threads", (1, 2)), quota()
+    with knobbed(threads, share) as knobs:
         run, _ = go(clock, managed, stretch=lambda t_s: 3.0 if t_s > 3 else 1.0, knobs=knobs)
     # 10 of 24 ms, and 2 of 24 ms: twice that, and never less than the program itself needs.
-    assert quota.history == [83, 20, 200.0]
+    assert share.history == [83, 20, 200.0]
     assert threads.history == [1, 2]
     found = [(e.get("cores"), e.get("quota")) for e in run.log if e["event"] == "set"]
     assert found == [(1, None), (None, 83), (None, 20)]
@@ -206,8 +117,7 @@ def test_threads_and_quota_follow_the_plan_and_are_put_back(clock):
 
 
 def test_a_knob_that_is_refused_is_named_and_the_run_goes_on(clock):
-    quota = FakeKnob("quota_pct", bounds=(1.0, 200.0), error=PermissionError(1, "not permitted"))
-    with knobbed(quota) as knobs:
+    with knobbed(quota(error=PermissionError(1, "not permitted"))) as knobs:
         run, frames = go(clock, managed, knobs=knobs)
     assert run.problems == {"quota_pct": "not permitted"}
     assert frames["on_time"].all()

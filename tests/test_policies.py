@@ -99,6 +99,14 @@ def test_published_points_are_the_published_numbers_at_the_highest_clock():
     assert half == pytest.approx(61.735 * (share + (1 - share) * on.gpu.max_mhz / 510))
 
 
+def test_a_slower_cluster_takes_longer_in_proportion():
+    table = published_tables(load_board("hikey960"))["ofa-mbv3-w1.2"]
+    little, big = (table.point("cpu6", unit).latency_ms[-1] for unit in ("little", "big"))
+    assert big == 1858.0
+    assert little == pytest.approx(1858.0 * (1024 * 2362) / (592 * 1844))
+    assert table.main_unit == "big"
+
+
 def _row(**values):
     return {"model": "net", "subnet": "a", "board": "tiny", "unit": "gpu", "batch": 1,
             "gpu_mhz": 1000.0, "accuracy_val_pct": 70.0, "latency_ms": 10.0,

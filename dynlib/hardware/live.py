@@ -105,10 +105,12 @@ class LiveBoard:
             return self.problems
         for unit in self.units:
             self._yield_if_taken(unit)
+        stayed = {}
         for key, knob in self.knobs.items():
-            if knob.local and key in self._found:
-                knob.put(self._found[key])
-        self.problems = self._lease.release()
+            found = knob.local and key in self._found
+            if found and (why := self._put(knob, key, self._found[key])):
+                stayed[".".join(key)] = why
+        self.problems = self._lease.release() | stayed
         for target, reason in self.problems.items():
             _LOG.warning("%s: %s is not as it was found: %s", self.name, target, reason)
         return self.problems
@@ -164,7 +166,7 @@ class LiveBoard:
         """How much of the board is left to us; one of `LEVELS`."""
         if any(key not in self.refused for key in self.knobs):
             return "control"
-        readings = (sensor.read(self.clock) for sensor in self.sensors.values())
+        readings = self.snapshot().values()  # does not wait for a sensor that hangs
         return "watch" if any(isinstance(r, Reading) for r in readings) else "blind"
 
     def _knob(self, unit: str, kind: str) -> Knob:

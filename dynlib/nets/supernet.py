@@ -8,6 +8,7 @@ stored per configuration, computed offline, and never touched at run time. By ch
 pixels are mixed by a matrix learned with the weights, as in Once-for-All.
 """
 
+import hashlib
 import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -171,7 +172,8 @@ class Supernet(nn.Module):
         for config, statistics in self.statistics.items():
             tensors |= {f"{config}/{k}": v.contiguous() for k, v in statistics.items()}
         about = self._identity() | {"space": self.space.to_dict(), "provenance": provenance}
-        return atomic_write(path, save(tensors, {"format": FORMAT, "about": json.dumps(about)}))
+        metadata = {"format": FORMAT, "about": json.dumps(about), "sha256": _digest(tensors)}
+        return atomic_write(path, save(tensors, metadata))
 
     def load(self, path: str | Path) -> dict:
         """Replace weights and statistics by those of a checkpoint; returns its provenance.
@@ -306,9 +308,20 @@ def _read(path: str | Path) -> tuple[dict, dict, Tensors]:
             about["space"] = SearchSpace.from_dict(about["space"])
             about["classes"] = int(about["classes"])
             identity = {key: about[key] for key in IDENTITY}
-            return identity, about["provenance"], {k: file.get_tensor(k) for k in list(file.keys())}
+            tensors = {name: file.get_tensor(name) for name in list(file.keys())}
+            if metadata.get("sha256", digest := _digest(tensors)) != digest:
+                raise CheckpointError(f"{path}: damaged: its tensors do not add up to its SHA-256")
+            return identity, about["provenance"], tensors
     except (OSError, ValueError, KeyError, TypeError, ConfigError, SafetensorError) as error:
         raise CheckpointError(f"{path}: cannot be read: {error}") from error
+
+
+def _digest(tensors: Tensors) -> str:
+    sha = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        sha.update(name.encode())
+        sha.update(tensor.flatten().view(torch.uint8).numpy())
+    return sha.hexdigest()
 
 
 def calibrate(

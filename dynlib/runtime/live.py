@@ -4,20 +4,31 @@ The loop here does for this computer what the engine does for a simulated board:
 what can be observed and carries out what it decides. The networks come in as callables. It turns
 the sub-network, the threads (a unit of the board for each number of them) and the CPU quota, so
 that we never take much more than the plan needs; clocks are left to the kernel.
+
+What breaks costs one step each, and is said once, in `LiveRun.problems` and as a warning:
+- a knob that is given up (see `LiveBoard`) stays as it is;
+- where a switch fails, the network before it goes on; it is tried again when next decided for;
+- an app whose answer fails, or that no network could be switched to, is dead: its frames are
+  dropped, and the others go on;
+- a policy that fails is not asked again: what it decided last stays;
+- a frame during which the machine was suspended counts for nobody's estimate.
 """
 
 import gc
+import logging
 import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from dynlib.hardware.board import Board
+from dynlib.hardware.control import ControlError, Missing
 from dynlib.hardware.live import LiveBoard
 from dynlib.points import DecisionLog
 from dynlib.runtime.parts import ORDERS, AppRun, Job
-from dynlib.runtime.state import Finished, Policy, State
+from dynlib.runtime.state import Finished, Placement, Policy, State
 from dynlib.runtime.tables import Tables
 from dynlib.runtime.workload import CLOSED_LOOP, Workload, WorkloadError
 
@@ -25,6 +36,8 @@ KNOBS = ("threads", "quota_pct")
 _QUOTA_ROOM = 2.0  # CPU time allowed, over what the points in use take while nobody disturbs
 _LEAST_PCT = 20  # room for the program around the networks
 _NAP_S = 0.0005  # the end of a wait, which is spent awake: a sleep may last that much longer
+_SUSPENDED_S = 1.0  # two clocks apart by more than being put aside between reading them explains
+_LOG = logging.getLogger(__name__)
 
 
 class Served(NamedTuple):
@@ -37,7 +50,8 @@ class Served(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class LiveRun:
     """What a live run left: its log; (app, frame) -> answer; CPU seconds of this process spent
-    in the policy and on the knobs; wall seconds; knob -> why it was not turned."""
+    in the policy and on the knobs; wall seconds; what broke -> why: a knob by its kind, `policy`,
+    "app cam", or "app cam, switch to small"."""
 
     log: DecisionLog
     answers: Mapping[tuple[str, int], Any]
@@ -58,6 +72,7 @@ def run_live(
     policy: Policy,
     served: Mapping[str, Served],
     knobs: LiveBoard | None = None,
+    journal: str | Path | None = None,
 ) -> LiveRun:
     """Serve `workload`, whose times are now real ones, under `policy`, and log as the engine does.
 
@@ -70,12 +85,16 @@ def run_live(
         board: of `live_board`. tables: measured points on it.
         served: app -> its network.
         knobs: the opened board, held with ``with``; None: only sub-networks change.
+        journal: file that gets every event of the log as it comes (`DecisionLog.journal`).
 
-    Raises `WorkloadError` for a workload with changes or in closed loop.
+    Raises `WorkloadError` for a workload with changes or in closed loop, and whatever the policy
+    raises before any app was placed.
     """
     if workload.changes or any(app.arrival in CLOSED_LOOP for app in workload.apps):
         raise WorkloadError(f"{workload.name}: live runs take neither changes nor closed loops")
     loop = _Loop(workload, board, tables, policy, served, knobs)
+    if journal:
+        loop.log.journal(journal)
     collects = gc.isenabled()
     gc.disable()  # a collection takes longer than many a frame
     try:
@@ -94,6 +113,7 @@ class _Loop:
         self.apps = [AppRun(app, workload, tables[app.model], 0, (1.0,)) for app in workload.apps]
         self.coming = [next(run.arrivals, None) for run in self.apps]
         self.news, self.finished, self.memory, self.policy_s = True, [], None, 0.0
+        self.wanted: dict[str, Placement | None] = {}
         self.answers: dict[tuple[str, int], Any] = {}
         self.problems: dict[str, str] = {}
         self.log = DecisionLog(
@@ -133,6 +153,15 @@ class _Loop:
         who = {"app": job.app.app.name, "frame": job.frame} if job else {}
         self.log.add(t_ms / 1000, event, **who, **values)
 
+    def _problem(self, what: str, why: str) -> None:
+        if what not in self.problems:
+            self.problems[what] = why
+            _LOG.warning("%s: %s", what, why)
+
+    def _died(self, run: AppRun, why: str) -> None:
+        run.gone, run.placement = True, None
+        self._problem(f"app {run.app.name}", why)
+
     def _tick(self) -> float:
         """The time (ms), with everything due by then taken in, and expired frames dropped."""
         now_ms, due = self._now_ms(), []
@@ -146,8 +175,9 @@ class _Loop:
             # It came when it was due, even if another frame ran then.
             self._log(job.arrival_ms, "arrive", job, deadline_ms=job.need.deadline_ms)
         for run in self.apps:
-            while run.waiting and run.waiting[0].deadline_at_ms <= now_ms:
-                self._log(now_ms, "drop", run.waiting.popleft(), reason="deadline passed")
+            reason = "app died" if run.gone else "deadline passed"
+            while run.waiting and (run.gone or run.waiting[0].deadline_at_ms <= now_ms):
+                self._log(now_ms, "drop", run.waiting.popleft(), reason=reason)
         self.news = self.news or bool(due)
         return now_ms
 
@@ -158,33 +188,67 @@ class _Loop:
         run.waiting.popleft()
         where = {"subnet": run.placement.subnet, "unit": run.placement.unit}
         self._log(begin_ms, "start", job, **where)
-        self.answers[run.app.name, job.frame] = self.served[run.app.name].answer(job.frame)
+        self.news, asleep_s = True, _asleep_s()
+        answer = self.served[run.app.name].answer
+        try:
+            self.answers[run.app.name, job.frame] = answer(job.frame)
+        except Exception as error:  # whatever it is, the other apps are served
+            self._died(run, repr(error))
+            self._log(self._tick(), "drop", job, reason=f"app died: {error!r}")
+            return
         end_ms = self._tick()
-        self._log(end_ms, "finish", job, **where, latency_ms=end_ms - job.arrival_ms)
+        late = {"latency_ms": end_ms - job.arrival_ms}
+        if _asleep_s() - asleep_s > _SUSPENDED_S:
+            self._log(end_ms, "finish", job, **where, **late, reason="suspended")
+            return
+        self._log(end_ms, "finish", job, **where, **late)
         ran = ((self.clocks[where["unit"]], end_ms - begin_ms),)
         self.finished.append(Finished(run.app.name, **where, ran=ran))
-        self.news = True
 
     def _decide(self) -> None:
+        if "policy" in self.problems:
+            self.finished = []
+            return
         now_ms, begin = self._tick(), time.process_time()
         seen = tuple(app for run in self.apps if (app := run.observe(now_ms)))
         state = State(now_ms, seen, self.clocks, self.clocks, math.nan, tuple(self.finished),
                       self.memory)  # fmt: skip
-        action = self.policy.decide(state, dict(self.clocks))
+        try:
+            action = self.policy.decide(state, dict(self.clocks))
+        except Exception as error:  # the board must not be left to nobody
+            if all(run.placement is None for run in self.apps):
+                raise
+            self._problem("policy", repr(error))
+            self.log.add(now_ms / 1000, "decide", reason=f"policy failed: {error!r}")
+            return
         self.memory, self.finished = action.memory, []
         changed = False
         for run in self.apps:
-            placement = action.placements.get(run.app.name, run.placement)
-            if placement != run.placement:
-                run.placement, changed = placement, True
-                where = placement._asdict() if placement else {}
-                if placement:
-                    self.served[run.app.name].switch(placement.subnet)
-                self.log.add(now_ms / 1000, "decide", app=run.app.name, **where,
-                             reason=action.reason)  # fmt: skip
+            name, old = run.app.name, self.wanted.get(run.app.name)
+            wanted = action.placements.get(name, old)
+            if wanted == old or run.gone:
+                continue
+            self.wanted[name], changed = wanted, True
+            run.placement = self._switched(run, wanted)
+            where = run.placement._asdict() if run.placement else {}
+            reason = action.reason if run.placement == wanted else "switch failed"
+            self.log.add(now_ms / 1000, "decide", app=name, **where, reason=reason)
         if changed:
             self._turn(now_ms)
         self.policy_s += time.process_time() - begin
+
+    def _switched(self, run: AppRun, wanted: Placement | None) -> Placement | None:
+        """Switch; what serves from then on: where that fails, the network before."""
+        if wanted is None:
+            return None
+        for where in filter(None, (wanted, run.placement)):
+            try:
+                self.served[run.app.name].switch(where.subnet)
+                return where
+            except Exception as error:  # out of memory, say, half way
+                self._problem(f"app {run.app.name}, switch to {where.subnet}", repr(error))
+        self._died(run, "no network could be switched to")
+        return None
 
     def _turn(self, now_ms: float) -> None:
         """Threads and quota for the points now in use."""
@@ -197,15 +261,27 @@ class _Loop:
                 busy += cores * point.latency_ms[-1] / run.known.period_ms
         quota_pct = max(round(100 * _QUOTA_ROOM * busy), _LEAST_PCT)
         wanted = {"threads": threads, "quota_pct": quota_pct}
-        for kind in self.turned:
+        for kind in list(self.turned):
             bounds = self.knobs.knobs["process", kind].bounds
             value = min(wanted[kind], bounds[1]) if bounds else wanted[kind]
             if value == self.turned[kind]:
                 continue
-            applied = self.knobs.set("process", kind, value)
             self.turned[kind] = value
+            try:
+                applied = self.knobs.set("process", kind, value)
+                in_force, problem = applied.in_force, applied.problem
+            except ControlError as error:  # not a value of this knob
+                in_force, problem = self.knobs.get("process", kind), str(error)
             field = {"threads": "cores", "quota_pct": "quota"}[kind]
-            self.log.add(now_ms / 1000, "set", unit="process", **{field: applied.in_force},
-                         reason=applied.problem or kind)  # fmt: skip
-            if applied.problem:
-                self.problems[kind] = applied.problem
+            known = {} if isinstance(in_force, Missing) else {field: in_force}
+            self.log.add(now_ms / 1000, "set", unit="process", **known, reason=problem or kind)
+            if problem:
+                self._problem(kind, problem)
+            if ("process", kind) in self.knobs.refused:
+                del self.turned[kind]
+
+
+def _asleep_s() -> float:
+    """How long the machine has been suspended so far, where the system tells."""
+    clock = getattr(time, "CLOCK_BOOTTIME", None)
+    return 0.0 if clock is None else time.clock_gettime(clock) - time.monotonic()

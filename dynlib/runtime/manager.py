@@ -26,16 +26,17 @@ from dynlib.runtime.workload import CLOSED_LOOP, Requirement
 
 _SAFETY_MS = 0.1
 _GAIN = 0.05  # of the slowdown's filter when it has seen many frames
+_STOPPED = 20.0  # so many times slower than the last frames: rather stopped than slowed down
 
 
 class Slowdown(NamedTuple):
     """Measured over expected time on one unit: the estimate, its variance over that of one
-    measurement, the one planned with, and the last measurement if far below."""
+    measurement, the one planned with, and the last measurement if it was too odd to count."""
 
     mean: float = 1.0
     variance: float = 0.0
     used: float = 1.0
-    low: float | None = None
+    odd: float | None = None
 
 
 class Memory(NamedTuple):
@@ -126,7 +127,7 @@ class Manager:
 
         Without a slowdown the shares ms / latency that a frame ran at each clock add up to 1.
         Within 3.5 sigma of the estimate a frame corrects it; above, the estimate jumps at once;
-        below, when a second frame agrees.
+        below, or `_STOPPED` times above (a suspended machine), when a second frame agrees.
         """
         if not state.finished:
             return slowdowns
@@ -142,11 +143,14 @@ class Manager:
                 continue
             sigma = math.sqrt(math.log1p(point.noise_cv**2))
             band = math.exp(3.5 * sigma * math.sqrt(1 + old.variance))
-            low, far = None, not old.mean / band <= ratio <= old.mean * band
-            if far and ratio < old.mean and old.low is None:
-                mean, variance, low = old.mean, old.variance, ratio
+            odd, far = None, not old.mean / band <= ratio <= old.mean * band
+            doubtful = not old.mean < ratio <= old.mean * _STOPPED
+            if far and doubtful and (old.odd is None or (old.odd < old.mean) != (ratio < old.mean)):
+                mean, variance, odd = old.mean, old.variance, ratio
             elif far:
-                mean, variance = max(ratio, old.low or 0.0), 1.0
+                # Of two that agree, the one nearer to the estimate.
+                mean = sorted((ratio, old.odd, old.mean))[1] if doubtful else ratio
+                variance = 1.0
             else:
                 # A Kalman filter of a constant; its gain never falls below `_GAIN`.
                 gain = max(old.variance / (old.variance + 1), _GAIN)
@@ -156,7 +160,7 @@ class Manager:
             room = self.planner.margin_sigma * sigma * (math.sqrt(1 + variance) - 1)
             step = math.ceil(round(mean * math.exp(room) / 0.01, 6)) * 0.01
             used = step if step > old.used or step < old.used - 0.015 else old.used
-            slowdowns[frame.unit] = Slowdown(mean, variance, round(used, 6), low)
+            slowdowns[frame.unit] = Slowdown(mean, variance, round(used, 6), odd)
         return slowdowns
 
     def _table(self, app: AppState):

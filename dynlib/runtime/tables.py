@@ -1,6 +1,7 @@
 """Operating points as the manager looks them up: one model on one board, at every clock."""
 
 import hashlib
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from dynlib.hardware.board import Board, BoardError
+from dynlib.hardware.board import Board
 from dynlib.hardware.latency import clock_scale
-from dynlib.points import TableError, make_table
+from dynlib.points import TableError, check_table, make_table, require
 from dynlib.report.metrics import weakest
 
 # specs/thesis.md 4.5, nets_6: (name, measured top-1 %, measured ms on the GPU, MMAC, M parameters).
@@ -25,6 +26,7 @@ CPU_LEVELS = (
     ("cpu4", 78.1, 1555.0), ("cpu5", 78.4, 1639.0), ("cpu6", 78.5, 1858.0),
 )  # fmt: skip
 PUBLISHED_MODEL = "ofa-mbv3-w1.2"
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, eq=False)  # compared by identity: it is part of cache keys
@@ -60,21 +62,27 @@ class PointTable:
             lacks is taken from the next measured clock by a + b/f with the unit's memory share.
 
     Decisions use the validation accuracy; the test accuracy is for reporting (it falls back on the
-    other where it is unknown). Raises `TableError` for another board's unit, or two rows for one
-    sub-network, unit and clock.
+    other where it is unknown). A clock at which a network was slower than at a lower one (noise) is
+    taken to be as fast as that one, so that nobody chooses it. Raises `TableError`, naming row and
+    column, for what `check_table` finds, another board, and two rows for one sub-network, unit and
+    clock.
     """
 
     def __init__(self, table: pd.DataFrame, board: Board):
-        models = sorted(set(table["model"]))
-        if len(models) != 1:
-            raise TableError(f"expected the table of one model, got {models}")
-        self.model: str = models[0]
+        table = check_table(table)
+        self.model: str = table["model"].iloc[0]
+        one = f"{self.model!r}, the table of one model"
+        require(table["model"] == self.model, table, "model", one)
+        require(table["board"] == board.name, table, "board", f"{board.name!r}")
         self.frame = table
         self.source = str(weakest(*set(table["source"])))
         self.digest = hashlib.sha256(table.to_csv(index=False).encode()).hexdigest()
         self.points: dict[tuple[str, str], Point] = {}
+        noisy: list[str] = []
         for (subnet, unit), rows in table.groupby(["subnet", "unit"], sort=False):
-            self.points[subnet, unit] = _point(subnet, unit, rows, board)
+            self.points[subnet, unit] = _point(subnet, unit, rows, board, noisy)
+        if noisy:
+            _LOG.warning("%s: slower at a higher clock: %s", self.model, ", ".join(noisy))
         by_unit: dict[str, list[Point]] = {}
         for point in self.points.values():
             by_unit.setdefault(point.unit, []).append(point)
@@ -121,18 +129,22 @@ def published_frame(board: Board) -> pd.DataFrame:
     """The published points (specs/scenarios.md, source a) over the clocks of `board`.
 
     GPU: the six levels of specs/thesis.md 4.5 (nets_6). CPU: the seven points of its Fig. 4b. How
-    many cores ran is not published: they are taken as one cluster, all cores busy, and any cluster
-    alike. Only the latency at the highest clock is published; the other clocks follow a + b/f, and
-    power and energy are the board's, so the whole table is labelled with the board's own source.
+    many cores ran is not published: they are taken as the fastest cluster, all cores busy; a slower
+    one takes longer in proportion to capacity, clock and cores. Only the latency at the highest
+    clock is published; the other clocks follow a + b/f, and power and energy are the board's, so
+    the whole table is labelled with the board's own source.
     """
     rows = []
+    speed = {u.name: u.capacity * u.max_mhz * u.cores for u in board.cpus}
     for unit in board.units:
         gpu = unit.kind == "gpu"
+        slower = 1.0 if gpu else max(speed.values()) / speed[unit.name]
         busy = 1.0 if gpu else float(unit.cores)
         idle_mw = board.power_mw({}, {})
         for name, accuracy_pct, latency_ms, *size in GPU_LEVELS if gpu else CPU_LEVELS:
             for mhz in unit.freqs:
-                scaled_ms = latency_ms * clock_scale(mhz, unit.max_mhz, unit.memory_share)
+                scale = slower * clock_scale(mhz, unit.max_mhz, unit.memory_share)
+                scaled_ms = latency_ms * scale
                 power_mw = board.power_mw({unit.name: mhz}, {unit.name: busy})
                 rows.append(
                     {
@@ -154,29 +166,29 @@ def published_tables(board: Board) -> dict[str, PointTable]:
     return {PUBLISHED_MODEL: PointTable(published_frame(board), board)}
 
 
-def _point(subnet: str, unit_name: str, rows: pd.DataFrame, board: Board) -> Point:
-    try:
-        unit = board.unit(unit_name)
-    except BoardError as error:
-        raise TableError(f"operating points of {subnet!r}: {error}") from error
+def _point(subnet: str, unit_name: str, rows: pd.DataFrame, board: Board, noisy: list[str]):
+    who, units = f"{subnet!r} on {unit_name!r}", [unit.name for unit in board.units]
+    require(rows["unit"].isin(units), rows, "unit", f"one of {units}", who)
+    unit = board.unit(unit_name)
     column = "gpu_mhz" if unit.kind == "gpu" else "cpu_mhz"
     mhz = rows[column].fillna(unit.max_mhz).map(unit.at_or_above)
     off = (mhz - rows[column]).abs() > 0.5
-    if off.any():
-        raise TableError(
-            f"{subnet!r} on {unit_name!r}: {column} {rows[column][off].iloc[0]:g} is no clock of "
-            f"the unit; expected one of {unit.freqs}"
-        )
-    if mhz.duplicated().any():
-        raise TableError(f"{subnet!r} on {unit_name!r}: two rows for one clock; pick one setting")
+    what = f"a clock of the unit: {column} {rows[column][off.idxmax()]:g} is none of {unit.freqs}"
+    require(~off, rows, column, what, who)
+    require(~mhz.duplicated(), rows, column, "one setting: two rows for one clock", who)
     measured = dict(zip(mhz, rows["latency_ms"], strict=True))
+    latency_ms = np.array([_latency_ms(measured, f, unit) for f in unit.freqs])
+    fastest_ms = np.minimum.accumulate(latency_ms)
+    if (slower := latency_ms > fastest_ms * (1 + 1e-9)).any():
+        noisy.append(who)
+        latency_ms[slower] = fastest_ms[slower]
     cores = rows["cores"].iloc[0]
     busy = 1.0 if unit.kind == "gpu" else float(unit.cores if np.isnan(cores) else cores)
     std = (rows["latency_std_ms"] / rows["latency_ms"]).median()
     val, test = (float(rows[c].iloc[0]) for c in ("accuracy_val_pct", "accuracy_test_pct"))
     val = test if np.isnan(val) else val
-    if np.isnan(val):
-        raise TableError(f"{subnet!r} on {unit_name!r}: no accuracy, expected accuracy_val_pct")
+    known = rows["accuracy_val_pct"].notna() | (not np.isnan(val))
+    require(known, rows, "accuracy_val_pct", "a number: it has no accuracy", who)
     return Point(
         subnet=subnet,
         unit=unit_name,
@@ -184,7 +196,7 @@ def _point(subnet: str, unit_name: str, rows: pd.DataFrame, board: Board) -> Poi
         accuracy_val_pct=val,
         accuracy_test_pct=val if np.isnan(test) else test,
         noise_cv=unit.noise_cv if np.isnan(std) else float(std),
-        latency_ms=tuple(_latency_ms(measured, f, unit) for f in unit.freqs),
+        latency_ms=tuple(latency_ms.tolist()),
         active_mw=tuple(unit.power_mw(f, busy) - unit.idle_mw(unit.min_mhz) for f in unit.freqs),
         memory_mb=float(rows["memory_mb"].fillna(0.0).max()),
     )

@@ -1,0 +1,123 @@
+"""The live loop on a clock that the test turns, shared by its tests and those of its faults."""
+
+from runtime_cases import board
+
+from dynlib.hardware.control import Knob, LiveUnit, Parts
+from dynlib.hardware.live import LiveBoard
+from dynlib.runtime import (
+    App,
+    Manager,
+    Placement,
+    PointTable,
+    Static,
+    Workload,
+    frames_of,
+    livebench,
+)
+from dynlib.runtime import live as live_module
+from dynlib.runtime.live import Served, run_live
+from dynlib.runtime.livebench import live_board, profile_live
+
+MS = {"small": 2.0, "large": 10.0}
+ROWS = {"small": {"accuracy_val_pct": 70.0}, "large": {"accuracy_val_pct": 80.0}}
+
+
+class Clock:
+    """Time that only the test moves; looking at it takes a microsecond."""
+
+    t_s = 100.0
+
+    def perf_counter(self):
+        self.t_s += 1e-6
+        return self.t_s
+
+    monotonic = process_time = perf_counter
+
+    def sleep(self, seconds):
+        self.t_s += seconds
+
+
+class Net:
+    """Answers with its own name after the time it takes; `stretch(s since the start)` slows it."""
+
+    def __init__(self, clock, stretch=lambda t_s: 1.0):
+        self.clock, self.stretch, self.subnet, self.begin_s = clock, stretch, None, clock.t_s
+
+    def switch(self, subnet):
+        self.subnet = subnet
+
+    def answer(self, k):
+        self.clock.sleep(MS[self.subnet] * self.stretch(self.clock.t_s - self.begin_s) / 1000)
+        return self.subnet
+
+
+def turned(monkeypatch, clock):
+    """`clock` in place of the machine's."""
+    for module in (live_module, livebench):
+        monkeypatch.setattr(module, "time", clock)
+    return clock
+
+
+def machine(*threads):
+    return live_board(board(), threads or (1,))
+
+
+def measured(net, on, **options):
+    served = Served(net.switch, net.answer)
+    return {"net": PointTable(profile_live(ROWS, served, on, model="net", **options), on)}
+
+
+def camera(deadline_ms=12.0, period_ms=24.0, horizon_s=6.0, **values):
+    return Workload("live", horizon_s, (App("cam", "net", deadline_ms, period_ms=period_ms,
+                                            **values),))  # fmt: skip
+
+
+def go(clock, policy, workload=None, stretch=lambda t_s: 1.0, knobs=None, on=None, make=Net,
+       **options):  # fmt: skip
+    """Serve with `make(clock, stretch)` an app; the run and its frames."""
+    on = on or machine()
+    tables = measured(Net(clock), on)
+    workload = workload or camera()
+    nets = {app.name: make(clock, stretch) for app in workload.apps}
+    served = {name: Served(net.switch, net.answer) for name, net in nets.items()}
+    policy = policy(on, tables) if callable(policy) else policy
+    run = run_live(workload, on, tables, policy, served, knobs, **options)
+    return run, frames_of(run.log, workload, tables)
+
+
+def fixed(subnet):
+    return Static("fixed", {"cam": Placement(subnet, "cpu-1")}, {})
+
+
+def managed(on, tables):
+    return Manager(on, tables, objective="accuracy")
+
+
+class FakeKnob(Knob):
+    """A knob of this process; `error` is what the nth write and later ones raise, 0 the first."""
+
+    unit, targets = "process", ("group/file",)
+
+    def __init__(self, kind, choices=(), bounds=None, error=None, after=0, times=10**6):
+        self.kind, self.choices, self.bounds, self.error = kind, choices, bounds, error
+        self.broken, self.local = range(after, after + times), error is None
+        self.value, self.history, self.writes = (choices or bounds)[-1], [], 0
+
+    def get(self):
+        return self.value
+
+    def put(self, value):
+        self.writes += 1
+        if self.error and self.writes - 1 in self.broken:
+            raise self.error
+        self.value = value
+        self.history.append(value)
+
+
+def quota(**faults):
+    return FakeKnob("quota_pct", bounds=(1.0, 200.0), **faults)
+
+
+def knobbed(*knobs, sensors=()):
+    parts = Parts([LiveUnit("process", "process")], list(knobs), list(sensors))
+    return LiveBoard("fake", parts, None)
