@@ -1,3 +1,4 @@
+import sys
 from dataclasses import replace
 from itertools import pairwise, product
 
@@ -114,6 +115,20 @@ def test_a_window_between_two_clocks_mixes_them():
     cost = {mhz: ms * (gpu.power_mw(mhz) - gpu.idle_mw(250.0)) / 1000
             for mhz, ms in ((1000.0, 20.0), (500.0, 40.0))}  # fmt: skip
     assert best.energy_mj - best.idle_mj == pytest.approx(10 * (cost[1000.0] + cost[500.0]) / 2)
+
+
+def test_a_frame_stays_on_its_unit_where_that_can_be_decided(monkeypatch):
+    # The CPU is ten times slower and takes a fraction of the power: it alone is too late, the GPU
+    # alone dear, and half a frame on each would be in time and cheap.
+    on = board(unit(settle_ms=0.0, c_uw_mhz_v2=40000.0), unit("cpu", "cpu", c_uw_mhz_v2=1.0))
+    points = tables(on, nets=(("large", 80.0, 20.0),), units=("gpu", "cpu"))
+    workload = periodic(1000.0, deadline_ms=150.0, horizon_s=10.0)
+    on_gpu = tables(on, nets=(("large", 80.0, 20.0),))
+    stays, alone = oracle(workload, on, points), oracle(workload, on, on_gpu)
+    assert stays.energy_mj == pytest.approx(alone.energy_mj)
+    assert stays.served == 10
+    monkeypatch.setattr(sys.modules[oracle.__module__], "MOST_BINARIES", 0)
+    assert oracle(workload, on, points).energy_mj < stays.energy_mj - 1
 
 
 def test_only_the_optimum_says_what_is_infeasible():

@@ -9,9 +9,13 @@ v of the lower convex hull of (ms, mJ) over the sub-networks and clocks that are
                           sum over (u, v) of ms x[k, i] <= length[i]   (a frame is in one place)
 
 with z[k] the part of a frame that nobody can serve, minimised first. Noise, competitors, caps and
-arrivals are known. It may pre-empt, migrate and mix clocks and networks for nothing, a change of
-clock costs no time, and heat caps nothing, with static power as in the coldest air: every schedule
-of the engine is a solution, so none takes less energy.
+arrivals are known. It may pre-empt and mix clocks and networks for nothing, a change of clock costs
+no time, and heat caps nothing, with static power as in the coldest air: every schedule of the
+engine is a solution, so none takes less energy.
+
+A frame stays on the unit where it starts, which takes a binary variable per frame and kind of unit.
+Where that gives more than `MOST_BINARIES`, or too much to search, it may migrate instead: a lower
+bound all the more.
 """
 
 import math
@@ -22,8 +26,8 @@ from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
-from scipy.optimize import linprog
-from scipy.sparse import csr_array
+from scipy.optimize import LinearConstraint, linprog, milp
+from scipy.sparse import block_array, csr_array, eye_array
 
 from dynlib import DynlibError
 from dynlib.hardware.board import Board, Unit
@@ -32,6 +36,7 @@ from dynlib.runtime.parts import AppRun
 from dynlib.runtime.tables import Tables
 from dynlib.runtime.workload import CLOSED_LOOP, Workload
 
+MOST_BINARIES, MOST_NODES = 400, 1000
 _SHARE = 1e-6  # of a frame: less than the solver's tolerance is nothing
 _UNSERVED_MJ = 1e6  # dearer than any frame, so that serving comes before saving
 
@@ -167,7 +172,7 @@ def _lower_hull(corners: list[tuple[float, float]]) -> list[tuple[float, float]]
 
 def _solve(frames: list[Frame], edges, states, hulls: _Hulls):
     """(share of every frame that is served, mJ above idle)."""
-    rows, values, cost, owner, room = [], [], [], [], []
+    rows, values, cost, owner, where, room = [], [], [], [], [], []
     capacity: dict[tuple, int] = {}
     first = np.searchsorted(edges, [f.start_ms for f in frames])
     last = np.searchsorted(edges, [f.end_ms for f in frames])
@@ -189,12 +194,37 @@ def _solve(frames: list[Frame], edges, states, hulls: _Hulls):
                     values += (ms * noise, ms * noise)
                     cost.append(mj * noise)
                     owner.append(k)
+                    where.append(unit.name)
     n, m = len(cost), len(frames)
     owner = np.array(owner, int)
     of_frame = csr_array((np.ones(n + m), (np.append(owner, np.arange(m)), np.arange(n + m))))
     in_time = csr_array((values, (rows, np.repeat(np.arange(n), 2))), (len(room), n + m))
-    solved = linprog(np.append(cost, np.full(m, _UNSERVED_MJ)), A_ub=in_time, b_ub=room,
-                     A_eq=of_frame, b_eq=np.ones(m), method="highs")  # fmt: skip
+    cost = np.append(cost, np.full(m, _UNSERVED_MJ))
+    solved = _staying(cost, in_time, room, of_frame, owner, where)
+    if solved is None:
+        solved = linprog(cost, in_time, room, of_frame, np.ones(m), method="highs")
     if solved.status != 0:
         raise DynlibError(f"the optimum was not found: {solved.message}")
-    return np.bincount(owner, solved.x[:n], m), float(solved.x[:n] @ np.array(cost))
+    return np.bincount(owner, solved.x[:n], m), float(solved.x[:n] @ cost[:n])
+
+
+def _staying(cost, in_time, room, of_frame, owner, where: list[str]):
+    """The optimum in which no frame migrates; None if there is but one kind of unit, or too much
+    to decide. `where`: the unit of every variable x, `owner` its frame."""
+    m = of_frame.shape[0]
+    pairs = sorted(set(zip(owner.tolist(), where, strict=True)))
+    if len(set(where)) < 2 or len(pairs) > MOST_BINARIES:
+        return None
+    number, q, n = {pair: i for i, pair in enumerate(pairs)}, len(pairs), len(owner)
+    of_pair = [number[pair] for pair in zip(owner.tolist(), where, strict=True)]
+    used = csr_array((np.ones(n), (of_pair, np.arange(n))), (q, n + m))
+    chosen = csr_array((np.ones(q), ([k for k, _ in pairs], np.arange(q))), (m, q))
+    limits = block_array([[in_time, None], [used, -eye_array(q)], [None, chosen]])
+    whole = block_array([[of_frame, csr_array((m, q))]])
+    solved = milp(
+        np.append(cost, np.zeros(q)), integrality=np.append(np.zeros(n + m), np.ones(q)),
+        constraints=[LinearConstraint(whole, 1, 1), LinearConstraint(
+            limits, -np.inf, np.concatenate([room, np.zeros(q), np.ones(m)]))],
+        options={"node_limit": MOST_NODES},
+    )  # fmt: skip
+    return solved if solved.status == 0 else None
