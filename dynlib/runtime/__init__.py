@@ -15,6 +15,7 @@ from dynlib.runtime.experiments import (
     sensitivity,
     simulate_many,
     simulation_speed,
+    tables_by_work,
 )
 from dynlib.runtime.manager import Manager
 from dynlib.runtime.measures import (
@@ -30,6 +31,7 @@ from dynlib.runtime.measures import (
 )
 from dynlib.runtime.oracle import Optimum, offered, oracle
 from dynlib.runtime.policies import Reactive, Static, best_static, linux_default, only
+from dynlib.runtime.qlearning import QAgent, matches, train_agent
 from dynlib.runtime.scenarios import SCENARIOS, scenario
 from dynlib.runtime.state import Action, Placement, Policy, State
 from dynlib.runtime.tables import PointTable, published_frame, published_tables
@@ -53,6 +55,7 @@ __all__ = [
     "Placement",
     "PointTable",
     "Policy",
+    "QAgent",
     "Reactive",
     "State",
     "Static",
@@ -70,6 +73,7 @@ __all__ = [
     "levels",
     "linux_default",
     "load_workload",
+    "matches",
     "offered",
     "only",
     "oracle",
@@ -87,5 +91,7 @@ __all__ = [
     "simulate_many",
     "simulation_speed",
     "summarise",
+    "tables_by_work",
     "timeline",
+    "train_agent",
 ]  # fmt: skip
