@@ -1,5 +1,7 @@
 """Recipes side by side, and sub-networks against their twins alone."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -36,7 +38,11 @@ def test_one_row_per_recipe_and_network(images):
 def test_the_largest_alone_is_what_training_a_space_of_one_gives(images):
     """So nothing of the super-network leaks into its rival, and the better rate is taken."""
     rates = (0.001, 0.1)
-    table = compare_alone(SHORT, rates, [SPACE.largest], build, SPACE, images).iloc[0]
+    recipes = {"one": SHORT, "other": replace(SHORT, teacher="labels")}
+    both = compare_alone(recipes, rates, [SPACE.largest], build, SPACE, images)
+    assert list(both["recipe"]) == ["one", "other"]
+    assert both["alone_pct"].nunique() == both["alone_lr"].nunique() == 1  # trained once
+    table = both.iloc[0]
     by_rate = {}
     for lr in rates:
         torch.manual_seed(0)

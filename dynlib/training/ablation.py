@@ -41,33 +41,47 @@ def compare_recipes(
 
 
 def compare_alone(
-    recipe: Recipe, rates: Sequence[float], configs: Sequence[SubnetConfig], build: Build,
-    space: SearchSpace, dataset: Dataset, *, seed: int = 0,
+    recipes: Mapping[str, Recipe], rates: Sequence[float], configs: Sequence[SubnetConfig],
+    build: Build, space: SearchSpace, dataset: Dataset, *, seed: int = 0,
 ) -> pd.DataFrame:  # fmt: skip
     """Each sub-network inside the super-network, trained alone, and trained alone by a teacher.
 
-    All see the same images for the same epochs with the same augmentation. Each network alone, and
-    the super-network as a whole, takes the learning rate of `rates` that is best on validation
-    images; the teacher of the third kind is the largest network trained alone. Accuracies are those
-    on the test images.
+    All see the same images for the same epochs with the same augmentation, those of the first
+    recipe. Each network alone, and each super-network as a whole, takes the learning rate of
+    `rates` that is best on validation images; the teacher of the third kind is the largest network
+    trained alone.
 
     Returns:
-        One row per sub-network: ``subnet, supernet_pct, alone_pct, distilled_alone_pct, alone_lr``.
+        One row per recipe and sub-network: ``recipe, subnet, accuracy_val_pct`` (validation, in the
+        super-network), and on the test images ``supernet_pct, alone_pct, distilled_alone_pct``;
+        ``supernet_lr, alone_lr``.
     """
-    supernet, _ = _best(recipe, rates, space, configs, build, dataset, seed)
+    recipe = next(iter(recipes.values()))
     largest = [space.largest]
     teacher, _ = _best(recipe, rates, single(space.largest), largest, build, dataset, seed)
     guide = teacher.prepare(space.largest)
-    rows = []
+    apart = {}
     for config in tqdm(configs, desc="alone", disable=None):
         alone, lr = _best(recipe, rates, single(config), [config], build, dataset, seed)
         taught, _ = _trained(build, single(config), dataset, replace(recipe, lr=lr), seed, guide)
-        nets = (supernet, alone, taught)
-        rows.append((
-            str(config), *(_accuracy(net, config, dataset, dataset.test) for net in nets), lr,
-        ))  # fmt: skip
-    names = ["subnet", "supernet_pct", "alone_pct", "distilled_alone_pct", "alone_lr"]
-    return pd.DataFrame(rows, columns=names)
+        apart[config] = {
+            "alone_pct": _accuracy(alone, config, dataset, dataset.test),
+            "distilled_alone_pct": _accuracy(taught, config, dataset, dataset.test),
+            "alone_lr": lr,
+        }
+    rows = []
+    for name, recipe in tqdm(recipes.items(), desc="together", disable=None):
+        supernet, lr = _best(recipe, rates, space, configs, build, dataset, seed)
+        rows += [
+            {
+                "recipe": name, "subnet": str(config),
+                "accuracy_val_pct": _accuracy(supernet, config, dataset, dataset.val),
+                "supernet_pct": _accuracy(supernet, config, dataset, dataset.test),
+                **apart[config], "supernet_lr": lr,
+            }
+            for config in configs
+        ]  # fmt: skip
+    return pd.DataFrame(rows)
 
 
 def _best(recipe, rates, space, configs, build, dataset, seed) -> tuple[Supernet, float]:

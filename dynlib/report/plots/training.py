@@ -25,15 +25,14 @@ def recipe_ablation(table: pd.DataFrame) -> Figure:
 
 @figure("alone_gap")
 def alone_gap(table: pd.DataFrame) -> Figure:
-    """Test accuracy of sub-networks inside the super-network and of their twins trained alone."""
-    drawn, axes = plt.subplots(figsize=WIDE)
-    rows = table.sort_values("macs_m")
-    series(axes, rows, "macs_m", {
-        "supernet_pct": ("in the super-network", "o-"), "alone_pct": ("trained alone", "s-"),
-        "distilled_alone_pct": ("trained alone by a teacher", "D-"),
-    })  # fmt: skip
-    axes.set(xlabel="work (MMACs)", ylabel="test accuracy (%)")
-    axes.set_title(f"{len(rows)} networks: one set of weights against one training each")
+    """Test accuracy of sub-networks inside a super-network and of their twins trained alone."""
+    drawn, by_recipe = panels_by(table, "recipe", sharey=True)
+    for recipe, (panel, rows) in by_recipe.items():
+        series(panel, rows.sort_values("macs_m"), "macs_m", {
+            "supernet_pct": ("in the super-network", "o-"), "alone_pct": ("trained alone", "s-"),
+            "distilled_alone_pct": ("trained alone by a teacher", "D-"),
+        })  # fmt: skip
+        panel.set(xlabel="work (MMACs)", ylabel="test accuracy (%)", title=recipe)
     return drawn
 
 
