@@ -20,6 +20,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -167,13 +168,12 @@ class _Loop:
         now_ms, due = self._now_ms(), []
         for i, run in enumerate(self.apps):
             while self.coming[i] and self.coming[i][0] <= now_ms:
-                due.append(Job(run, run.frames, *self.coming[i]))
-                run.frames, run.last_arrival_ms = run.frames + 1, self.coming[i][0]
+                due.append((run, *self.coming[i]))
                 self.coming[i] = next(run.arrivals, None)
-        for job in sorted(due, key=lambda job: job.arrival_ms):
-            job.app.waiting.append(job)
+        for run, arrival_ms, need in sorted(due, key=itemgetter(1)):
+            job = run.arrive(arrival_ms, need)
             # It came when it was due, even if another frame ran then.
-            self._log(job.arrival_ms, "arrive", job, deadline_ms=job.need.deadline_ms)
+            self._log(arrival_ms, "arrive", job, deadline_ms=need.deadline_ms)
         for run in self.apps:
             reason = "app died" if run.gone else "deadline passed"
             while run.waiting and (run.gone or run.waiting[0].deadline_at_ms <= now_ms):

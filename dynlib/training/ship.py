@@ -138,15 +138,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--dataset", default="cifar10")
     parser.add_argument("--data-dir", default="")
     parser.add_argument("--epochs", type=int, default=36)
-    for name in (
-        "lr",
-        "pad",
-        "cutout",
-        "cutmix",
-        "students",
-        "distill",
-        "label_smoothing",
-    ):  # see Recipe
+    fields = ("lr", "pad", "cutout", "cutmix", "students", "distill", "label_smoothing")
+    for name in fields:  # see Recipe
         default = getattr(Recipe, name)
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default)
     parser.add_argument("--seed", type=int, default=0)
@@ -158,10 +151,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     dataset = load_dataset(args.dataset, args.data_dir, seed=args.seed)
-    recipe = Recipe(
-        epochs=args.epochs, lr=args.lr, pad=args.pad, cutout=args.cutout, students=args.students,
-        distill=args.distill, label_smoothing=args.label_smoothing, cutmix=args.cutmix,
-    )  # fmt: skip
+    recipe = Recipe(epochs=args.epochs, **{name: getattr(args, name) for name in fields})
     torch.manual_seed(args.seed)
     earlier, space = None, SMALL_SPACE if args.small else CIFAR_SPACE
     if args.start:

@@ -31,14 +31,9 @@ def jetson_front(table: pd.DataFrame) -> Figure:
         axes[1].set_axis_off()
         return drawn
     sns.stripplot(
-        gains,
-        x="latency_ms",
-        y="accuracy_pct",
-        native_scale=True,
-        color="C1",
-        jitter=False,
+        gains, x="latency_ms", y="accuracy_pct", native_scale=True, color="C1", jitter=False,
         ax=axes[1],
-    )
+    )  # fmt: skip
     axes[1].axhline(0, color="C0", lw=1)
     axes[1].set(xlabel="latency constraint (ms)", ylabel="gain over the published search (points)")
     axes[1].set_title("one dot a seed")
