@@ -55,3 +55,16 @@ def fixed(subnet="large", mhz=1000.0, where="gpu", app="app", **values):
 
 def events(log, kind):
     return [e for e in log if e["event"] == kind]
+
+
+def queue_lengths(log):
+    """Frames that wait after each event."""
+    step, waiting, lengths, started = {"arrive": 1, "start": -1, "drop": -1}, 0, [], set()
+    for event in log:
+        frame = event.get("app"), event.get("frame")
+        if event["event"] == "drop" and frame in started:
+            continue
+        started |= {frame} if event["event"] == "start" else set()
+        waiting += step.get(event["event"], 0)
+        lengths.append(waiting)
+    return lengths
