@@ -114,7 +114,9 @@ def background(script: Sequence[Burst]) -> Iterator[Callable[[], None]]:
     with ExitStack() as stack:
         workers = []
         for _ in range(max((burst.workers for burst in script), default=0)):
-            worker = subprocess.Popen([sys.executable, "-c", _BURN], stdin=subprocess.PIPE)
+            worker = subprocess.Popen(  # a session each: the scheduler shares by session
+                [sys.executable, "-c", _BURN], stdin=subprocess.PIPE, start_new_session=True
+            )
             stack.callback(_end, worker)
             workers.append(worker)
 
