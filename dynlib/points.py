@@ -137,6 +137,20 @@ def pareto_front(table: pd.DataFrame, minimise: Sequence[str], maximise: Sequenc
     return table[mask].sort_values(columns[0]).reset_index(drop=True)
 
 
+def lower_hull(corners: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The corners of the lower left hull: nothing takes less energy in no more time."""
+    hull: list[tuple[float, float]] = []
+    for x, y in sorted(corners):
+        if hull and y >= hull[-1][1]:
+            continue
+        while len(hull) > 1 and (hull[-1][1] - hull[-2][1]) * (x - hull[-2][0]) >= (
+            y - hull[-2][1]
+        ) * (hull[-1][0] - hull[-2][0]):
+            hull.pop()
+        hull.append((x, y))
+    return hull
+
+
 def hypervolume(values: np.ndarray, reference: Sequence[float]) -> float:
     """Area that the points (n, 2), both objectives minimised, dominate below `reference`."""
     values = np.asarray(values, dtype=float)

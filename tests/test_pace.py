@@ -11,8 +11,8 @@ from runtime_cases import board, tables, unit
 
 from dynlib.hardware.board import Opp
 from dynlib.runtime import Manager, State
-from dynlib.runtime.manager import Slowdown
 from dynlib.runtime.pace import Pacer, Stream, Work
+from dynlib.runtime.slowdown import Slowdown
 from dynlib.runtime.state import AppState, Finished
 from dynlib.runtime.workload import Requirement
 
@@ -130,6 +130,23 @@ def learn(ratios, cv=0.05):
         known = manager._learn(known, state)
         seen.append(known["gpu"])
     return seen
+
+
+def test_a_unit_left_for_one_odd_frame_is_tried_again_and_less_often_if_that_fails():
+    slowdown, waits = Slowdown(), []
+    for _ in range(3):
+        slowdown, frames = slowdown.measured(2.0, 0.05, 2.6), 0
+        assert slowdown.used >= 2.0
+        while slowdown.used > 1:
+            slowdown, frames = slowdown.unseen(1), frames + 1
+        waits.append(frames)
+    assert waits == [4, 16, 64]
+    assert slowdown.measured(1.0, 0.05, 2.6).forgotten == 0  # the competitor has gone
+    often = Slowdown()
+    for _ in range(50):  # what many frames agree on is believed for longer
+        often = often.measured(2.0, 0.05, 2.6)
+    assert often.unseen(79).used > 1
+    assert often.unseen(80).used == 1
 
 
 @given(st.floats(0.7, 4.0))

@@ -20,23 +20,12 @@ from dynlib.hardware.board import Board
 from dynlib.runtime.conditions import memory_scale
 from dynlib.runtime.pace import Pacer, Stream, Work
 from dynlib.runtime.planner import OBJECTIVES, Demand, Plan, Planner, schedulable
+from dynlib.runtime.slowdown import Slowdown
 from dynlib.runtime.state import Action, AppState, State
 from dynlib.runtime.tables import Tables
 from dynlib.runtime.workload import CLOSED_LOOP, Requirement
 
 _SAFETY_MS = 0.1
-_GAIN = 0.05  # of the slowdown's filter when it has seen many frames
-_STOPPED = 20.0  # so many times slower than the last frames: rather stopped than slowed down
-
-
-class Slowdown(NamedTuple):
-    """Measured over expected time on one unit: the estimate, its variance over that of one
-    measurement, the one planned with, and the last measurement if it was too odd to count."""
-
-    mean: float = 1.0
-    variance: float = 0.0
-    used: float = 1.0
-    odd: float | None = None
 
 
 class Memory(NamedTuple):
@@ -123,44 +112,23 @@ class Manager:
         )
 
     def _learn(self, slowdowns: Mapping[str, Slowdown], state: State) -> Mapping[str, Slowdown]:
-        """Update the slowdowns from measured frames.
-
-        Without a slowdown the shares ms / latency that a frame ran at each clock add up to 1.
-        Within 3.5 sigma of the estimate a frame corrects it; above, the estimate jumps at once;
-        below, or `_STOPPED` times above (a suspended machine), when a second frame agrees.
-        """
+        """Update the slowdowns from measured frames: without one, the shares ms / latency that a
+        frame ran at each clock add up to 1."""
         if not state.finished:
             return slowdowns
-        slowdowns = dict(slowdowns)
+        slowdowns, seen = dict(slowdowns), set()
         tables = {app.name: self._table(app) for app in state.apps}
         for frame in state.finished:
             if frame.app not in tables:
                 continue
             point = tables[frame.app].point(frame.subnet, frame.unit)
             ratio = self._share(frame.unit, point, frame.ran, state.emc)
-            old = slowdowns[frame.unit]
-            if not (math.isfinite(ratio) and ratio > 0):
-                continue
-            sigma = math.sqrt(math.log1p(point.noise_cv**2))
-            band = math.exp(3.5 * sigma * math.sqrt(1 + old.variance))
-            odd, far = None, not old.mean / band <= ratio <= old.mean * band
-            doubtful = not old.mean < ratio <= old.mean * _STOPPED
-            if far and doubtful and (old.odd is None or (old.odd < old.mean) != (ratio < old.mean)):
-                mean, variance, odd = old.mean, old.variance, ratio
-            elif far:
-                # Of two that agree, the one nearer to the estimate.
-                mean = sorted((ratio, old.odd, old.mean))[1] if doubtful else ratio
-                variance = 1.0
-            else:
-                # A Kalman filter of a constant; its gain never falls below `_GAIN`.
-                gain = max(old.variance / (old.variance + 1), _GAIN)
-                mean, variance = old.mean + gain * (ratio - old.mean), gain
-            # What is not known well is planned with more room, in steps of 1 %, and not back by
-            # less than two of them.
-            room = self.planner.margin_sigma * sigma * (math.sqrt(1 + variance) - 1)
-            step = math.ceil(round(mean * math.exp(room) / 0.01, 6)) * 0.01
-            used = step if step > old.used or step < old.used - 0.015 else old.used
-            slowdowns[frame.unit] = Slowdown(mean, variance, round(used, 6), odd)
+            if math.isfinite(ratio) and ratio > 0:
+                sigma, margin = math.sqrt(math.log1p(point.noise_cv**2)), self.planner.margin_sigma
+                slowdowns[frame.unit] = slowdowns[frame.unit].measured(ratio, sigma, margin)
+                seen.add(frame.unit)
+        for name in slowdowns.keys() - seen:
+            slowdowns[name] = slowdowns[name].unseen(len(state.finished))
         return slowdowns
 
     def _table(self, app: AppState):
@@ -296,7 +264,7 @@ class Manager:
                 done = self._share(job.unit, point, job.ran, 1.0) / used[job.unit]
                 worst = self.planner.margin(point) - done
                 found[job.unit][0].append(
-                    Work(job.deadline_at_ms, max(1 - done, 0.0), worst, point)
+                    Work(job.deadline_at_ms, max(1 - done, 0.0), worst, point, done)
                 )
             placement = plan.placements.get(app.name)
             if placement is None:

@@ -31,6 +31,7 @@ from scipy.sparse import block_array, csr_array, eye_array
 
 from dynlib import DynlibError
 from dynlib.hardware.board import Board, Unit
+from dynlib.points import lower_hull
 from dynlib.runtime.conditions import Conditions, conditions, memory_scale, rest_mw, static_mw
 from dynlib.runtime.parts import AppRun
 from dynlib.runtime.tables import Tables
@@ -153,21 +154,7 @@ class _Hulls:
                     mj = time_ms * (unit.power_mw(mhz, point.cores) - rest) / 1000
                     corners.setdefault(point.noise_cv, []).append((time_ms, mj))
         return [(math.sqrt(math.log1p(cv**2)), *corner)
-                for cv, some in corners.items() for corner in _lower_hull(some)]  # fmt: skip
-
-
-def _lower_hull(corners: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The corners of the lower left hull: nothing takes less energy in no more time."""
-    hull: list[tuple[float, float]] = []
-    for x, y in sorted(corners):
-        if hull and y >= hull[-1][1]:
-            continue
-        while len(hull) > 1 and (hull[-1][1] - hull[-2][1]) * (x - hull[-2][0]) >= (
-            y - hull[-2][1]
-        ) * (hull[-1][0] - hull[-2][0]):
-            hull.pop()
-        hull.append((x, y))
-    return hull
+                for cv, some in corners.items() for corner in lower_hull(some)]  # fmt: skip
 
 
 def _solve(frames: list[Frame], edges, states, hulls: _Hulls):

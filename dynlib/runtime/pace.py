@@ -4,7 +4,8 @@ It looks ahead over the busy period that begins now: frames at hand and, of peri
 come, in the order of non-preemptive earliest deadline first. The lowest clock that meets every
 deadline with a margin for noise is the steady one; margins of independent frames add as squares. A
 frame alone may start slower and speed up only if it turns out long, as most never do (after PACE:
-Lorch and Smith, IEEE Transactions on Computers, 2004).
+Lorch and Smith, IEEE Transactions on Computers, 2004): by a `Ladder` of clocks where there is time
+for one, else once.
 """
 
 import math
@@ -14,10 +15,12 @@ from operator import itemgetter
 from typing import NamedTuple
 
 from dynlib.hardware.board import Unit
+from dynlib.runtime.ladder import Ladder
 from dynlib.runtime.tables import Point
 
 MAX_FRAMES = 24  # of a busy period; what comes later is left to later decisions
 _SAFETY_MS = 0.1
+_MANY = 10  # so many settling times must the noise span for a ladder of clocks
 _SLOWER = 2  # clocks below the steady one that are worth a try
 # Gauss-Hermite nodes and weights of a normal noise whose margin is 2.6 standard deviations.
 _QUANTILES = ((-1.099, 0.0113), (-0.521, 0.2221), (0.0, 0.5333), (0.521, 0.2221), (1.099, 0.0113))
@@ -27,12 +30,14 @@ _DEADLINE = itemgetter(0)
 
 
 class Work(NamedTuple):
-    """A frame: when it has to be done, the shares of it left on average and at worst."""
+    """A frame: when it has to be done, the shares of its mean work left on average and at worst,
+    and the share done."""
 
     deadline_ms: float
     mean: float
     worst: float
     point: Point
+    done: float = 0.0
 
 
 class Stream(NamedTuple):
@@ -57,6 +62,7 @@ class Pacer:
 
     def __init__(self, unit: Unit):
         self.unit = unit
+        self.ladder = lru_cache(maxsize=1024)(Ladder)
         self.accelerating = lru_cache(maxsize=4096)(self._accelerating)
         self.index = {mhz: i for i, mhz in enumerate(unit.freqs)}
         # After the last frame the clock stays until a lower one acts.
@@ -90,7 +96,7 @@ class Pacer:
         while low < top:
             # A quick look at the frames at hand: whether they would do without any margin.
             t = now_ms
-            for deadline_ms, mean, _, point in work:
+            for deadline_ms, mean, _, point, _ in work:
                 t += mean * point.latency_ms[low] * slow
                 if t > deadline_ms:
                     break
@@ -102,6 +108,12 @@ class Pacer:
         end_ms = now_ms + first.worst * first.point.latency_ms[low] * slow
         alone = len(work) == 1 and all(s.next_ms >= min(end_ms, first.deadline_ms) for s in streams)
         if alone and low > least:
+            spread_ms = (first.worst + first.done - first.point.noise(-2.0)) * slow
+            if spread_ms * first.point.latency_ms[top] > _MANY * self.unit.settle_ms:
+                mhz = now_mhz if running else None
+                pace = self._rung(now_ms, mhz, first, least, top, slow)
+                if pace is not None:
+                    return pace
             # In steps of 0.1 ms, so that frames alike share one calculation.
             window_ms = math.floor(10 * (first.deadline_ms - now_ms)) / 10
             slower = self.accelerating(
@@ -120,7 +132,7 @@ class Pacer:
         for n in range(MAX_FRAMES):
             if n and len(ready) > 1:
                 ready.sort(key=_DEADLINE)
-            deadline_ms, mean, worst, point = ready.pop(0)
+            deadline_ms, mean, worst, point, _ = ready.pop(0)
             ms = point.latency_ms[index] * slow
             if n == 0 and now_mhz not in (self.unit.freqs[index], None):
                 # Until the clock acts the frame runs as it does now.
@@ -140,6 +152,22 @@ class Pacer:
             if not ready:
                 return True
         return True
+
+    def _rung(self, now_ms, now_mhz, work: Work, least: int, top: int, slow: float) -> Pace | None:
+        """As the ladder has it, for a frame alone (`now_mhz`: it runs); None: too late for it."""
+        unit, ms, done = self.unit, work.point.latency_ms, work.done
+        left_ms, asked_ms = work.deadline_ms - now_ms - _SAFETY_MS, unit.settle_ms
+        if now_mhz is not None:  # what is asked for now acts later
+            done += unit.settle_ms / (ms[self.index[now_mhz]] * slow)
+            left_ms, asked_ms = left_ms - unit.settle_ms, 0.0
+        ladder = self.ladder(work.point, round(work.worst + work.done, 9), least, top)
+        stages = ladder.stages(left_ms / slow, done, unit.stall_ms / slow)
+        for index, until in stages:
+            stage_ms = (until - done) * ms[index] * slow
+            if stage_ms > unit.settle_ms or until == stages[-1][1]:
+                # The others are over before the next clock could act.
+                return Pace(unit.freqs[index], now_ms + max(stage_ms - asked_ms, _SAFETY_MS))
+        return None
 
     def _accelerating(
         self, window_ms, now_mhz, mean, worst, point, least: int, low: int, top: int, slow: float
