@@ -17,6 +17,7 @@ from dynlib.runtime.experiments import (
     simulation_speed,
     tables_by_work,
 )
+from dynlib.runtime.foresight import foresight
 from dynlib.runtime.manager import Manager
 from dynlib.runtime.measures import (
     compare,
@@ -68,6 +69,7 @@ __all__ = [
     "decision_us",
     "dump_workload",
     "energy_mj",
+    "foresight",
     "frames_of",
     "headline",
     "levels",

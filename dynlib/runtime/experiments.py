@@ -3,16 +3,19 @@
 import gc
 import math
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from functools import partial
 from time import process_time
 
 import numpy as np
 import pandas as pd
 
+from dynlib import DynlibError
 from dynlib.hardware.board import Board
 from dynlib.hardware.latency import clock_scale
 from dynlib.points import make_table
 from dynlib.runtime.engine import run
+from dynlib.runtime.foresight import foresight
 from dynlib.runtime.manager import Manager
 from dynlib.runtime.measures import compare, frames_of, recovery_frames, summarise
 from dynlib.runtime.oracle import oracle
@@ -141,12 +144,14 @@ def against_optimum(
 
     Columns: scenario, seed, energy_over_oracle (board energy per on-time frame over that of the
     optimum), above_idle_over_oracle (energy above idle, for the frames that the policy served in
-    time), deadline_miss_pct (outside the spans that the optimum calls infeasible), infeasible_pct
-    (frames in these spans), source.
+    time), above_idle_least (the least of it without foreknowledge of the noise, see `foresight`;
+    NaN where that does not apply), deadline_miss_pct (outside the spans that the optimum calls
+    infeasible), infeasible_pct (frames in these spans), source.
     """
     rows = []
     for name, make in _makers(scenarios, board, tables).items():
         policy = build(make) if build else Manager(board, tables)
+        least = _least(make(0), board, tables)
         for seed in seeds:
             workload = make(seed)
             log = run(workload, board, tables, policy, seed)
@@ -170,10 +175,20 @@ def against_optimum(
                 "energy_over_oracle": summary["energy_per_frame_mj"] / per_frame_mj,
                 "above_idle_over_oracle": (summary["energy_mj"] - same.idle_mj)
                 / max(same.energy_mj - same.idle_mj, 1e-9),
+                "above_idle_least": least,
                 "deadline_miss_pct": 100 * (~outside["on_time"]).mean() if len(outside) else 0.0,
                 "infeasible_pct": 100 * inside.mean(), "source": summary["source"],
             })  # fmt: skip
     return pd.DataFrame(rows)
+
+
+def _least(workload: Workload, board: Board, tables: Tables) -> float:
+    alone = len(workload.apps) == 1 and workload.apps[0].arrival == "periodic"
+    if not alone or not all(change.app for change in workload.changes):
+        return math.nan  # somebody else is there too
+    with suppress(DynlibError):
+        return foresight(workload, board, tables)
+    return math.nan
 
 
 def over_linux(runs: pd.DataFrame) -> pd.DataFrame:

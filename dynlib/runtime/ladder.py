@@ -11,7 +11,7 @@ from itertools import pairwise
 from dynlib.points import lower_hull
 from dynlib.runtime.tables import Point
 
-_PARTS = 10  # of the work that only some frames have, each with a clock of its own
+_PARTS = 20  # of the work that only some frames have, each with a clock of its own
 _NEARLY_ALL = -2.3  # standard deviations: what a frame takes at least, nearly always
 
 

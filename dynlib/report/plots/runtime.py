@@ -56,7 +56,8 @@ def manage_one_levels(table: pd.DataFrame) -> Figure:
 @figure("manage_one_optimum")
 @figure("manage_two_optimum")
 def manage_optimum(table: pd.DataFrame) -> Figure:
-    """Energy over that of the clairvoyant optimum, whole board and above idle."""
+    """Energy over that of the clairvoyant optimum, whole board and above idle; dashes: the least
+    without foreknowledge, where it is known."""
     drawn, axes = panels(2)
     table = table.assign(board=table["board"] + "\n" + table["points"] + " points")
     for panel, (column, label, bar) in zip(axes, (
@@ -66,6 +67,9 @@ def manage_optimum(table: pd.DataFrame) -> Figure:
         sns.stripplot(
             table, x="scenario", y=column, hue="board", dodge=True, jitter=False, size=4, ax=panel
         )
+        if column.startswith("above") and table["above_idle_least"].notna().any():
+            sns.stripplot(table, x="scenario", y="above_idle_least", hue="board", dodge=True,
+                          jitter=False, size=9, marker="_", linewidth=1.2, ax=panel)  # fmt: skip
         panel.axhline(1, color="0.3", lw=0.8)
         panel.axhline(bar, color="C3", lw=0.8, ls="--")
         panel.set(xlabel="", ylabel=f"{label} / optimum's")
