@@ -56,10 +56,11 @@ def manage_one_levels(table: pd.DataFrame) -> Figure:
 @figure("manage_one_optimum")
 @figure("manage_two_optimum")
 def manage_optimum(table: pd.DataFrame) -> Figure:
-    """Energy over that of the clairvoyant optimum, whole board and above idle; dashes: the least
-    without foreknowledge, where it is known."""
+    """Energy over that of the clairvoyant optimum, whole board and above idle, means over seeds;
+    dashes: the least without foreknowledge, where it is known."""
     drawn, axes = panels(2)
     table = table.assign(board=table["board"] + "\n" + table["points"] + " points")
+    table = table.groupby(["board", "scenario"], sort=False).mean(numeric_only=True).reset_index()
     for panel, (column, label, bar) in zip(axes, (
         ("energy_over_oracle", "board energy", 1.05),
         ("above_idle_over_oracle", "energy above idle", 1.15),
@@ -69,7 +70,8 @@ def manage_optimum(table: pd.DataFrame) -> Figure:
         )
         if column.startswith("above") and table["above_idle_least"].notna().any():
             sns.stripplot(table, x="scenario", y="above_idle_least", hue="board", dodge=True,
-                          jitter=False, size=9, marker="_", linewidth=1.2, ax=panel)  # fmt: skip
+                          jitter=False, size=9, marker="_", linewidth=1.2, legend=False,
+                          ax=panel)  # fmt: skip
         panel.axhline(1, color="0.3", lw=0.8)
         panel.axhline(bar, color="C3", lw=0.8, ls="--")
         panel.set(xlabel="", ylabel=f"{label} / optimum's")
