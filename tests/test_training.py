@@ -20,7 +20,8 @@ from dynlib.data import load_dataset
 from dynlib.nets.supernet import Supernet
 from dynlib.space import SearchSpace
 from dynlib.training.recipes import Recipe
-from dynlib.training.ship import accuracy_table, choose_points, ship
+from dynlib.training.ship import accuracy_table, choose_points, guide_of, ship
+from dynlib.training.step import bf16_pays
 from dynlib.training.trainer import ResumeError, _batches, _patch, accuracy_pct, train
 
 SPACE = SearchSpace((16,), ((1,), (0, 1)), ((8, 16), (16, 24)))
@@ -154,6 +155,20 @@ def test_training_goes_on_from_a_checkpoint_and_says_so(trained, tmp_path, monke
     assert now.space == wider
     assert provenance["start"]["epochs_run"] == 3
     assert provenance["recipe"]["epochs"] == 1
+
+
+def test_checkpoints_teach_together_one_of_them_through_a_mirror(trained, tmp_path):
+    path = tmp_path / "net.safetensors"
+    ship(trained[0], tiny(), path, candidates=2)
+    net, _ = Supernet.from_checkpoint(path)
+    images = torch.randn(4, 3, 16, 16)
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16_pays()):
+        largest = net.prepare(SPACE.largest)
+        one, other = (largest(x).float().softmax(1) for x in (images, images.flip(-1)))
+    both = guide_of([path, path])(images)
+    torch.testing.assert_close(both, ((one + other) / 2).log())
+    torch.testing.assert_close(both.flip(0), guide_of([path, path])(images.flip(0)))
+    torch.testing.assert_close(guide_of([path])(images), one.log())
 
 
 def test_chosen_points_include_both_ends(trained):

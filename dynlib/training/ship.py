@@ -6,6 +6,7 @@ its state file) and ships; the suite's full profile calls the same functions.
 
 import argparse
 import logging
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from tqdm.auto import tqdm
 from dynlib import DynlibError
 from dynlib.data import Dataset, load_dataset
 from dynlib.nets.supernet import Supernet
-from dynlib.report.files import atomic_write
+from dynlib.report.files import atomic_write, sha256
 from dynlib.report.provenance import repo_root
 from dynlib.space import SearchSpace, SubnetConfig
 from dynlib.training.recipes import Recipe
@@ -132,6 +133,25 @@ def ship(
     return table
 
 
+def guide_of(paths: Sequence[str | Path]) -> Callable[[torch.Tensor], torch.Tensor]:
+    """A teacher for `train`: images (N, 3, H, W) -> the logarithm of the mean probabilities (N,
+    classes) of the largest sub-network in each checkpoint; every second one sees mirrored images,
+    which is worth about as much as another network."""
+    nets = []
+    for path in paths:
+        supernet, _ = Supernet.from_checkpoint(path)
+        nets.append(supernet.prepare(supernet.canonical(supernet.space.largest)).eval())
+
+    @torch.no_grad()
+    def guide(images: torch.Tensor) -> torch.Tensor:
+        views = images, images.flip(-1)
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16_pays()):
+            answers = [net(views[i % 2]).float().softmax(1) for i, net in enumerate(nets)]
+        return (sum(answers) / len(answers)).log()
+
+    return guide
+
+
 def main(argv: list[str] | None = None) -> None:
     """Train a super-network and ship its checkpoint."""
     parser = argparse.ArgumentParser(description=main.__doc__)
@@ -147,6 +167,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="checkpoint to write")
     parser.add_argument("--state", type=Path, help="training state, resumed if it exists")
     parser.add_argument("--start", type=Path, help="checkpoint to start from, grown if need be")
+    parser.add_argument("--guide", type=Path, nargs="+", help="checkpoints that teach together")
     parser.add_argument("--finish-in", type=int, help="cut the rest short to so many epochs")
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -156,20 +177,23 @@ def main(argv: list[str] | None = None) -> None:
     earlier, space = None, SMALL_SPACE if args.small else CIFAR_SPACE
     if args.start:
         supernet, earlier = Supernet.from_checkpoint(args.start)
-        earlier = {key: earlier.get(key) for key in ("recipe", "epochs_run", "finish_in", "start")}
+        earlier = {
+            key: earlier.get(key) for key in ("recipe", "epochs_run", "finish_in", "start", "guide")
+        }
         supernet = supernet.grown(space)
     else:
         supernet = Supernet(space, len(dataset.classes))
     state = args.state or repo_root() / "runs" / "training" / f"{args.out.stem}.pt"
     history = train(
-        supernet, dataset, recipe, seed=args.seed, state_file=state, finish_in=args.finish_in
-    )
+        supernet, dataset, recipe, seed=args.seed, state_file=state, finish_in=args.finish_in,
+        guide=guide_of(args.guide) if args.guide else None,
+    )  # fmt: skip
     seconds = float(history["seconds"].sum())
     table = ship(
         supernet, dataset, args.out, recipe=asdict(recipe), seed=args.seed,
         train_images=len(dataset.train), seconds=seconds, torch=torch.__version__,
         threads=torch.get_num_threads(), epochs_run=len(history), finish_in=args.finish_in,
-        start=earlier,
+        start=earlier, guide=[sha256(path)[:16] for path in args.guide or ()],
     )  # fmt: skip
     atomic_write(
         args.out.with_suffix(".history.csv"), history.to_csv(index=False, float_format="%.5g")
