@@ -2,10 +2,9 @@
 
 import math
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from runtime_cases import board, periodic, tables, unit
+from runtime_cases import board, tables, unit
 from test_pace import MHZ, POINTS, UNIT
 
 from dynlib.hardware.board import load_board
@@ -92,8 +91,3 @@ def test_on_a_board_it_comes_near_the_least_that_noise_allows():
     clocks = [e["cpu_mhz"] for e in log if e["event"] == "set" and e["reason"] == "acts"]
     assert len(set(clocks)) >= 4
     assert 1 < foresight(workload, on, points) < 1.2
-
-
-def test_foresight_is_worth_nothing_without_noise():
-    on = board(unit(noise_cv=0.0))
-    assert foresight(periodic(50.0), on, tables(on)) == pytest.approx(1, abs=2e-3)
