@@ -1,3 +1,4 @@
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -74,9 +75,12 @@ def test_the_manager_never_sees_contention_or_noise(xavier):
     recorder = Recorder(Manager(on, points))
     workload = scenario("S4", points, on, 3)
     run(workload, on, points, recorder, 3)
-    coming = [s.t_ms for s, _, _ in recorder.calls if 2490 <= s.t_ms <= 2510]
-    # The first competitor arrives at 2.5 s, just as a frame does: nobody asks because of it.
-    assert len({round(t) for t in coming}) <= 2
+    # The first competitor comes at 2.5 s: until a frame has felt it, all is as without it.
+    alone = Recorder(Manager(on, points))
+    run(replace(workload, changes=()), on, points, alone, 3)
+    asked, same = ([s.t_ms for s, _, _ in r.calls if s.t_ms < 2510] for r in (recorder, alone))
+    assert asked == same
+    assert max(asked) > 2490
     for state, _, _ in recorder.calls:
         if state.memory and state.t_ms < 2500:
             assert all(s.used < 1.1 for s in state.memory.slowdowns.values())
@@ -127,7 +131,7 @@ def test_a_competitor_is_absorbed_within_two_frames_and_forgotten_after_it_left(
     power = [(e["t_s"], e["power_mw"]) for e in events(log, "sample")]
     spent = {start: sum(p * (t2 - t1) for (t1, p), (t2, _) in pairwise(power)
                         if start <= t1 < start + 1) for start in (1, 4, 8)}  # fmt: skip
-    assert spent[4] > 1.1 * spent[1]
+    assert spent[4] > 1.05 * spent[1]
     assert spent[8] == pytest.approx(spent[1], rel=0.02)
 
 

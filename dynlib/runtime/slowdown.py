@@ -41,10 +41,10 @@ class Slowdown(NamedTuple):
                 mean = sorted((ratio, self.odd, mean))[1]  # of two that agree, the nearer one
             else:
                 variance, odd = self.variance, ratio
-        # In steps of 1 %, and not back by less than two of them.
+        # In steps of half a percent, and not back by less than three of them.
         room = margin_sigma * sigma * (math.sqrt(1 + variance) - 1)
         step = math.ceil(round(mean * math.exp(room) / 0.005, 6)) * 0.005
-        used = step if step > self.used or step < self.used - 0.0075 else self.used
+        used = step if step > self.used or step < self.used - 0.015 else self.used
         return Slowdown(mean, variance, round(used, 6), odd, forgotten=forgotten)
 
     def unseen(self, frames: int) -> "Slowdown":
