@@ -127,6 +127,7 @@ def test_a_frame_stays_on_its_unit_where_that_can_be_decided(monkeypatch):
     stays, alone = oracle(workload, on, points), oracle(workload, on, on_gpu)
     assert stays.energy_mj == pytest.approx(alone.energy_mj)
     assert stays.served == 10
+    assert 0 <= stays.gap <= 1e-4
     monkeypatch.setattr(sys.modules[oracle.__module__], "MOST_BINARIES", 0)
     assert oracle(workload, on, points).energy_mj < stays.energy_mj - 1
 
