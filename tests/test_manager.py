@@ -2,17 +2,25 @@ from dataclasses import replace
 from itertools import pairwise
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from runtime_cases import NOISY, NOISY_TABLES, board, events, fixed, periodic, tables, unit
 
 from dynlib import DynlibError
+from dynlib._vision import timm
 from dynlib.hardware.board import load_board
+from dynlib.hardware.simulated import fitting_batch, simulate_points
+from dynlib.nets.supernet import Supernet
+from dynlib.nets.trace import record
+from dynlib.nets.vit import ViT
+from dynlib.nets.vit import layers as vit_layers
 from dynlib.runtime import (
     App,
     Change,
     Manager,
     Placement,
+    PointTable,
     Static,
     Workload,
     frames_of,
@@ -22,6 +30,7 @@ from dynlib.runtime import (
     summarise,
 )
 from dynlib.runtime.planner import schedulable
+from dynlib.space import SearchSpace
 
 
 class Recorder:
@@ -253,3 +262,36 @@ def test_a_decision_takes_well_under_a_millisecond(xavier):
     times = []
     run(scenario("T2", points, on), on, points, Manager(on, points), 0, decision_ms=times)
     assert sorted(times)[len(times) // 2] < 1.0
+
+
+def test_a_cnn_a_vision_transformer_and_a_static_timm_model_share_a_board():
+    on = load_board("jetson-xavier-nx")
+    cnn = Supernet(SearchSpace((32,), ((1,),) * 3, ((8, 32), (16, 64), (16, 96))), 10)
+    vit = Supernet(SearchSpace((32,), ((1, 3),), ((32, 64),), (), ((64, 128),) * 3, ((1, 2),) * 3),
+                   10, build=ViT, describe=vit_layers)  # fmt: skip
+    networks = {"cnn": cnn.space.ladder(2), "vit": vit.space.ladder(2)}
+    layers = {
+        name: {f"{name}-{i}": net.layers(config) for i, config in enumerate(networks[name])}
+        for name, net in (("cnn", cnn), ("vit", vit))
+    }
+    with torch.device("meta"):
+        static = timm.create_model("mobilenetv3_small_100")
+    layers["static"] = {"static-0": record(static, 224)}
+    points = {}
+    for name, subnets in layers.items():
+        batch = fitting_batch(on, "gpu", list(subnets.values())[-1], 20.0)
+        known = {subnet: {"accuracy_val_pct": 70.0 + 5 * i} for i, subnet in enumerate(subnets)}
+        rows = simulate_points(on, subnets, model=name, batch=batch, units=["gpu"], known=known)
+        points[name] = PointTable(rows, on)
+    floors, apps = {"cnn": 74.0, "vit": 0.0, "static": 70.0}, []
+    for name, table in points.items():
+        period_ms = 8 * table.on("gpu")[-1].latency_ms[-1]
+        apps.append(App(name, name, period_ms, period_ms=period_ms, start_unit="gpu",
+                        accuracy_floor_pct=floors[name],
+                        **({"start_s": 3.0, "end_s": 9.0} if name == "vit" else {})))  # fmt: skip
+    workload = Workload("mixed", 12.0, tuple(apps))
+    frames = frames_of(run(workload, on, points, Manager(on, points)), workload, points)
+    served = frames.groupby("app")["subnet"].agg(set)
+    assert served.to_dict() == {"cnn": {"cnn-1"}, "vit": {"vit-0"}, "static": {"static-0"}}
+    assert frames["on_time"].mean() >= 0.99
+    assert frames[frames["app"] == "vit"]["arrival_s"].between(3, 9).all()
