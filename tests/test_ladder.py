@@ -33,7 +33,7 @@ def expected_uj(stages, steps=400):
         width = (end - begin) / steps
         for k in range(steps):
             x = begin + (k + 0.5) * width
-            sigma = math.sqrt(math.log1p(POINT.noise_cv**2))
+            sigma = POINT.sigma
             longer = math.erfc((math.log(x) + sigma**2 / 2) / sigma / math.sqrt(2)) / 2
             total += longer * width * POINT.latency_ms[i] * POINT.active_mw[i]
     return total

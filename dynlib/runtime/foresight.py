@@ -72,8 +72,7 @@ def _known_uj(point: Point, window_ms: float, in_time: float) -> np.ndarray:
 def _blind_uj(point: Point, window_ms: float, in_time: float) -> float:
     """Expected energy of the best clock for every share of the work; inf: too long."""
     ms, uj = np.array(point.latency_ms), np.array(_uj(point))
-    sigma = np.sqrt(np.log1p(point.noise_cv**2))
-    worst = point.noise(norm.ppf(in_time))
+    sigma, worst = point.sigma, point.noise(norm.ppf(in_time))
     step = worst / _STEPS
     share = (np.arange(_STEPS) + 0.5) * step
     longer = norm.sf((np.log(share) + sigma**2 / 2) / max(sigma, 1e-9))

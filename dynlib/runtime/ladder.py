@@ -12,7 +12,7 @@ from dynlib.points import lower_hull
 from dynlib.runtime.tables import Point
 
 _PARTS = 20  # of the work that only some frames have, each with a clock of its own
-_NEARLY_ALL = -2.3  # standard deviations: what a frame takes at least, nearly always
+NEARLY_ALL = -2.3  # standard deviations: what a frame takes at least, nearly always
 
 
 class Ladder:
@@ -39,11 +39,11 @@ class Ladder:
         self.ms = [corner[0] for corner in corners]
         self.clocks = [ms.index(one) for one in self.ms]
         dear = [(u - v) / (s - t) for (s, v), (t, u) in pairwise(corners)]
-        sigma, self.edges, longer = math.sqrt(math.log1p(point.noise_cv**2)), [0.0, worst], [1.0]
-        if sigma and math.log(worst) > sigma * (_NEARLY_ALL - sigma / 2):
+        sigma, self.edges, longer = point.sigma, [0.0, worst], [1.0]
+        if sigma and math.log(worst) > sigma * (NEARLY_ALL - sigma / 2):
             last = math.log(worst) / sigma + sigma / 2
-            z = [_NEARLY_ALL + (last - _NEARLY_ALL) * i / _PARTS for i in range(_PARTS + 1)]
-            self.edges = [0.0, *(math.exp(sigma * (x - sigma / 2)) for x in z[:-1]), worst]
+            z = [NEARLY_ALL + (last - NEARLY_ALL) * i / _PARTS for i in range(_PARTS + 1)]
+            self.edges = [0.0, *map(point.noise, z[:-1]), worst]
             longer += [math.erfc((a + b) / math.sqrt(8)) / 2 for a, b in pairwise(z)]
         rungs = sorted((s * d, -i, j) for i, s in enumerate(longer) for j, d in enumerate(dear))
         self.parts = [-i for _, i, _ in rungs]

@@ -124,8 +124,9 @@ class Manager:
             point = tables[frame.app].point(frame.subnet, frame.unit)
             ratio = self._share(frame.unit, point, frame.ran, state.emc)
             if math.isfinite(ratio) and ratio > 0:
-                sigma, margin = math.sqrt(math.log1p(point.noise_cv**2)), self.planner.margin_sigma
-                slowdowns[frame.unit] = slowdowns[frame.unit].measured(ratio, sigma, margin)
+                slowdowns[frame.unit] = slowdowns[frame.unit].measured(
+                    ratio, point.sigma, self.planner.margin_sigma
+                )
                 seen.add(frame.unit)
         for name in slowdowns.keys() - seen:
             slowdowns[name] = slowdowns[name].unseen(len(state.finished))

@@ -15,7 +15,7 @@ from operator import itemgetter
 from typing import NamedTuple
 
 from dynlib.hardware.board import Unit
-from dynlib.runtime.ladder import Ladder
+from dynlib.runtime.ladder import NEARLY_ALL, Ladder
 from dynlib.runtime.tables import Point
 
 MAX_FRAMES = 24  # of a busy period; what comes later is left to later decisions
@@ -108,7 +108,7 @@ class Pacer:
         end_ms = now_ms + first.worst * first.point.latency_ms[low] * slow
         alone = len(work) == 1 and all(s.next_ms >= min(end_ms, first.deadline_ms) for s in streams)
         if alone and low > least:
-            spread_ms = (first.worst + first.done - first.point.noise(-2.0)) * slow
+            spread_ms = (first.worst + first.done - first.point.noise(NEARLY_ALL)) * slow
             if spread_ms * first.point.latency_ms[top] > _MANY * self.unit.settle_ms:
                 mhz = now_mhz if running else None
                 pace = self._rung(now_ms, mhz, first, least, top, slow)

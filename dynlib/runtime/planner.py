@@ -158,7 +158,7 @@ class Planner:
         """Factor from the mean execution time to the one planned with (log-normal noise)."""
         found = self._margins.get(point.noise_cv)
         if found is None:
-            found = math.exp(self.margin_sigma * math.sqrt(math.log1p(point.noise_cv**2)))
+            found = math.exp(self.margin_sigma * point.sigma)
             self._margins[point.noise_cv] = found
         return found
 

@@ -46,10 +46,14 @@ class Point:
     active_mw: tuple[float, ...]
     memory_mb: float = 0.0
 
+    @property
+    def sigma(self) -> float:
+        """Standard deviation of the logarithm of the noise."""
+        return math.sqrt(math.log1p(self.noise_cv**2))
+
     def noise(self, draw: float) -> float:
         """Log-normal factor of mean 1 on the latency, of a standard normal number."""
-        variance = math.log1p(self.noise_cv**2)
-        return math.exp(math.sqrt(variance) * draw - variance / 2)
+        return math.exp(self.sigma * draw - self.sigma**2 / 2)
 
 
 class PointTable:
