@@ -5,6 +5,7 @@ from dynlib.hardware.board import load_board
 from dynlib.points import TableError, make_table
 from dynlib.runtime import (
     App,
+    Change,
     PointTable,
     Workload,
     best_static,
@@ -57,6 +58,20 @@ def test_best_static_is_the_cheapest_of_all_settings_without_misses():
     assert policy.placements["app"].subnet == "large"
     hopeless = lambda seed: periodic(5.0, horizon_s=1.0)  # noqa: E731
     assert best_static(hopeless, BOARD, TABLES, seeds=(9001,)) is None
+
+
+def test_best_static_of_what_cannot_be_done_misses_about_as_few_as_can_be():
+    # The large network is too slow for the first half, the small one below the floor in the second.
+    steps = (Change(5.0, "app", accuracy_floor_pct=75.0), Change(5.0, "app", period_ms=60.0))
+    workload = periodic(15.0, changes=steps, horizon_s=10.0, deadline_ms=50.0)
+    chosen = best_static(lambda seed: workload, BOARD, TABLES, seeds=(9001,))
+    missed = {}
+    for net in ("small", "large"):
+        for mhz in BOARD.units[0].freqs:
+            log = run(workload, BOARD, TABLES, fixed(net, mhz), 9001)
+            missed[net, mhz] = summarise(log, workload, TABLES, BOARD)["deadline_miss_pct"]
+    least = min(missed.values())
+    assert 1 < missed[chosen.placements["app"].subnet, chosen.clocks["gpu"]] <= least + 1
 
 
 def test_best_static_of_two_apps_shares_the_clock():

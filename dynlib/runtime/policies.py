@@ -1,5 +1,6 @@
 """What a manager is compared with: the Linux default, and the best static setting in hindsight."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import product
@@ -150,21 +151,31 @@ def best_static(
     """The best fixed networks, placements and clocks for a scenario, in hindsight.
 
     Settings are simulated in the order of the energy a run without misses would take, so the first
-    that misses at most 1 % is the best; None when there is none among the first `MAX_TRIALS`.
+    that misses at most 1 % is the best. Where none of the first `MAX_TRIALS` does (T6 asks for what
+    cannot be done), it is the one of least energy per on-time frame among those that miss at most
+    1 % more than the one that misses fewest. None when no setting could serve every app.
     """
     seeds = list(seeds)
     workloads = [make(seed) for seed in seeds]
     policies = sorted(_settings(name, workloads[0], board, tables), key=lambda item: item[0])
+    tried, fewest_pct = [], math.inf
     for _, policy in policies[:MAX_TRIALS]:
-        offered = missed = 0
+        offered, missed, energy_mj = 0, 0, 0.0
         for workload, seed in zip(workloads, seeds, strict=True):
             summary = summarise(run(workload, board, tables, policy, seed), workload, tables, board)
             offered, missed = offered + summary["offered"], missed + summary["missed"]
-            if 100 * missed > MISS_LIMIT_PCT * offered * len(seeds):
+            energy_mj += summary["energy_mj"]
+            # The other seeds offer about as much: this one cannot get below the limit any more.
+            missed_pct = 100 * missed / max(offered, 1)
+            if missed_pct / len(seeds) > MISS_LIMIT_PCT + min(fewest_pct, 100):
                 break
-        if 100 * missed <= MISS_LIMIT_PCT * offered:
-            return policy
-    return None
+        else:
+            if missed_pct <= MISS_LIMIT_PCT:
+                return policy
+            fewest_pct = min(fewest_pct, missed_pct)
+            tried.append((energy_mj / max(offered - missed, 1e-9), missed_pct, policy))
+    near = [entry for entry in tried if entry[1] <= fewest_pct + MISS_LIMIT_PCT]
+    return min(near, key=lambda entry: entry[0])[2] if near else None
 
 
 def _ladder(table, start_unit: str) -> list[Placement]:
