@@ -1,5 +1,7 @@
 """A tiny board and table with round numbers, shared by the tests of dynlib.runtime."""
 
+from hypothesis import strategies as st
+
 from dynlib.hardware.board import Board, Opp, Unit
 from dynlib.points import make_table
 from dynlib.runtime import App, Placement, PointTable, Static, Workload
@@ -68,3 +70,19 @@ def queue_lengths(log):
         waiting += step.get(event["event"], 0)
         lengths.append(waiting)
     return lengths
+
+
+def net_table(nets):
+    """(accuracy, ms at the highest clock, MB) of each network -> a table for the tiny GPU."""
+    rows = [
+        {"model": "net", "subnet": f"n{i}", "board": "tiny", "unit": "gpu", "batch": 1,
+         "gpu_mhz": mhz, "accuracy_val_pct": accuracy_pct, "memory_mb": mb,
+         "latency_ms": ms * MHZ[-1] / mhz, "source": "simulated"}
+        for i, (accuracy_pct, ms, mb) in enumerate(nets) for mhz in MHZ
+    ]  # fmt: skip
+    return PointTable(make_table(rows), board(unit(noise_cv=0.05)))
+
+
+NETS = st.lists(
+    st.tuples(st.integers(50, 90), st.integers(2, 40), st.integers(1, 4)), min_size=1, max_size=12
+)

@@ -2,14 +2,11 @@
 
 import math
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from runtime_cases import board, unit
+from runtime_cases import NETS, board, net_table, unit
 
-from dynlib.points import make_table
-from dynlib.runtime import PointTable
 from dynlib.runtime.planner import Demand, Planner, schedulable
 from dynlib.runtime.workload import Requirement
 
@@ -19,54 +16,15 @@ LIMITS = (("gpu", MHZ[-1]),)
 SLOW = (("gpu", 1.0),)
 
 
-def table(nets):
-    """(accuracy, ms at the highest clock, MB) of each network -> a table."""
-    rows = [
-        {"model": "net", "subnet": f"n{i}", "board": "tiny", "unit": "gpu", "batch": 1,
-         "gpu_mhz": mhz, "accuracy_val_pct": accuracy_pct, "memory_mb": mb,
-         "latency_ms": ms * MHZ[-1] / mhz, "source": "simulated"}
-        for i, (accuracy_pct, ms, mb) in enumerate(nets) for mhz in MHZ
-    ]  # fmt: skip
-    return {"net": PointTable(make_table(rows), BOARD)}
-
-
-nets = st.lists(
-    st.tuples(st.integers(50, 90), st.integers(2, 40), st.integers(1, 4)), min_size=1, max_size=12
-)
-
-
 def demand(deadline_ms, floor_pct=0.0, app="app", period_ms=100.0):
     return Demand(app, "net", Requirement(deadline_ms, period_ms, floor_pct), False, 0)
 
 
-@given(nets, st.integers(50, 90), st.integers(1, 4))
-@settings(max_examples=60)
-def test_only_beaten_points_are_left_out(nets, floor_pct, share_mb):
-    planner = Planner(BOARD, table(nets), "energy", 2.6)
-    kept = planner._useful("net", "gpu", float(floor_pct), float(share_mb))
-    fit = [p for p in planner.tables["net"].on("gpu")
-           if p.accuracy_val_pct >= floor_pct and p.memory_mb <= share_mb]  # fmt: skip
-    assert set(kept.points) <= set(fit)
-    for point in fit:
-        assert any(
-            np.less_equal(k.latency_ms, point.latency_ms).all()
-            and np.less_equal(k.active_mw, point.active_mw).all()
-            for k in kept.points
-        )
-    # And nobody who is left is beaten by a faster one that is.
-    for i, a in enumerate(kept.points):
-        assert not any(
-            np.less_equal(b.latency_ms, a.latency_ms).all()
-            and np.less_equal(b.active_mw, a.active_mw).all() and b.memory_mb <= a.memory_mb
-            for b in kept.points[:i]
-        )  # fmt: skip
-
-
-@given(nets, st.floats(5, 150), st.integers(50, 90), st.floats(1, 2))
+@given(NETS, st.floats(5, 150), st.integers(50, 90), st.floats(1, 2))
 @settings(max_examples=60)
 def test_one_app_gets_the_best_of_all_points_and_clocks(nets, deadline_ms, floor_pct, slow):
     for objective in ("energy", "accuracy"):
-        planner = Planner(BOARD, table(nets), objective, 2.6)
+        planner = Planner(BOARD, {"net": net_table(nets)}, objective, 2.6)
         floor = float(floor_pct) if objective == "energy" else 0.0
         wanted = demand(deadline_ms, floor)
         plan = planner.plan((wanted,), (("gpu", slow),), LIMITS)
@@ -87,10 +45,10 @@ def test_one_app_gets_the_best_of_all_points_and_clocks(nets, deadline_ms, floor
             assert plan.power_mw == pytest.approx(min(mw for mw, a in found if a == best))
 
 
-@given(nets, st.floats(10, 150), st.floats(10, 150), st.integers(50, 80))
+@given(NETS, st.floats(10, 150), st.floats(10, 150), st.integers(50, 80))
 @settings(max_examples=60)
 def test_a_feasible_plan_of_two_apps_keeps_every_promise(nets, one_ms, two_ms, floor_pct):
-    planner = Planner(BOARD, table(nets), "energy", 2.6)
+    planner = Planner(BOARD, {"net": net_table(nets)}, "energy", 2.6)
     wanted = (demand(one_ms, float(floor_pct), "a"), demand(two_ms, 0.0, "b", 120.0))
     plan = planner.plan(wanted, SLOW, LIMITS)
     assert set(plan.placements) == {"a", "b"}
@@ -108,7 +66,7 @@ def test_a_feasible_plan_of_two_apps_keeps_every_promise(nets, one_ms, two_ms, f
 
 def test_a_point_is_not_given_up_for_one_that_does_not_fit():
     """The small point is worse in time and power, but there is memory only for it."""
-    planner = Planner(BOARD, table([(80, 10, 4), (80, 12, 1)]), "energy", 2.6)
+    planner = Planner(BOARD, {"net": net_table([(80, 10, 4), (80, 12, 1)])}, "energy", 2.6)
     assert planner.plan((demand(50.0),), SLOW, LIMITS, math.inf).placements["app"].subnet == "n0"
     tight = planner.plan((demand(50.0),), SLOW, LIMITS, 2.0)
     assert tight.feasible

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dynlib.hardware.board import Board
+from dynlib.runtime.candidates import Candidates
 from dynlib.runtime.state import Placement
 from dynlib.runtime.tables import Point, Tables
 from dynlib.runtime.workload import Requirement
@@ -67,33 +68,6 @@ class _Load(NamedTuple):
     index: int
     power_mw: float
     accuracy_pct: float
-
-
-class _Candidates(NamedTuple):
-    """Points of one model on one unit, fastest first; arrays (points,) and (points, clocks).
-
-    `beaten_pct`: accuracy of the best point that beats this one in time and power at every clock
-    and takes no more memory. `fastest_ms`, `cheapest_uj`: the best of any point at each clock;
-    `least_margin`: of any point.
-    """
-
-    points: tuple[Point, ...]
-    accuracy_pct: np.ndarray
-    beaten_pct: np.ndarray
-    memory_mb: np.ndarray
-    margin: np.ndarray
-    time_ms: np.ndarray
-    energy_uj: np.ndarray
-    fastest_ms: np.ndarray | None = None
-    cheapest_uj: np.ndarray | None = None
-    least_margin: float = 1.0
-
-    def take(self, kept) -> "_Candidates":
-        """Those at the indices `kept`."""
-        points = tuple([self.points[i] for i in kept])
-        arrays = [array.take(kept, 0) for array in self[1:7]]
-        best = [np.minimum.reduce(array) for array in (*arrays[4:], arrays[3])] if points else []
-        return _Candidates(points, *arrays, *best)
 
 
 def schedulable(tasks: Sequence[tuple[float, float, float]]) -> bool:
@@ -149,8 +123,8 @@ class Planner:
         self._twins = {unit.name: [twin.name for twin in board.units[:i] if
                                    _alike(twin) == _alike(unit)]
                        for i, unit in enumerate(board.units)}  # fmt: skip
-        self._arrays = {(model, unit): self._sorted(model, unit)
-                        for model, table in tables.items() for unit in table.units}  # fmt: skip
+        self._every = {(model, unit): Candidates.of(table.on(unit), self.margin)
+                       for model, table in tables.items() for unit in table.units}  # fmt: skip
         self._candidates = lru_cache(maxsize=1024)(self._useful)
         self._best = lru_cache(maxsize=4096)(self._best_load)
 
@@ -205,7 +179,7 @@ class Planner:
 
     def _place(self, demands, slow, limit, rules: Rules):
         units = [u.name for u in self.board.units if limit[u.name]]
-        options = [[u for u in units if (d.model, u) in self._arrays] for d in demands]
+        options = [[u for u in units if (d.model, u) in self._every] for d in demands]
         exhaustive = math.prod(map(len, options)) <= MAX_ASSIGNMENTS
         return (self._search if exhaustive else self._greedy)(demands, options, slow, limit, rules)
 
@@ -303,28 +277,9 @@ class Planner:
                     best, best_score = load, score
         return best
 
-    def _useful(self, model: str, unit: str, floor_pct: float, share_mb: float) -> _Candidates:
-        """Points that meet a floor and fit into memory; where energy alone counts, without those
-        that another such point beats."""
-        every, floor_pct = self._arrays[model, unit], floor_pct - 1e-9
-        useful = (every.accuracy_pct >= floor_pct) & (every.memory_mb <= share_mb)
-        if self.objective != "accuracy":
-            useful &= every.beaten_pct < floor_pct
-        return every.take(useful.nonzero()[0])
-
-    def _sorted(self, model: str, unit: str) -> _Candidates:
-        points = sorted(self.tables[model].on(unit),
-                        key=lambda p: (p.latency_ms[-1], -p.accuracy_val_pct))  # fmt: skip
-        columns = ("accuracy_val_pct", "memory_mb", "latency_ms", "active_mw")
-        arrays = (np.array([getattr(p, name) for p in points]) for name in columns)
-        accuracy_pct, memory_mb, time_ms, power_mw = arrays
-        margin = np.array([self.margin(p) for p in points])
-        costs = np.column_stack([time_ms, power_mw, memory_mb])
-        beats = (costs[:, None] <= costs).all(axis=2)  # rows beat columns
-        beats = np.triu(beats, 1)  # a faster one comes first; so does the first of equals
-        beaten_pct = np.where(beats, accuracy_pct[:, None], -np.inf).max(axis=0)
-        return _Candidates(tuple(points), accuracy_pct, beaten_pct, memory_mb, margin, time_ms,
-                           time_ms * power_mw)  # fmt: skip
+    def _useful(self, model: str, unit: str, floor_pct: float, share_mb: float) -> Candidates:
+        every = self._every[model, unit]
+        return every.useful(floor_pct, share_mb, unbeaten=self.objective != "accuracy")
 
     def _load_at(self, spec, demands, candidates, index: int, slow: float, beat, strict: bool):
         """The best points at one clock: from each app's own best, shrinking the heaviest."""
