@@ -370,7 +370,8 @@ class Engine:
 
     def _state(self) -> State:
         for unit in self.units.values():
-            unit.advance(self.now_ms)
+            if unit.job is not None:
+                unit.advance(self.now_ms)
         seen = [run.observe(self.now_ms) for run in self.apps.values()]
         clocks = {name: unit.mhz for name, unit in self.units.items()}
         targets = {name: unit.target_mhz for name, unit in self.units.items()}

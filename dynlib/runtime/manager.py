@@ -33,7 +33,8 @@ class Memory(NamedTuple):
 
     slowdowns: Mapping[str, Slowdown]
     key: tuple = ()
-    plan: Plan | None = None
+    wanted: Plan | None = None  # the best plan for `key`
+    plan: Plan | None = None  # the one in force
     since_ms: float = -math.inf
 
 
@@ -92,7 +93,7 @@ class Manager:
         if state.emc != 1:  # the most that a slower memory stretches any frame on the unit
             for name, unit in self.units.items():
                 used[name] *= memory_scale(unit, unit.max_mhz, state.emc)
-        plan, key, since_ms, reason = self._choose(state, memory, used, limits)
+        key, wanted, plan, since_ms, reason = self._choose(state, memory, used, limits)
         clocks, wake_ms = {}, math.inf
         at_hand = self._at_hand(state, plan, used) if self.paced else {}
         for name in self.units:
@@ -107,7 +108,7 @@ class Manager:
             placements=plan.placements,
             clocks=clocks,
             wake_ms=None if math.isinf(wake_ms) else wake_ms,
-            memory=Memory(slowdowns, key, plan, since_ms),
+            memory=Memory(slowdowns, key, wanted, plan, since_ms),
             reason=reason,
         )
 
@@ -146,20 +147,23 @@ class Manager:
     def _choose(self, state: State, memory: Memory, used: Mapping[str, float], limits):
         demands = tuple([self._demand(app, state) for app in state.apps])
         key = (demands, tuple(used.items()), tuple(limits.items()), state.memory_mb)
-        wanted = self.planner.plan(*key)
-        plan, since_ms = memory.plan, memory.since_ms
+        same = key == memory.key
+        wanted = memory.wanted if same else self.planner.plan(*key)
+        plan, since_ms, why = memory.plan, memory.since_ms, ""
         if wanted is plan or wanted == plan:
-            return plan, key, since_ms, ""
+            return key, wanted, plan, since_ms, why
         if plan is None or wanted.placements.keys() != plan.placements.keys():
-            return wanted, key, state.t_ms, _reason("apps", wanted)
+            why = "apps"
         # Under the same key it held at the last decision.
-        held = key == memory.key or self._holds(plan, demands, used, limits, state.memory_mb)
-        if not held:
-            return wanted, key, state.t_ms, _reason("requirement", wanted)
-        settled = state.t_ms - since_ms >= self.dwell_ms
-        if settled and (not plan.feasible or self._gain(plan, wanted, demands, used)):
-            return wanted, key, state.t_ms, _reason("saves", wanted)
-        return plan, key, since_ms, ""
+        elif not (same or self._holds(plan, demands, used, limits, state.memory_mb)):
+            why = "requirement"
+        elif state.t_ms - since_ms >= self.dwell_ms and (
+            not plan.feasible or self._gain(plan, wanted, demands, used)
+        ):
+            why = "saves"
+        if why:
+            return key, wanted, wanted, state.t_ms, _reason(why, wanted)
+        return key, wanted, plan, since_ms, why
 
     def _demand(self, app: AppState, state: State) -> Demand:
         """The strictest of what applies now, to frames that wait, and to those about to come.

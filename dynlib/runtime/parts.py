@@ -121,9 +121,9 @@ class AppRun:
 class UnitRun:
     """The state of one unit."""
 
-    __slots__ = ("asked", "asleep", "busy_ms", "cap_mhz", "freq_index", "frozen_ms", "governor",
-                 "job", "lost", "mhz", "power", "rest_cores", "scale", "since_ms", "spec",
-                 "stretch", "target_mhz", "token", "window_ms")  # fmt: skip
+    __slots__ = ("asked", "asleep", "busy_ms", "cap_mhz", "drawn", "freq_index", "frozen_ms",
+                 "governor", "job", "lost", "mhz", "power", "rest_cores", "scale", "since_ms",
+                 "spec", "stretch", "target_mhz", "token", "window_ms")  # fmt: skip
 
     def __init__(self, spec: Unit, governor):
         self.spec, self.governor = spec, governor
@@ -138,6 +138,7 @@ class UnitRun:
         self.token = self.asked = 0
         self.asleep = False
         self.power: dict[tuple[float, float], float] = {}
+        self.drawn = (-1.0, 0.0, 0.0)  # clock, load and power at the last call of `power_mw`
 
     def job_ms(self, job: Job) -> float:
         """Duration of the whole job at the present clock and contention."""
@@ -201,11 +202,16 @@ class UnitRun:
 
     def power_mw(self) -> float:
         """Power of the unit at this instant."""
-        key = (self.mhz, self.load)
-        found = self.power.get(key)
-        if found is None:
-            found = self.power[key] = self.spec.power_mw(*key)
-        return found
+        # This is asked for after every event, so an unchanged answer has to be quick.
+        job = self.job
+        load = job.point.cores if job else self.rest_cores
+        if self.mhz != self.drawn[0] or load != self.drawn[1]:
+            key = (self.mhz, load)
+            found = self.power.get(key)
+            if found is None:
+                found = self.power[key] = self.spec.power_mw(*key)
+            self.drawn = (*key, found)
+        return self.drawn[2]
 
 
 ORDERS = {

@@ -4,7 +4,7 @@ import hashlib
 import logging
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
@@ -33,7 +33,8 @@ _LOG = logging.getLogger(__name__)
 class Point:
     """A sub-network on a unit; the tuples have one entry per clock of the unit, ascending.
 
-    `active_mw` is what running draws above the same unit waiting at its lowest clock.
+    `active_mw` is what running draws above the same unit waiting at its lowest clock; `sigma` is
+    the standard deviation of the logarithm of the noise.
     """
 
     subnet: str
@@ -45,11 +46,10 @@ class Point:
     latency_ms: tuple[float, ...]
     active_mw: tuple[float, ...]
     memory_mb: float = 0.0
+    sigma: float = field(init=False)
 
-    @property
-    def sigma(self) -> float:
-        """Standard deviation of the logarithm of the noise."""
-        return math.sqrt(math.log1p(self.noise_cv**2))
+    def __post_init__(self):
+        object.__setattr__(self, "sigma", math.sqrt(math.log1p(self.noise_cv**2)))
 
     def noise(self, draw: float) -> float:
         """Log-normal factor of mean 1 on the latency, of a standard normal number."""
