@@ -122,9 +122,14 @@ def _openvino(net: nn.Module, example: torch.Tensor, precision: str) -> Frame:
     lock = threading.Lock()
 
     def run(images: torch.Tensor) -> torch.Tensor:
-        with lock:  # a request holds the tensors of one frame
-            feeds = ({0: image} for image in images[:, None].contiguous().numpy())
-            return torch.cat([torch.from_numpy(request.infer(feed)[0]) for feed in feeds])
+        # A request holds the tensors of one frame: it reads the image where it lies, and its answer
+        # lasts until the next one.
+        with lock:
+            answers = (
+                request.infer({0: image}, share_inputs=True, share_outputs=True)[0]
+                for image in images[:, None].contiguous().numpy()
+            )
+            return torch.cat([torch.from_numpy(answer).clone() for answer in answers])
 
     return run
 
