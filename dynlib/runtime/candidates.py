@@ -55,9 +55,15 @@ class Candidates(NamedTuple):
             kept &= self.beaten_pct < floor_pct
         return self.take(kept.nonzero()[0])
 
-    def take(self, kept) -> "Candidates":
-        """Those at the indices `kept`, with the best of each clock."""
-        points = tuple([self.points[i] for i in kept])
-        arrays = [array.take(kept, 0) for array in self[1:7]]
-        best = [np.minimum.reduce(array) for array in (*arrays[4:], arrays[3])] if points else []
+    def take(self, kept: np.ndarray) -> "Candidates":
+        """Those at the ascending indices `kept`, with the best of each clock."""
+        if not len(kept):
+            return Candidates((), *(array[:0] for array in self[1:7]))
+        part = slice(kept[0], kept[-1] + 1)
+        if part.stop - part.start == len(kept):  # neighbours need no copy
+            points, arrays = self.points[part], [array[part] for array in self[1:7]]
+        else:
+            points = tuple([self.points[i] for i in kept])
+            arrays = [array.take(kept, 0) for array in self[1:7]]
+        best = [np.minimum.reduce(array) for array in (*arrays[4:], arrays[3])]
         return Candidates(points, *arrays, *best)

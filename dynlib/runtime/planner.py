@@ -102,6 +102,7 @@ def schedulable(tasks: Sequence[tuple[float, float, float]]) -> bool:
     return True
 
 
+_FIRST = np.zeros(1, int)
 _alike = attrgetter("kind", "opps", "cores")
 
 
@@ -256,7 +257,7 @@ class Planner:
             points = self._candidates(demand.model, unit, demand.need.floor_pct, rules.share_mb)
             if not points.points:
                 return None
-            points = points if rules.strict else points.take((0,))
+            points = points if rules.strict else points.take(_FIRST)
             candidates.append(points)
             margin = points.least_margin if rules.strict else 1.0
             planned_ms = points.fastest_ms * slow * margin
