@@ -151,9 +151,10 @@ def best_static(
     """The best fixed networks, placements and clocks for a scenario, in hindsight.
 
     Settings are simulated in the order of the energy a run without misses would take, so the first
-    that misses at most 1 % is the best. Where none of the first `MAX_TRIALS` does (T6 asks for what
-    cannot be done), it is the one of least energy per on-time frame among those that miss at most
-    1 % more than the one that misses fewest. None when no setting could serve every app.
+    that misses at most 1 % is the best. Where none does (T6 asks for what cannot be done), it is
+    the one of least energy per on-time frame among those that miss at most 1 % more than the one
+    that misses fewest. None when no setting could serve every app, and when there are more than
+    `MAX_TRIALS` and none of those is good enough.
     """
     seeds = list(seeds)
     workloads = [make(seed) for seed in seeds]
@@ -174,8 +175,10 @@ def best_static(
                 return policy
             fewest_pct = min(fewest_pct, missed_pct)
             tried.append((energy_mj / max(offered - missed, 1e-9), missed_pct, policy))
+    if not tried or len(policies) > MAX_TRIALS:
+        return None
     near = [entry for entry in tried if entry[1] <= fewest_pct + MISS_LIMIT_PCT]
-    return min(near, key=lambda entry: entry[0])[2] if near else None
+    return min(near, key=lambda entry: entry[0])[2]
 
 
 def _ladder(table, start_unit: str) -> list[Placement]:
