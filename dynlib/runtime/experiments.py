@@ -273,9 +273,15 @@ def simulation_speed(
     return horizon_s / (process_time() - begin)
 
 
-def decision_us(board: Board, apps: int, points: int, seed: int = 0) -> list[float]:
+def decision_us(
+    board: Board, apps: int, points: int, seed: int = 0, repeats: int = 5
+) -> list[float]:
     """CPU time of every decision, in us: `apps` apps with `points` sub-networks of their own on the
-    fastest unit, all clocks, and requirements that change, announced or not, every second."""
+    fastest unit, all clocks, and requirements that change, announced or not, every second.
+
+    The same run is made `repeats` times by a manager that starts anew; each decision counts with
+    its median, so that what else a shared machine does is not counted as the manager's.
+    """
     unit = next((u for u in board.units if u.kind == "gpu"), board.units[-1])
     rng, rows = np.random.default_rng(seed), []
     for i in range(points):
@@ -296,14 +302,15 @@ def decision_us(board: Board, apps: int, points: int, seed: int = 0) -> list[flo
                accuracy_floor_pct=float(rng.uniform(70, 78)), announced=bool(t % 2))
         for t in range(1, 30)
     )  # fmt: skip
-    times: list[float] = []
+    times: list[list[float]] = [[] for _ in range(repeats)]
     workload = Workload("many", 30.0, who, changes)
     gc.disable()  # what the collector would look through is the log of the simulator
     try:
-        run(workload, board, tables, Manager(board, tables), seed, decision_ms=times)
+        for taken in times:
+            run(workload, board, tables, Manager(board, tables), seed, decision_ms=taken)
     finally:
         gc.enable()
-    return [1000 * ms for ms in times]
+    return (1000 * np.median(times, axis=0)).tolist()
 
 
 def _makers(scenarios: Scenarios, board: Board, tables: Tables) -> dict[str, Maker]:
