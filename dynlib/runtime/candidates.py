@@ -9,15 +9,17 @@ from dynlib.runtime.tables import Point
 
 
 class Candidates(NamedTuple):
-    """Points of one model on one unit, fastest first; arrays (points,) and (points, clocks).
+    """Points of one model on one unit, fastest first; arrays (points,) and (clocks, points).
 
     Args:
         beaten_pct: accuracy of the best point that beats this one in time and power at every clock
             and takes no more memory.
         margin: factor from the mean execution time to the one planned with.
         time_ms, energy_uj: of a frame at each clock.
-        fastest_ms, cheapest_uj: the best of any point at each clock.
-        least_margin: of any point.
+        fastest_ms, cheapest_uj: for each point, the best that it and those after it do at each
+            clock; lists, which are quicker to go through than arrays so short.
+        least_margin: for each point, of it and those after it.
+        largest_mb: the most memory that any point takes.
     """
 
     points: tuple[Point, ...]
@@ -27,9 +29,10 @@ class Candidates(NamedTuple):
     margin: np.ndarray
     time_ms: np.ndarray
     energy_uj: np.ndarray
-    fastest_ms: np.ndarray | None = None
-    cheapest_uj: np.ndarray | None = None
-    least_margin: float = 1.0
+    fastest_ms: list[list[float]]
+    cheapest_uj: list[list[float]]
+    least_margin: list[float]
+    largest_mb: float
 
     @classmethod
     def of(cls, points: Iterable[Point], margin: Callable[[Point], float]) -> "Candidates":
@@ -42,28 +45,20 @@ class Candidates(NamedTuple):
         beats = (costs[:, None] <= costs).all(axis=2)  # rows beat columns
         beats = np.triu(beats, 1)  # a faster one comes first; so does the first of equals
         beaten_pct = np.where(beats, accuracy_pct[:, None], -np.inf).max(axis=0)
-        margins = np.array([margin(p) for p in points])
-        return cls(tuple(points), accuracy_pct, beaten_pct, memory_mb, margins, time_ms,
-                   time_ms * power_mw)  # fmt: skip
+        margins, energy_uj = np.array([margin(p) for p in points]), time_ms * power_mw
+        best = (np.minimum.accumulate(a[::-1])[::-1].tolist()
+                for a in (time_ms, energy_uj, margins))  # fmt: skip
+        by_clock = (np.ascontiguousarray(array.T) for array in (time_ms, energy_uj))
+        return cls(tuple(points), accuracy_pct, beaten_pct, memory_mb, margins, *by_clock, *best,
+                   float(memory_mb.max()))  # fmt: skip
 
-    def useful(self, floor_pct: float, share_mb: float, *, unbeaten: bool) -> "Candidates":
-        """Points that meet a floor and fit into memory; with `unbeaten`, where energy alone
-        counts, without those that another such point beats."""
+    def useful(self, floor_pct: float, share_mb: float, *, unbeaten: bool) -> np.ndarray:
+        """Ascending indices of the points that meet a floor and fit into memory; with `unbeaten`,
+        where energy alone counts, without those that another such point beats."""
         floor_pct -= 1e-9
-        kept = (self.accuracy_pct >= floor_pct) & (self.memory_mb <= share_mb)
+        kept = self.accuracy_pct >= floor_pct
         if unbeaten:
             kept &= self.beaten_pct < floor_pct
-        return self.take(kept.nonzero()[0])
-
-    def take(self, kept: np.ndarray) -> "Candidates":
-        """Those at the ascending indices `kept`, with the best of each clock."""
-        if not len(kept):
-            return Candidates((), *(array[:0] for array in self[1:7]))
-        part = slice(kept[0], kept[-1] + 1)
-        if part.stop - part.start == len(kept):  # neighbours need no copy
-            points, arrays = self.points[part], [array[part] for array in self[1:7]]
-        else:
-            points = tuple([self.points[i] for i in kept])
-            arrays = [array.take(kept, 0) for array in self[1:7]]
-        best = [np.minimum.reduce(array) for array in (*arrays[4:], arrays[3])]
-        return Candidates(points, *arrays, *best)
+        if share_mb < self.largest_mb:
+            kept &= self.memory_mb <= share_mb
+        return kept.nonzero()[0]

@@ -102,7 +102,6 @@ def schedulable(tasks: Sequence[tuple[float, float, float]]) -> bool:
     return True
 
 
-_FIRST = np.zeros(1, int)
 _alike = attrgetter("kind", "opps", "cores")
 
 
@@ -248,65 +247,74 @@ class Planner:
 
     def _best_load(self, unit: str, demands: tuple[Demand, ...], slow: float, limit: float,
                    rules: Rules):  # fmt: skip
-        spec = self.board.unit(unit)
-        best, best_score, candidates = None, None, []
+        spec, strict = self.board.unit(unit), rules.strict
+        best, best_score, groups = None, None, []
         # Bounds per clock: the load of the fastest points, the power of the cheapest ones.
-        share, least = np.zeros(len(spec.freqs)), np.zeros(len(spec.freqs))
-        share[bisect_right(spec.freqs, limit) :] = np.inf
+        share = least_mw = [0.0] * bisect_right(spec.freqs, limit)
         for demand in demands:
-            points = self._candidates(demand.model, unit, demand.need.floor_pct, rules.share_mb)
-            if not points.points:
+            every = self._every[demand.model, unit]
+            kept = self._candidates(demand.model, unit, demand.need.floor_pct, rules.share_mb)
+            if not len(kept):
                 return None
-            points = points if rules.strict else points.take(_FIRST)
-            candidates.append(points)
-            margin = points.least_margin if rules.strict else 1.0
-            planned_ms = points.fastest_ms * slow * margin
-            share[planned_ms > demand.need.deadline_ms] = np.inf
-            share += planned_ms / demand.need.period_ms
-            least += points.cheapest_uj * (slow / demand.need.period_ms)
-        clocks = (share <= 1).nonzero()[0][0 if rules.strict else -1 :].tolist()
-        cheap_first, least_mw = self.objective != "accuracy", least.tolist()
+            kept, first = kept if strict else kept[:1], kept[0]
+            margin = every.margin[kept] if strict else 1.0
+            deadline_ms, period_ms, _ = demand.need
+            groups.append((demand, every, kept, slow * margin))
+            least = slow * (every.least_margin[first] if strict else 1.0)
+            share = [
+                some + ms * least / period_ms if ms * least <= deadline_ms else math.inf
+                for some, ms in zip(share, every.fastest_ms[first], strict=False)
+            ]
+            least_mw = [
+                some + uj * slow / period_ms
+                for some, uj in zip(least_mw, every.cheapest_uj[first], strict=False)
+            ]
+        clocks = [i for i, some in enumerate(share) if some <= 1]
+        if not strict:
+            clocks = clocks[-1:]
+        cheap_first = self.objective != "accuracy"
         if cheap_first:
             clocks.sort(key=least_mw.__getitem__)
         for index in clocks:
             if cheap_first and best_score is not None and least_mw[index] > best_score[0] + 1e-9:
                 break
-            load = self._load_at(spec, demands, candidates, index, slow, best_score, rules.strict)
+            load = self._load_at(spec, demands, groups, index, slow, best_score, strict)
             if load is not None:
                 score = self._score([(demands, load)])
                 if best_score is None or score < best_score:
                     best, best_score = load, score
         return best
 
-    def _useful(self, model: str, unit: str, floor_pct: float, share_mb: float) -> Candidates:
+    def _useful(self, model: str, unit: str, floor_pct: float, share_mb: float) -> np.ndarray:
         every = self._every[model, unit]
         return every.useful(floor_pct, share_mb, unbeaten=self.objective != "accuracy")
 
-    def _load_at(self, spec, demands, candidates, index: int, slow: float, beat, strict: bool):
+    def _load_at(self, spec, demands, groups, index: int, slow: float, beat, strict: bool):
         """The best points at one clock: from each app's own best, shrinking the heaviest."""
         ladders = []
-        for demand, points in zip(demands, candidates, strict=True):
-            wake_ms = spec.settle_ms + spec.stall_ms if demand.jitter else 0.0
-            margin = points.margin if strict else 1.0
-            planned_ms = points.time_ms[:, index] * slow * margin + wake_ms
+        for demand, every, kept, factor in groups:
+            planned_ms = every.time_ms[index].take(kept) * factor
+            if demand.jitter:
+                planned_ms += spec.settle_ms + spec.stall_ms
             fits = (planned_ms <= demand.need.deadline_ms).nonzero()[0]
             if not len(fits):
                 return None
             top = 0
             if len(fits) > 1:
-                keys = (-points.accuracy_pct[fits], points.energy_uj[fits, index])
+                those = kept.take(fits)
+                keys = (-every.accuracy_pct.take(those), every.energy_uj[index].take(those))
                 # The last key counts first.
                 top = np.lexsort(keys if self.objective != "accuracy" else keys[::-1])[0]
             # Fastest first: everything before the favourite is a way to shrink.
             ladder = fits[: top + 1].tolist()
-            ladders.append((points.points, planned_ms.tolist(), ladder))
+            ladders.append((every.points, kept, planned_ms, ladder))
         while True:
-            chosen = [points[ladder[-1]] for points, _, ladder in ladders]
-            times = [planned_ms[ladder[-1]] for _, planned_ms, ladder in ladders]
+            chosen = [points[kept[ladder[-1]]] for points, kept, _, ladder in ladders]
+            times = [float(planned_ms[ladder[-1]]) for _, _, planned_ms, ladder in ladders]
             power_mw = sum([p.active_mw[index] * p.latency_ms[index] * slow / d.need.period_ms
                             for p, d in zip(chosen, demands, strict=True)])  # fmt: skip
             load = _Load(tuple(chosen), index, power_mw, sum([p.accuracy_val_pct for p in chosen]))
-            shrinkable = [i for i, ladder in enumerate(ladders) if len(ladder[2]) > 1]
+            shrinkable = [i for i, ladder in enumerate(ladders) if len(ladder[-1]) > 1]
             if not shrinkable and beat is not None and self._score([(demands, load)]) >= beat:
                 return None  # not worth asking whether it can be scheduled
             tasks = [(ms, d.need.period_ms, d.need.deadline_ms)
