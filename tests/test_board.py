@@ -67,7 +67,7 @@ def test_power_of_a_partly_idle_gpu_matches_the_measured_rows(name, bound):
 
 
 def test_published_form_of_the_xavier_nx_fit():
-    """platforms.md 1.7: 4.30 + 0.00858*f*(V/Vmax)^2, at most 2.9 % off."""
+    """Fitted: 4.30 + 0.00858*f*(V/Vmax)^2, at most 2.9 % off."""
     gpu, rows = load_board(NX).gpu, load_board(NX).measured[0]
     errors = [
         (4.30 + 0.00858 * mhz * (gpu.voltage_mv(mhz) / 950) ** 2) / (mw / 1000) - 1

@@ -23,7 +23,7 @@ GPU = load_board("jetson-xavier-nx").gpu
 UNITS = [BIG, GPU, load_board("hikey960").unit("little"), load_board("odroid-xu4").gpu]
 
 
-# Vectors of specs/platforms.md 3.
+# Reference vectors, from the kernel's formulae.
 
 
 def test_pelt_ramps_as_the_kernel_does():

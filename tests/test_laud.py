@@ -1,4 +1,4 @@
-"""The analytic predictor against its public simulator (specs/dynamic_networks.md 3.3b and 3.4)."""
+"""The analytic predictor against its public simulator."""
 
 import numpy as np
 import pytest

@@ -110,6 +110,8 @@ def test_heat_is_read_from_the_log():
     table = timeline(log, workload, TABLES, bin_s=1.0).set_index(["what", "t_s"])["value"]
     assert table["temp_c"][[0.0, 1.0, 2.0, 4.0]].tolist() == [30, 45, 60, 55.5]
     assert table["cap_mhz"].tolist() == [500, 250, 250, 1000, 1000, 1000, 1000, 500]
+    wide = timeline(log, workload, TABLES, bin_s=2.0).query("what == 'cap_mhz'")
+    assert wide["value"].tolist() == [375, 625, 1000, 750]  # means over the bins
 
 
 def test_headline_has_mean_and_best_scenario():

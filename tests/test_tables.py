@@ -53,7 +53,7 @@ def invented(resolutions=(160, 176, 192), ms=lambda resolution, number: 1.0 + nu
     return {r: {key: ms(r, i) for i, key in enumerate(dict.fromkeys(keys[r]))} for r in resolutions}
 
 
-# specs/thesis.md 4.6: resolution, depth, kernels, expansions, GPU sum, CPU sum.
+# From the published tables: resolution, depth, kernels, expansions, GPU sum, CPU sum.
 REFERENCE = [
     (160, "2" * 5, "3" * 20, "3" * 20, 21.0680, 810.4217),
     (176, "2" * 5, "3" * 20, "3" * 20, 16.1971, 731.3196),

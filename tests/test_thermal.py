@@ -1,4 +1,4 @@
-"""The thermal body, and the kernel's governors against the vectors of specs/platforms.md 3.6."""
+"""The thermal body, and the kernel's governors against reference vectors."""
 
 import pytest
 from hypothesis import given

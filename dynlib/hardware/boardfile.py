@@ -32,7 +32,7 @@ from dynlib.hardware.governors import GOVERNORS
 
 _REQUIRED = object()
 _SETTLE_MS = {"cpu": 1.0, "gpu": 5.0, "memory": 8.0}  # arXiv 2606.16106
-_NOISE_CV = {"cpu": 0.10, "gpu": 0.036}  # specs/scenarios.md
+_NOISE_CV = {"cpu": 0.10, "gpu": 0.036}  # where no measured table says otherwise
 _STALL_MS = 0.1  # upper bound of the same measurement
 # Unit and highest value that any board could have, by name; the lowest is 0.
 _RANGES = {

@@ -52,8 +52,8 @@ class Case:
     beside_ms: float
 
 
-# thesis.md 1.1 (motivation, read off a figure to +-3 %) and 2.3 (Fig. 7: level 4 before and after
-# the second application, middle of the published ranges). Jetson Xavier NX.
+# Read off two figures of Dynamic-OFA (arXiv 2105.03596), Jetson Xavier NX: 1, points A to H (to
+# within 3 %); and 7, level 4 before and after the second application (middle of the ranges).
 CASES = (
     Case("A, C", "gpu", 1100, 43, 50),
     Case("B, D", "gpu", 803, 50, 69),

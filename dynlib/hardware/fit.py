@@ -16,7 +16,7 @@ from dynlib.hardware.latency import layer_us
 from dynlib.hardware.power import COLUMNS, relative_nnls
 from dynlib.space import LayerSpec
 
-# The lowest clock of each board: its power at concurrency 1 cannot be right (platforms.md 1.11).
+# The lowest clock of each board: its power at concurrency 1 cannot be right.
 SUSPECT_MHZ = {"jetson-xavier-nx": 114.75, "jetson-nano": 153.6}
 INCEPTION_V3_MMAC = 5711.0  # of its 94 convolutions at 299 px
 
@@ -77,7 +77,7 @@ def read_power(path: Path, board: str) -> pd.DataFrame:
 
 
 def read_operators(path: Path) -> pd.DataFrame:
-    """The per-operator table without its known faults (specs/thesis.md 4.3).
+    """The per-operator table without its known faults.
 
     Left out: the first block, whose time is copied between the two files, and R = 160 of the GPU.
     """

@@ -37,7 +37,7 @@ _KEY = re.compile(
 )  # fmt: skip
 
 # The six levels measured on a Jetson Xavier NX GPU (DynamicOFA): resolution, depths, kernels,
-# expansions, top-1 (%), latency (ms); specs/thesis.md 4.5.
+# expansions, top-1 (%), latency (ms).
 LEVELS = (
     (176, "32322", "57773557775353373377", "64464364644646464334", 74.202, 41.159),
     (176, "32332", "73577357575353353337", "64444666334646634333", 74.968, 45.421),

@@ -1,7 +1,6 @@
 """What a run is worth, computed from its log: any other program can do the same sums.
 
-The measures of specs/scenarios.md: a dropped, late or below-floor frame is missed; energy is that
-of the board, static power included.
+A dropped, late or below-floor frame is missed; energy is that of the board, static power included.
 """
 
 import math
@@ -144,9 +143,9 @@ def reductions(
     frame), above_idle_reduction_pct (energy above idle per on-time frame), same_time_reduction_pct
     (board energy over the horizon), latency_reduction_pct (p95).
 
-    By specs/scenarios.md an energy reduction counts only where the manager misses no more than the
-    baseline or 1 %, whichever is larger: elsewhere at most 0 is reported. A latency reduction
-    counts likewise only at no more energy per on-time frame.
+    An energy reduction counts only where the manager misses no more than the baseline or 1 %,
+    whichever is larger: elsewhere at most 0 is reported, for missing frames always saves energy. A
+    latency reduction counts likewise only at no more energy per on-time frame.
     """
     pairs = runs.set_index(["scenario", "seed"])
     base, managed = (pairs[pairs["policy"] == name] for name in (baseline, manager))
@@ -225,49 +224,45 @@ def timeline(
     """A run as a figure shows it, from its log.
 
     Columns: t_s, what, name, value. `what` is latency_ms, deadline_ms and accuracy_pct of the frame
-    of app `name` that arrived then; and per bin of `bin_s` seconds clock_mhz, the highest clock of
-    unit `name`, cap_mhz, the highest that heat allowed it, power_mw, the mean power of the board,
-    and temp_c, its temperature at the start (both where heat plays a part).
+    of app `name` that arrived then; stretch, what competitors multiply times on unit `name` by from
+    then on; and per bin of `bin_s` seconds the means of clock_mhz of unit `name`, of cap_mhz, what
+    heat allowed it (where heat plays a part), and of power_mw of the board, and temp_c, its
+    temperature at the start.
     """
     rows = []
     for frame in frames_of(log, workload, tables).to_dict("records"):
         for what in ("latency_ms", "deadline_ms", "accuracy_pct"):
             rows.append((frame["arrival_s"], what, frame["app"], frame[what]))
-    edges = np.arange(0, workload.horizon_s, bin_s)
-    clocks: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    rows += [(c.t_s, "stretch", c.unit, c.stretch) for c in workload.changes if c.stretch]
+    edges = np.append(np.arange(0, workload.horizon_s, bin_s), workload.horizon_s)
+    steps: dict[tuple[str, str], list[tuple[float, float]]] = {}
     kinds = {"acts": "clock_mhz", "heat": "cap_mhz"}
     for event in log:
         if event["event"] == "set" and event["reason"] in kinds:
             mhz = event.get("gpu_mhz", event.get("cpu_mhz"))
             key = kinds[event["reason"]], event["unit"]
-            clocks.setdefault(key, []).append((event["t_s"], mhz))
-    for key, steps in clocks.items():
-        rows += [(t, *key, v) for t, v in zip(edges, _highest(steps, edges), strict=True)]
-    samples = [(e["t_s"], e["power_mw"]) for e in log if e["event"] == "sample"]
-    t_s, power_mw = (np.array(column) for column in zip(*samples, strict=True))
-    # Energy up to every edge is piecewise linear between samples, so its differences are exact.
-    energy_mj = np.append(0.0, np.cumsum(np.diff(t_s) * power_mw[:-1]))
-    up_to = np.interp(np.append(edges, workload.horizon_s), t_s, energy_mj)
-    means = np.diff(up_to) / np.diff(np.append(edges, workload.horizon_s))
-    rows += [(t, "power_mw", "board", v) for t, v in zip(edges, means, strict=True)]
+            steps.setdefault(key, []).append((event["t_s"], mhz))
+        elif event["event"] == "sample":
+            steps.setdefault(("power_mw", "board"), []).append((event["t_s"], event["power_mw"]))
+    for key, values in steps.items():
+        means = _means(values, edges)
+        rows += [(t, *key, v) for t, v in zip(edges[:-1], means, strict=True)]
     temps = [(e["t_s"], e["temp_c"]) for e in log if "temp_c" in e]
     if temps:
-        rows += [(t, "temp_c", "board", v) for t, v in
-                 zip(edges, np.interp(edges, *zip(*temps, strict=True)), strict=True)]  # fmt: skip
+        temps_c = np.interp(edges[:-1], *zip(*temps, strict=True))
+        rows += [(t, "temp_c", "board", v) for t, v in zip(edges[:-1], temps_c, strict=True)]
     table = pd.DataFrame(rows, columns=["t_s", "what", "name", "value"])
     return table.dropna().sort_values("t_s", kind="stable", ignore_index=True)
 
 
-def _highest(steps: list[tuple[float, float]], edges: np.ndarray) -> list[float]:
-    """The highest value that a step function takes within each bin; unknown before its first."""
+def _means(steps: list[tuple[float, float]], edges: np.ndarray) -> np.ndarray:
+    """The mean of a step function within each bin; NaN in those that begin before it does."""
     t_s, values = (np.array(column) for column in zip(*steps, strict=True))
-    result, ends = [], np.append(edges[1:], np.inf)
-    for start, end in zip(edges, ends, strict=True):
-        first = np.searchsorted(t_s, start, side="right") - 1  # what holds at the start
-        last = np.searchsorted(t_s, end, side="left")
-        here = values[max(first, 0) : last]
-        result.append(float(here.max()) if len(here) else np.nan)
-    return result
+    ends = np.append(t_s, max(t_s[-1], edges[-1]))
+    # The sum up to every edge is piecewise linear between steps, so its differences are exact.
+    sums = np.append(0.0, np.cumsum(np.diff(ends) * values))
+    means = np.diff(np.interp(edges, ends, sums)) / np.diff(edges)
+    return np.where(edges[:-1] >= t_s[0], means, np.nan)
 
 
 def recovery_frames(frames: pd.DataFrame, workload: Workload) -> list[int]:
@@ -289,7 +284,7 @@ def recovery_frames(frames: pd.DataFrame, workload: Workload) -> list[int]:
 
 
 def published_ladder(same_unit: Mapping, on_cpu: Mapping) -> pd.DataFrame:
-    """On which rung a published reduction such as 89 % is reached (end of specs/scenarios.md).
+    """On which rung a published reduction such as 89 % is reached.
 
     `same_unit` and `on_cpu` are rows of `compare`: the baseline runs both models on the GPU (T1),
     or the second one on the CPU cluster (T2). Columns: rung, reduction_pct, low, high.

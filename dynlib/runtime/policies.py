@@ -44,7 +44,7 @@ def linux_default(
     name: str = "linux",
     governor: str = "",
 ) -> Static:
-    """The baseline of specs/scenarios.md: the board's own governors and a fixed set-up.
+    """The Linux default: the board's own governors and a fixed set-up.
 
     Every app stays on its start unit and runs the largest *static* network with which this whole
     set-up misses at most 1 % of frames. That is found by simulating: all start with the largest,
@@ -110,7 +110,7 @@ def only(
 
 
 class Reactive:
-    """Dynamic-OFA's public loop (specs/thesis.md 2.3): feedback alone, on the network alone.
+    """Dynamic-OFA's loop (demo in its repository): feedback alone, on the network alone.
 
     The mean of the last 20 latencies of an app above its deadline: one level down, and that level
     is never tried again. Below the floor or never failed, and the mean below 0.9 deadlines: one up.

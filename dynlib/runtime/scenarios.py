@@ -1,4 +1,4 @@
-"""The fixed scenarios of specs/scenarios.md, as data: relative to the table they are for."""
+"""The scenarios that managers are compared on, as data: relative to the table they are for."""
 
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
@@ -151,12 +151,12 @@ SCENARIOS = tuple(sorted({*_ONE, *_BOARD}, key=lambda name: int(name[1:]))) + tu
 
 
 def scenario(name: str, tables: Mapping[str, PointTable], board: Board, seed: int = 0) -> Workload:
-    """A scenario of specs/scenarios.md for these tables on `board`.
+    """A scenario, S1 to S11 with one app, T1 to T6 with several, for these tables on `board`.
 
-    Scenarios with one app use the first table; with several, the tables in turn. Where the text
-    names no floor (T2, T3, T5), T2 has A_min, T3 and T5 A_mid; S10 has a period of 2 L. `seed`
-    draws what is random in a scenario (S4: when the competitor returns). Raises `WorkloadError` for
-    an unknown name, and where the board lacks what it takes (S6: heat, S11: a memory clock).
+    Scenarios with one app use the first table; with several, the tables in turn. Notebooks 05
+    and 06 describe them. `seed` draws what is random in a scenario (S4: when the competitor
+    returns). Raises `WorkloadError` for an unknown name, and where the board lacks what it takes
+    (S6: heat, S11: a memory clock).
     """
     if name not in SCENARIOS:
         close = get_close_matches(name, SCENARIOS, n=2)

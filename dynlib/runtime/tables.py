@@ -14,13 +14,13 @@ from dynlib.hardware.latency import clock_scale
 from dynlib.points import TableError, check_table, make_table, require
 from dynlib.report.metrics import weakest
 
-# specs/thesis.md 4.5, nets_6: (name, measured top-1 %, measured ms on the GPU, MMAC, M parameters).
+# DynamicOFA (its repository): (name, measured top-1 %, measured ms on the GPU, MMAC, M parameters).
 GPU_LEVELS = (
     ("level0", 74.202, 41.159, 235.5, 5.339), ("level1", 74.968, 45.421, 254.0, 5.900),
     ("level2", 76.134, 49.436, 288.8, 6.340), ("level3", 77.540, 51.079, 375.5, 7.121),
     ("level4", 78.346, 56.747, 522.1, 7.766), ("level5", 79.030, 61.735, 731.1, 9.718),
 )  # fmt: skip
-# specs/thesis.md 1.6, Fig. 4b: (name, top-1 %, ms on the CPU).
+# Dynamic-OFA (arXiv 2105.03596), figure 4b: (name, top-1 %, ms on the CPU).
 CPU_LEVELS = (
     ("cpu0", 72.5, 501.0), ("cpu1", 76.3, 683.0), ("cpu2", 77.1, 875.0), ("cpu3", 77.5, 1173.0),
     ("cpu4", 78.1, 1555.0), ("cpu5", 78.4, 1639.0), ("cpu6", 78.5, 1858.0),
@@ -130,9 +130,9 @@ Tables = Mapping[str, PointTable]
 
 
 def published_frame(board: Board) -> pd.DataFrame:
-    """The published points (specs/scenarios.md, source a) over the clocks of `board`.
+    """The points that Dynamic-OFA publishes, over the clocks of `board`.
 
-    GPU: the six levels of specs/thesis.md 4.5 (nets_6). CPU: the seven points of its Fig. 4b. How
+    GPU: six measured levels (`GPU_LEVELS`). CPU: the seven of `CPU_LEVELS`. How
     many cores ran is not published: they are taken as the fastest cluster, all cores busy; a slower
     one takes longer in proportion to capacity, clock and cores. Only the latency at the highest
     clock is published; the other clocks follow a + b/f, and power and energy are the board's, so

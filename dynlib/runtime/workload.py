@@ -23,7 +23,7 @@ from dynlib import DynlibError
 
 ARRIVALS = ("periodic", "single-stream", "multi-stream", "server", "offline", "trace")
 CLOSED_LOOP = ("single-stream", "multi-stream")
-ANNOUNCE_MS = 1000.0  # specs/scenarios.md: announced changes reach the manager 1 s ahead
+ANNOUNCE_MS = 1000.0  # so long before they apply does the manager hear of announced changes
 _SAME_MS = 1e-6
 
 

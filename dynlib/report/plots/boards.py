@@ -81,7 +81,8 @@ def profile_dynamic(table: pd.DataFrame) -> Figure:
 def profile_contention(table: pd.DataFrame) -> Figure:
     """Published cases of one application beside another: measured, and predicted by the others."""
     drawn, axes = plt.subplots()
-    rows = table.assign(label=table["unit"].str.upper() + "\n" + table["case"])
+    clocks = table["mhz"].map("{:g} MHz".format)
+    rows = table.assign(label=table["unit"].str.upper() + "\n" + clocks + "\n" + table["case"])
     for column, label, mark in (
         ("measured_ms", "measured", "o"),
         ("predicted_ms", "predicted from the other cases", "x"),

@@ -55,10 +55,11 @@ def live_networks(table: pd.DataFrame) -> Figure:
         panel.plot(fixed["miss_pct"], fixed[column], "o-", lw=0.8, label="fixed network")
         panel.plot(table.loc[managed, "miss_pct"], table.loc[managed, column], "*", ms=12,
                    color="C3", label="manager")  # fmt: skip
-        for _, row in fixed.iterrows():
-            if row["policy"] in ("smallest", "largest"):
-                panel.annotate(row["policy"], (row["miss_pct"], row[column]), xytext=(6, -10),
-                               textcoords="offset points", fontsize="small")  # fmt: skip
+        for i, row in enumerate(fixed.to_dict("records")):
+            down = {"va": "top", "xytext": (4, -4)} if i % 2 else {"va": "bottom", "xytext": (4, 4)}
+            panel.annotate(row["policy"].replace("fixed_", "number "),
+                           (row["miss_pct"], row[column]), **down,
+                           textcoords="offset points", fontsize="small")  # fmt: skip
         panel.axvline(2, color="0.3", lw=0.8, ls="--", label="2 % missed")
         panel.margins(0.12)
         panel.set(xlabel="missed frames (%)", ylabel=label)

@@ -29,7 +29,8 @@ def profile_host(table: pd.DataFrame) -> Figure:
 @figure("profile_board")
 def profile_board(table: pd.DataFrame) -> Figure:
     """Energy over latency of every clock, one line per sub-network, one panel per unit."""
-    drawn, by_unit = panels_by(table.assign(MMACs=table["macs_m"].round(1)), "unit")
+    work = table.sort_values("macs_m", kind="stable")["macs_m"].map("{:.1f}".format)
+    drawn, by_unit = panels_by(table.assign(MMACs=work).loc[work.index], "unit")
     last = drawn.axes[-1]
     for unit, (panel, rows) in by_unit.items():
         sns.lineplot(

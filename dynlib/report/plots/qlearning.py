@@ -24,9 +24,10 @@ def manage_one_qlearning(table: pd.DataFrame) -> Figure:
         mine = table[table["scenario"] == name]
         learning = mine.dropna(subset="episode").sort_values("episode")
         for panel, what in zip(axes[:, column], ("energy_per_frame_mj", "miss_pct"), strict=True):
-            panel.plot(learning["episode"], learning[what], color="C0", alpha=0.35, lw=0.8)
+            panel.plot(learning["episode"], learning[what], color="C0", alpha=0.35, lw=0.8,
+                       label="Q-learning, an episode")  # fmt: skip
             smooth = learning[what].rolling(9, center=True, min_periods=1).median()
-            panel.plot(learning["episode"], smooth, color="C0", label="Q-learning, while it learns")
+            panel.plot(learning["episode"], smooth, color="C0", label="median of nine")
             for policy, (label, colour) in _GOVERNORS.items():
                 for value in mine.loc[mine["policy"] == policy, what]:
                     panel.axhline(value, color=colour, ls="--", lw=1, label=label)

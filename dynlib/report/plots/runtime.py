@@ -13,10 +13,10 @@ _POLICIES = {
     "accuracy": "manager, for accuracy", "latency": "manager, for latency",
 }  # fmt: skip
 _SERIES = {
-    "temp_c": "temperature (°C)",
-    "latency_ms": "latency (ms)",
+    "temp_c": "temperature (°C)\nred: trips",
+    "latency_ms": "latency (ms)\nred: deadline",
     "accuracy_pct": "accuracy (%)",
-    "clock_mhz": "highest\nclock (MHz)",
+    "clock_mhz": "mean\nclock (MHz)",
     "power_mw": "mean board\npower (W)",
 }
 _LIMITS = {"temp_c": "trip_c", "latency_ms": "deadline_ms", "clock_mhz": "cap_mhz"}
@@ -36,7 +36,7 @@ def manage_one_levels(table: pd.DataFrame) -> Figure:
     axes[0].axvline(1, color="0.3", lw=0.8, ls="--")
     axes[0].set(xlabel="planned time / deadline", ylabel="mean power above idle (mW)",
                 title="upper level: network and clock", xlim=(0, 2))  # fmt: skip
-    axes[0].legend(loc="upper right", frameon=True, framealpha=0.9, edgecolor="none")
+    axes[0].legend(loc="upper left", frameon=True, framealpha=0.9, edgecolor="none")
     lower = table[table["panel"] == "lower"]
     clock = lower[lower["kind"] == "clock"]
     axes[1].step(clock["x"], clock["y"], where="post", color="C0", lw=1.2, label="clock")
@@ -106,7 +106,7 @@ def manage_knobs(table: pd.DataFrame) -> Figure:
 @figure("manage_one_heat")
 def manage_timeline(table: pd.DataFrame) -> Figure:
     """One column per policy; of temperature with its trips, latency with its deadline, accuracy,
-    clock with its cap, and power over time, those that the table has."""
+    clock with its cap, and power over time, those that the table has; grey: a competitor."""
     policies = [p for p in _POLICIES if p in set(table["policy"])]
     series = {what: label for what, label in _SERIES.items() if what in set(table["what"])}
     drawn, axes = plt.subplots(
@@ -125,6 +125,11 @@ def manage_timeline(table: pd.DataFrame) -> Figure:
                 values = part["value"] / (1e3 if what == "power_mw" else 1)
                 colour = f"C{names.index(name)}"
                 panel.plot(part["t_s"], values, **style, color=colour, lw=1, label=name)
+            for _, part in mine[mine["what"] == "stretch"].groupby("name"):
+                ends = [*part["t_s"].iloc[1:], mine["t_s"].max()]
+                for start, end, stretch in zip(part["t_s"], ends, part["value"], strict=True):
+                    if stretch > 1:
+                        panel.axvspan(start, end, color="0.92", lw=0, zorder=0)
             limits = mine[mine["what"] == _LIMITS.get(what)]
             for name, part in limits.groupby("name"):
                 capped = f"{name}, cap" if what == "clock_mhz" else None
@@ -173,9 +178,11 @@ def manage_energy(table: pd.DataFrame) -> Figure:
                 panel.set_ylim(low - 0.3 * (high - low) - 0.2, high + 0.1 * (high - low) + 0.1)
             if column == "deadline_miss_pct":
                 panel.axhline(1, color="C3", lw=0.8, ls="--")
+                panel.set_ylim(0)
             handles, labels = panel.get_legend_handles_labels()
             panel.get_legend().remove()
         row[1].set_title(f"{source} operating points")
+    axes[-1, 1].set_xlabel("whisker: standard deviation over seeds")
     drawn.legend(handles, labels, loc="outside upper center", ncols=len(order))
     return drawn
 
@@ -186,12 +193,12 @@ def manage_two_ladder(table: pd.DataFrame) -> Figure:
     drawn, axes = plt.subplots(figsize=(7.2, 2.8))
     gap = [table["reduction_pct"] - table["low"], table["high"] - table["reduction_pct"]]
     axes.barh(table["rung"], table["reduction_pct"], xerr=gap, color="C0", height=0.6)
-    for i, value in enumerate(table["reduction_pct"]):
-        axes.text(value + 1.5, i, f"{value:.0f} %", va="center")
+    for i, (value, high) in enumerate(zip(table["reduction_pct"], table["high"], strict=True)):
+        axes.text(max(value, high) + 1.5, i, f"{value:.0f} %", va="center")
     published = table["published_pct"].iloc[0]
     axes.axvline(published, color="C3", ls="--", lw=1)
     axes.text(published, -0.75, f"published: {published:.0f} %", color="C3", ha="center")
-    axes.set(xlabel="saved against the Linux default (%)", ylabel="", xlim=(0, 100))
+    axes.set(xlabel="saved against the Linux default (%)", ylabel="", xlim=(0, 108))
     axes.invert_yaxis()
     return drawn
 

@@ -86,7 +86,7 @@ def jetson_patterns(table: pd.DataFrame) -> Figure:
             )
         drawn.colorbar(mesh, ax=row, label=label)
     for panel, top, unit in zip(axes[-1], axes[0], units, strict=True):
-        panel.set_xlabel("latency of the network (ms)")
+        panel.set_xlabel("networks in order; ticks: latency (ms)")
         top.set_title(f"front of the {unit.upper()}")
     return drawn
 
@@ -107,7 +107,8 @@ def jetson_families(table: pd.DataFrame) -> Figure:
 
 @figure("jetson_board")
 def jetson_board(table: pd.DataFrame) -> Figure:
-    """Every published series on the board, and the front found here mapped to board time."""
+    """Every published series on the board, and the front found here mapped to board time; its band
+    is the largest leave-one-out error of the mapping."""
     names = list(dict.fromkeys(table["series"]))
     drawn, by_unit = panels_by(table, "unit")
     for unit, (panel, mine) in by_unit.items():
@@ -142,7 +143,7 @@ def search_predictor(table: pd.DataFrame) -> Figure:
     )  # fmt: skip
     ends = table["predicted_pct"].min(), table["predicted_pct"].max()
     axes.plot(ends, ends, color="0.4", lw=0.8)
-    axes.set(xlabel="predicted accuracy (%)", ylabel="measured accuracy (%), +- one standard error")
+    axes.set(xlabel="predicted accuracy (%)", ylabel="measured accuracy (%), ± one standard error")
     drawn.colorbar(drawn_points, label="work (MMACs)")
     return drawn
 
@@ -166,7 +167,13 @@ def search_hypervolume(table: pd.DataFrame) -> Figure:
     """Hypervolume over trials: mean over seeds, and the band of one standard error."""
     drawn, axes = plt.subplots()
     sns.lineplot(
-        table, x="trial", y="hypervolume", hue="sampler", style="sampler", errorbar="se", ax=axes
+        table.assign(trial=table["trial"] + 1),
+        x="trial",
+        y="hypervolume",
+        hue="sampler",
+        style="sampler",
+        errorbar="se",
+        ax=axes,
     )
     seeds = table["seed"].nunique()
     axes.set(xlabel="trials", ylabel="hypervolume, share of the best")

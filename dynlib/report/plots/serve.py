@@ -17,7 +17,7 @@ def serve_overhead(table: pd.DataFrame) -> Figure:
     for value, style in ((1, "-"), (1.03, "--"), (1.10, ":")):
         axes.axvline(value, color="0.3" if value == 1 else "C3", lw=0.8, ls=style)
     axes.set(ylabel="", xlabel="run time in the super-network / run time of the static copy")
-    axes.set_title("dashed: limit of the median, dotted: of the worst")
+    axes.set_title("dashed: aim for the median, dotted: for the worst")
     return drawn
 
 
@@ -32,6 +32,10 @@ def serve_backends(table: pd.DataFrame) -> Figure:
     axes[0].set(xlabel="latency of one frame, CPU time (ms)", ylabel="test accuracy (%)")
     axes[0].set_xscale("log")
     plain_log(axes[0].xaxis)
+    if "images" in table:
+        share, count = table["accuracy_test_pct"].mean() / 100, table["images"].iloc[0]
+        error_pct = 100 * (share * (1 - share) / count) ** 0.5
+        axes[0].set_title(f"{count:.0f} test images: standard error {error_pct:.1f} points")
     handles, labels = axes[0].get_legend_handles_labels()
     axes[0].get_legend().remove()
     drawn.legend(handles, labels, loc="outside upper center", ncols=len(labels))
@@ -44,6 +48,8 @@ def serve_backends(table: pd.DataFrame) -> Figure:
             engines, y="engine", x=column, hue="backend", errorbar=None, legend=False, ax=panel
         )
         panel.set(xlabel=label, ylabel="")
+        for bars in panel.containers if column == "memory_mb" else ():
+            panel.bar_label(bars, [" 0" if w < 0.05 else "" for w in bars.datavalues])
     axes[2].set_yticklabels([])
     return drawn
 
@@ -87,8 +93,9 @@ def quickstart_frames(table: pd.DataFrame) -> Figure:
     """A stream of frames: latency of each, coloured by the sub-network that served it."""
     drawn, axes = plt.subplots(figsize=WIDE)
     sns.scatterplot(
-        table, x="frame", y="latency_ms", hue="subnet", palette="viridis", s=14, ax=axes, lw=0
-    )
+        table, x="frame", y="latency_ms", hue="subnet", palette="viridis", s=14, ax=axes, lw=0,
+        hue_order=table.groupby("subnet")["latency_ms"].median().sort_values().index,
+    )  # fmt: skip
     changes = table.index[table["subnet"] != table["subnet"].shift()][1:]
     for change in changes:
         axes.axvline(table["frame"][change], color="0.8", lw=0.8, zorder=0)
@@ -104,7 +111,7 @@ def switch_times(table: pd.DataFrame) -> Figure:
     drawn, axes = panels(2)
     switch = table[table["what"] == "switch"]
     sns.ecdfplot(switch, x="time_us", ax=axes[0])
-    axes[0].set(xlabel="switch (us)", ylabel="share of switches", xscale="log")
+    axes[0].set(xlabel="switch (µs)", ylabel="share of switches", xscale="log")
     plain_log(axes[0].xaxis)
     frames = table[table["what"] != "switch"]
     sns.ecdfplot(frames.assign(ms=frames["time_us"] / 1e3), x="ms", hue="what", ax=axes[1])
@@ -119,7 +126,7 @@ def switch_overhead(table: pd.DataFrame) -> Figure:
     """Run time of a sub-network in the super-network over that of its static copy, per round."""
     drawn, axes = plt.subplots(figsize=WIDE)
     sns.boxplot(table, x="ratio", y="subnet", hue="frame", fliersize=2, width=0.6, ax=axes)
+    axes.legend(title=None)
     axes.axvline(1, color="0.3", lw=0.8)
-    axes.axvline(1.05, color="C3", lw=0.8, ls="--")
     axes.set(ylabel="", xlabel="run time in the super-network / run time of the static copy")
     return drawn
