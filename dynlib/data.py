@@ -5,6 +5,7 @@ images is always set aside for validation, so that no choice is ever made on the
 """
 
 import hashlib
+import io
 import logging
 import os
 import socket
@@ -20,6 +21,7 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from dynlib import DynlibError
+from dynlib.report.files import atomic_write
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +93,8 @@ def load_dataset(
     if data_dir and not Path(data_dir).is_dir():
         raise DataError(f"data_dir {str(data_dir)!r} is not a folder; expected one with cifar10/")
     if name == "generated":
-        parts = [generate(n, np.random.default_rng([seed, i])) for i, n in enumerate(generated)]
+        draws = (np.random.default_rng([seed, i]) for i in range(2))
+        parts = [generate(n, rng, size) for n, rng in zip(generated, draws, strict=True)]
         return _assemble(name, tuple(SHAPES), *parts, seed)
     if name not in ("auto", "cifar10"):
         return _from_path(Path(name), seed, size, resize, cache_dir)
@@ -153,9 +156,10 @@ def _from_path(path: Path, seed, size, resize, cache_dir, name=None) -> Dataset:
 
 
 def _decode(path: Path, size: int, resize: bool, cache_dir) -> tuple[Images, tuple[str, ...]]:
-    """Decode every image once; the result is cached under a key of the path, its size and date."""
-    stat = path.stat()
-    key = f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}|{size}|{resize}"
+    """Decode every image once; the result is cached under a key of all files' sizes and dates."""
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    stats = [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
+    key = f"{path.resolve()}|{stats}|{size}|{resize}"
     folder = Path(cache_dir) if cache_dir else _root() / "runs" / "cache"
     cache = folder / f"{path.stem}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npz"
     if cache.is_file():
@@ -163,7 +167,7 @@ def _decode(path: Path, size: int, resize: bool, cache_dir) -> tuple[Images, tup
             with np.load(cache, allow_pickle=False) as file:
                 arrays = {k: file[k] for k in ("images", "labels", "classes")}
             return _images(arrays["images"], arrays["labels"]), tuple(arrays["classes"].tolist())
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
             log.warning("%s cannot be read (%s): decoding again", cache, error)
 
     from dynlib._vision import timm
@@ -194,11 +198,12 @@ def _decode(path: Path, size: int, resize: bool, cache_dir) -> tuple[Images, tup
     # timm names the mapping differently for folders and for tars.
     index = getattr(reader, "class_to_idx", None) or reader.class_name_to_idx
     classes = tuple(sorted(index, key=index.get))
-    folder.mkdir(parents=True, exist_ok=True)
-    part = cache.with_name(f"{cache.name}.{os.getpid()}.part")
-    with part.open("wb") as file:
-        np.savez(file, images=images, labels=labels, classes=np.array(classes))
-    part.replace(cache)
+    whole = io.BytesIO()
+    np.savez(whole, images=images, labels=labels, classes=np.array(classes))
+    try:
+        atomic_write(cache, whole.getbuffer())
+    except OSError as error:
+        log.warning("%s cannot be kept for the next time: %s", cache, error)
     return _images(images, labels), classes
 
 

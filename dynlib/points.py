@@ -105,7 +105,9 @@ def write_table(table: pd.DataFrame, path: str | Path) -> Path:
 def read_table(path: str | Path) -> pd.DataFrame:
     """Read a CSV table; raises `TableError` naming the file and what is wrong with it."""
     try:
-        table = pd.read_csv(path)
+        # Names stay text, "1" and "NA" too.
+        table = pd.read_csv(path, dtype=dict.fromkeys(TEXT_COLUMNS, str), keep_default_na=False,
+                            na_values=[""])  # fmt: skip
     except (OSError, ValueError) as error:
         raise TableError(f"{path}: cannot read an operating-point table: {error}") from error
     return check_table(table, path)
@@ -212,11 +214,14 @@ class DecisionLog:
                 if number == len(lines):
                     break
                 raise TableError(f"{path}, line {number}: not JSON: {error}") from error
-        if not parsed or parsed[0].get("schema") != LOG_SCHEMA:
+        if not parsed or not isinstance(parsed[0], dict) or parsed[0].get("schema") != LOG_SCHEMA:
             raise TableError(f"{path}: no header of a decision log with schema {LOG_SCHEMA}")
         log = cls(**parsed[0])
-        for event in parsed[1:]:
-            log.add(**event)
+        for number, event in enumerate(parsed[1:], 2):
+            try:
+                log.add(**event)
+            except (TypeError, TableError) as error:
+                raise TableError(f"{path}, line {number}: no event: {error}") from error
         return log
 
 

@@ -107,6 +107,19 @@ class TestNvml(BoardContract):
         return LiveBoard("gpu", nvml_parts(library), SysFs(memory / "root"), folder=memory,
                          undoers=undoers)  # fmt: skip
 
+    def test_a_gpu_that_answers_nothing_is_left_out(self, library):
+        def fails(index):
+            raise library.NVMLError("GPU is lost")
+
+        library.nvmlDeviceGetHandleByIndex = fails
+        parts = nvml_parts(library)
+        assert not parts.units
+        assert any("GPU is lost" in lack for lack in parts.lacks)
+
+    def test_a_gpu_without_a_list_of_clocks_has_no_clock_knob(self, library):
+        library.nvmlDeviceGetSupportedMemoryClocks = lambda handle: []
+        assert "clock_mhz" not in {knob.kind for knob in nvml_parts(library).knobs}
+
     def test_says_what_the_gpu_lacks(self, board):
         assert any("energy: Not Supported" in lack for lack in board.lacks)
         assert board.read("nvidia0.power").value == 71_234

@@ -62,6 +62,20 @@ def test_decoding_happens_once_and_a_broken_cache_is_decoded_again(folder, tmp_p
     assert torch.equal(first.train.labels, cached.train.labels)
 
 
+def test_a_changed_image_is_seen_and_an_unwritable_cache_costs_only_time(folder, tmp_path, caplog):
+    cache = tmp_path / "cache"
+    first = load_dataset(str(folder), cache_dir=cache)
+    next(cache.iterdir()).write_bytes(b"")  # what a loss of power may leave
+    assert torch.equal(load_dataset(str(folder), cache_dir=cache).train.images, first.train.images)
+    (folder / "cat" / "3.png").write_bytes(picture(255))
+    changed = load_dataset(str(folder), cache_dir=cache)
+    assert max(part.images.max() for part in (changed.train, changed.val, changed.test)) == 255
+    (tmp_path / "file").write_text("no folder")
+    again = load_dataset(str(folder), cache_dir=tmp_path / "file" / "cache")
+    assert torch.equal(again.train.images, changed.train.images)
+    assert "cannot be kept" in caplog.text
+
+
 def test_a_tar_gives_the_same_images_as_its_folder(folder, tmp_path):
     tar = tmp_path / "set.tar"
     with tarfile.open(tar, "w") as file:

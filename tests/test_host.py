@@ -79,6 +79,13 @@ def test_quota_of_version_2_goes_where_the_controller_is_handed_on(tmp_path):
     assert knob.undo()[0].value == f"{slice_}/shell.scope"
 
 
+def test_a_group_with_blanks_in_its_name(tmp_path):
+    home = "sys/fs/cgroup/cpu/jobs of (deleted)"
+    root = write_tree(tmp_path, cgroups("1:cpu:/jobs of (deleted)") | {
+        f"{home}/cpu.cfs_quota_us": "-1", f"{home}/cgroup.procs": ""})  # fmt: skip
+    assert quota_knob(SysFs(root)).group.startswith(home)
+
+
 @pytest.mark.parametrize("files", [{}, {"sys/fs/cgroup/cgroup.controllers": "memory"}])
 def test_no_quota_says_why(tmp_path, files):
     parts = process_parts(SysFs(write_tree(tmp_path, files | cgroups("0::/a"))))

@@ -38,6 +38,14 @@ def test_a_table_survives_the_file(tmp_path):
     assert np.isnan(back["energy_mj"]).all()
 
 
+def test_names_stay_text_whatever_they_look_like(tmp_path):
+    names = ["1", "NA", "None", "1e3"]
+    table = make_table([ROW | {"subnet": name, "unit": "0"} for name in names])
+    back = read_table(write_table(table, tmp_path / "t.csv"))
+    assert back["subnet"].tolist() == names
+    assert set(back["unit"]) == {"0"}
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -116,9 +124,14 @@ def test_a_log_round_trips_and_a_cut_last_line_costs_only_that_line(tmp_path):
     path.write_text(whole.replace('{"app": "a", "event": "arrive"', "{", 1))
     with pytest.raises(TableError, match="line 2"):
         DecisionLog.read(path)
-    path.write_text(json.dumps({"seed": 1}) + "\n")
-    with pytest.raises(TableError, match="no header"):
-        DecisionLog.read(path)
+    for first in ({"seed": 1}, [1], 3):
+        path.write_text(json.dumps(first) + "\n")
+        with pytest.raises(TableError, match="no header"):
+            DecisionLog.read(path)
+    for event in ("3", '{"event": "arrive"}', '{"event": "jump", "t_s": 1}'):
+        path.write_text(whole.splitlines()[0] + f"\n{event}\n")
+        with pytest.raises(TableError, match="line 2"):
+            DecisionLog.read(path)
 
 
 def test_a_log_refuses_unknown_names_and_time_going_back():

@@ -85,6 +85,17 @@ def test_malformed_metrics_are_refused(tmp_path, key, value, fields, message):
     assert len(metrics) == 1
 
 
+def test_fields_may_be_null(tmp_path):
+    path = tmp_path / "metrics.json"
+    entry = {"value": 1.0, "unit": "1", "source": "measured", "profile": "quick", "what": "it"}
+    nulls = dict.fromkeys(("low", "high", "tolerance", "n"))
+    path.write_text(json.dumps({"a": entry | nulls}))
+    assert read_metrics(path)["a"]["value"] == 1.0
+    path.write_text(json.dumps({"a": entry | nulls | {"tolerance": -1}}))
+    with pytest.raises(MetricsError, match="tolerance"):
+        read_metrics(path)
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"a": 1}', '{"a": {"value": 1}}', None])
 def test_unreadable_metrics_name_the_file(tmp_path, text):
     path = tmp_path / "metrics.json"

@@ -68,6 +68,19 @@ def test_limits_never_cross_and_only_listed_values_are_written(memory):
             assert (low or 0) <= (high or 2_400_000)
 
 
+def test_only_a_discharging_battery_says_what_the_board_draws(memory):
+    folder = "sys/class/power_supply"
+    files = {f"{folder}/{name}/{key}": value for name, kind, status in (
+        ("BAT0", "Battery", "Discharging"), ("usb", "USB", "Unknown"))
+        for key, value in (("type", kind), ("status", status), ("current_now", -2_000_000),
+                           ("voltage_now", 12_000_000))}  # fmt: skip
+    root = write_tree(memory, files)
+    (battery,) = [s for s in find_sensors(SysFs(root)).sensors if s.kind == "power_mw"]
+    assert battery.read(VirtualClock()).value == 24_000
+    (root / folder / "BAT0" / "status").write_text("Not charging")
+    assert "Not charging" in battery.read(VirtualClock()).reason
+
+
 def test_no_table_of_clocks(memory):
     files = cpu_files([((0,), fake_tree.KHZ)])
     del files[f"{POLICY}/scaling_available_frequencies"]

@@ -21,7 +21,7 @@ from dynlib.nets.supernet import Supernet
 from dynlib.space import SearchSpace
 from dynlib.training.recipes import Recipe
 from dynlib.training.ship import accuracy_table, choose_points, guide_of, ship
-from dynlib.training.step import bf16_pays
+from dynlib.training.step import Step, bf16_pays
 from dynlib.training.trainer import ResumeError, _batches, _patch, accuracy_pct, train
 
 SPACE = SearchSpace((16,), ((1,), (0, 1)), ((8, 16), (16, 24)))
@@ -90,9 +90,37 @@ def test_a_foreign_or_broken_state_is_refused(tmp_path):
         train(fresh(SPACE), tiny(), RECIPE, state_file=state, seed=1)
     with pytest.raises(ResumeError, match="recipe"):
         train(fresh(SPACE), tiny(), Recipe(epochs=9, batch_size=50), state_file=state)
-    state.write_bytes(state.read_bytes()[:500])
-    with pytest.raises(ResumeError, match=r"state\.pt"):
-        train(fresh(SPACE), tiny(), RECIPE, state_file=state)
+    with pytest.raises(ResumeError, match="guide"):
+        train(fresh(SPACE), tiny(), RECIPE, state_file=state, about={"guide": ["another"]})
+    with pytest.raises(ResumeError, match="dataset"):
+        train(fresh(SPACE), replace(tiny(), name="other"), RECIPE, state_file=state)
+    whole = state.read_bytes()
+    torch.save({"identity": {}}, tmp_path / "other.pt")
+    for broken in (whole[:500], b"", (tmp_path / "other.pt").read_bytes()):
+        state.write_bytes(broken)
+        with pytest.raises(ResumeError, match=r"state\.pt"):
+            train(fresh(SPACE), tiny(), RECIPE, state_file=state)
+
+
+def test_a_schedule_cut_short_never_goes_back_whenever_it_is_resumed(tmp_path, monkeypatch):
+    recipe, state, seen = Recipe(epochs=6, batch_size=50), tmp_path / "state.pt", []
+    whole = Step.__call__
+
+    def watched(self, *args, progress, **more):
+        seen.append(progress)
+        return whole(self, *args, progress=progress, **more)
+
+    monkeypatch.setattr(Step, "__call__", watched)
+
+    def go_on(**more):
+        return train(fresh(SPACE), tiny(), recipe, state_file=state, watch=0, **more)
+
+    go_on(stop_after_epochs=1)
+    go_on(finish_in=2, stop_after_epochs=1)  # as if killed before its second epoch
+    history = go_on(finish_in=2)
+    assert (seen == np.sort(seen)).all()
+    assert seen[-1] < 1 <= seen[-1] + 2.5 / 6 / 7  # seven batches an epoch
+    assert len(go_on(finish_in=2)) == len(history)  # done is done
 
 
 @pytest.mark.faults

@@ -11,6 +11,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from numbers import Real
 from pathlib import Path
 from typing import Protocol
 
@@ -155,7 +156,7 @@ class Knob(ABC):
 
     def allowed(self, value):
         """The listed value that `value` names; raises `ControlError` if there is none."""
-        number = isinstance(value, int | float)
+        number = isinstance(value, Real)
         if self.bounds and number and self.bounds[0] <= value <= self.bounds[1]:
             return value
         for choice in self.choices:

@@ -179,9 +179,10 @@ def process_parts(fs: SysFs) -> Parts:
 def _cgroup(fs: SysFs) -> tuple[str, int] | Missing:
     """Where a group with a CPU quota can be made, and the version of the control groups there."""
     own = {}
-    for line in fs.words(f"proc/{os.getpid()}/cgroup"):
-        _, controllers, path = line.split(":", 2)
-        own |= dict.fromkeys(controllers.split(","), path.strip("/"))
+    with contextlib.suppress(OSError):
+        for line in fs.read(f"proc/{os.getpid()}/cgroup").splitlines():
+            _, controllers, path = line.split(":", 2)
+            own |= dict.fromkeys(controllers.split(","), path.strip("/"))
     for mount in ("sys/fs/cgroup/cpu", "sys/fs/cgroup/cpu,cpuacct"):
         home = f"{mount}/{own.get('cpu', '')}".rstrip("/")
         if "cpu" in own and fs.exists(f"{home}/cpu.cfs_quota_us"):

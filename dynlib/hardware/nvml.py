@@ -24,12 +24,17 @@ def nvml_parts(library: ModuleType | None = None) -> Parts:
     except library.NVMLError as error:
         return Parts(lacks=[f"NVIDIA GPU: {error}"])
     for index in range(count):
-        handle, name = library.nvmlDeviceGetHandleByIndex(index), f"nvidia{index}"
+        name = f"nvidia{index}"
+        try:
+            handle = library.nvmlDeviceGetHandleByIndex(index)
+        except library.NVMLError as error:
+            parts.lacks.append(f"{name}: {error}")
+            continue
         parts.units.append(LiveUnit(name, "gpu"))
         for cls in (_LockedClock, _PowerLimit):
             try:
                 parts.knobs.append(cls(library, handle, name, index))
-            except library.NVMLError as error:
+            except (library.NVMLError, ValueError) as error:  # ValueError: lists no clocks
                 parts.lacks.append(f"{name}.{cls.kind}: {error} ({_READ_ONLY})")
         for sensor in _sensors(library, handle, name):
             try:

@@ -138,16 +138,26 @@ def _zones(fs: SysFs) -> list[Sensor]:
 
 
 def _battery(fs: SysFs) -> list[Sensor]:
-    """A phone's or laptop's battery: uA times uV. Vendors differ in the sign of the current."""
+    """A phone's or laptop's battery: uA times uV. Vendors differ in the sign of the current.
+
+    Only while it is discharged is that what the board draws.
+    """
 
     def power(folder: str) -> Callable[[], float]:
         amps, volts = f"{folder}/current_now", f"{folder}/voltage_now"
-        return lambda: abs(fs.number(amps)) * fs.number(volts) / 1e9
+
+        def draws() -> float:
+            if (status := fs.words(f"{folder}/status")) not in ([], ["Discharging"]):
+                raise ValueError(f"{folder}: {' '.join(status)}; expected Discharging")
+            return abs(fs.number(amps)) * fs.number(volts) / 1e9
+
+        return draws
 
     return [
         Sensor(f"{Path(file).parent.name}.power", "power_mw", power(str(Path(file).parent)), 1.0,
                total=True)
         for file in fs.glob("sys/class/power_supply/*/current_now")
+        if fs.words(f"{Path(file).parent}/type") in ([], ["Battery"])
     ]  # fmt: skip
 
 

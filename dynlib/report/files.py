@@ -2,13 +2,13 @@
 
 import hashlib
 import os
-import tempfile
+import secrets
 from pathlib import Path
 
 FIGURE_SUFFIXES = (".png", ".pdf", ".csv")  # what a figure is kept as, the last its table
 
 
-def atomic_write(path: str | Path, content: str | bytes) -> Path:
+def atomic_write(path: str | Path, content: str | bytes | memoryview) -> Path:
     """Replace the file at `path` in one step, so that no reader and no crash ever sees half of it.
 
     Makes the folder if it is missing. Raises `OSError`, and then the old file is still there.
@@ -16,18 +16,15 @@ def atomic_write(path: str | Path, content: str | bytes) -> Path:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     data = content.encode() if isinstance(content, str) else content
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with part.open("xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        Path(temporary).chmod(0o666 & ~umask)  # mkstemp makes files private
-        Path(temporary).replace(path)
+        part.replace(path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
         raise
     return path
 

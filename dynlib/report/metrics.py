@@ -135,9 +135,10 @@ def check_metrics(metrics: Any, name: str | Path) -> dict[str, dict[str, Any]]:
                 raise MetricsError(f"{where}: {field} must be a finite number, got {number!r}")
         if entry["value"] is None and "why" not in entry:
             raise MetricsError(f"{where}: without a value it needs `why`")
-        if not entry.get("low", -math.inf) <= entry.get("high", math.inf):
+        known = {field: number for field, number in entry.items() if number is not None}
+        if not known.get("low", -math.inf) <= known.get("high", math.inf):
             raise MetricsError(f"{where}: low {entry['low']} is above high {entry['high']}")
-        if entry.get("tolerance", 0) < 0 or entry.get("n", 1) < 1:
+        if known.get("tolerance", 0) < 0 or known.get("n", 1) < 1:
             raise MetricsError(f"{where}: tolerance must be >= 0 and n >= 1")
         if entry["profile"] not in PROFILES:
             raise MetricsError(f"{where}: profile must be one of {PROFILES}")

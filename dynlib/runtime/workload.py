@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dynlib import DynlibError
+from dynlib.report.files import atomic_write
 
 ARRIVALS = ("periodic", "single-stream", "multi-stream", "server", "offline", "trace")
 CLOSED_LOOP = ("single-stream", "multi-stream")
@@ -274,8 +275,7 @@ def dump_workload(workload: Workload, path: str | Path) -> Path:
                 value = getattr(item, f.name)
                 if f.default is MISSING or value != f.default:
                     lines.append(f"{f.name} = {_toml(value)}")
-    Path(path).write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return Path(path)
+    return atomic_write(path, "\n".join(lines) + "\n")
 
 
 def _toml(value: Any) -> str:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -100,9 +101,10 @@ def _environment(folder: Path, root: Path) -> dict[str, str]:
 
 def _cells(executed: Path) -> Iterator[tuple[int, dict]]:
     """The code cells that hold code, with their numbers in the notebook, counted from 1."""
-    number = 0
-    content = json.loads(executed.read_text()) if executed.exists() else {"cells": []}
-    for cell in content["cells"]:
+    number, cells = 0, []
+    with suppress(OSError, ValueError):  # a killed run may leave half of it, or nothing
+        cells = json.loads(executed.read_text())["cells"]
+    for cell in cells:
         if ADDED.isdisjoint(cell["metadata"].get("tags", ())):
             number += 1
             if cell["cell_type"] == "code" and source(cell).strip():

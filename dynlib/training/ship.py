@@ -183,17 +183,19 @@ def main(argv: list[str] | None = None) -> None:
         supernet = supernet.grown(space)
     else:
         supernet = Supernet(space, len(dataset.classes))
+    guides = [sha256(path)[:16] for path in args.guide or ()]
     state = args.state or repo_root() / "runs" / "training" / f"{args.out.stem}.pt"
     history = train(
         supernet, dataset, recipe, seed=args.seed, state_file=state, finish_in=args.finish_in,
         guide=guide_of(args.guide) if args.guide else None,
+        about={"start": args.start and sha256(args.start), "guide": guides},
     )  # fmt: skip
     seconds = float(history["seconds"].sum())
     table = ship(
         supernet, dataset, args.out, recipe=asdict(recipe), seed=args.seed,
         train_images=len(dataset.train), seconds=seconds, torch=torch.__version__,
         threads=torch.get_num_threads(), epochs_run=len(history), finish_in=args.finish_in,
-        start=earlier, guide=[sha256(path)[:16] for path in args.guide or ()],
+        start=earlier, guide=guides,
     )  # fmt: skip
     atomic_write(
         args.out.with_suffix(".history.csv"), history.to_csv(index=False, float_format="%.5g")

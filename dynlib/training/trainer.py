@@ -5,9 +5,11 @@ kept at a fixed norm, so that the learning rate alone says how far a step turns 
 biases by SGD.
 """
 
+import io
 import logging
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from dynlib import DynlibError
 from dynlib.data import Dataset, Images, augment
 from dynlib.nets.resnet import STEM_CHANNELS, whiten_stem
 from dynlib.nets.supernet import Supernet, calibrate
+from dynlib.report.files import atomic_write
 from dynlib.space import SubnetConfig
 from dynlib.training.recipes import Recipe
 from dynlib.training.step import Step
@@ -38,6 +41,7 @@ def train(
     state_file: str | Path | None = None, stop_after_epochs: int | None = None,
     finish_in: int | None = None, watch: int = 2000,
     guide: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    about: Mapping[str, object] | None = None,
 ) -> pd.DataFrame:  # fmt: skip
     """Train in place and return one row per epoch: losses, validation accuracies, images/s.
 
@@ -52,28 +56,31 @@ def train(
         watch: validation images for the accuracies of each epoch's row; 0 leaves them out.
         guide: a trained network, images -> logits, that teaches all sub-networks in place of the
             labels and of the recipe's teacher.
+        about: what else a state must have in common with this call to be resumed, such as the
+            names of the teachers; plain data.
 
     Raises:
-        ResumeError: the state belongs to another recipe, space or seed, or cannot be read.
+        ResumeError: the state belongs to another recipe, space, data set or seed, or to another
+            `about`, or cannot be read.
     """
     whiten(supernet, dataset)
     step = Step(supernet, recipe, guide)
     per_epoch = max(1, len(dataset.train) // recipe.batch_size)
     identity = {
         "recipe": asdict(recipe), "space": supernet.space.to_dict(), "seed": seed,
-        "images": len(dataset.train),
+        "dataset": dataset.name, "images": len(dataset.train), **(about or {}),
     }  # fmt: skip
-    history = _resume(state_file, identity, supernet, step)
+    history, at = _resume(state_file, identity, supernet, step)
     done = len(history)
-    rest = min(recipe.epochs - done, finish_in or recipe.epochs)
-    pace = (recipe.epochs - done) / max(rest, 1)  # epochs of the schedule per epoch of this call
+    rest = math.ceil(min(recipe.epochs - at, finish_in or recipe.epochs) - 1e-9)
+    pace = (recipe.epochs - at) / max(rest, 1)  # epochs of the schedule per epoch of this call
     last = done + min(rest, stop_after_epochs or rest)
     with tqdm(total=last * per_epoch, initial=done * per_epoch, disable=None) as bar:
         for epoch in range(done, last):
             rng = np.random.default_rng([seed, epoch])
             started, losses = time.perf_counter(), []
             for i, (view, labels) in enumerate(_batches(dataset, recipe, seed, epoch, rng)):
-                ahead = (pace - 1) * (epoch - done + i / per_epoch)
+                ahead = at - done + (pace - 1) * (epoch - done + i / per_epoch)
                 progress = (epoch + i / per_epoch + ahead) / recipe.epochs
                 losses.append(step(view, labels, step=i, progress=progress, rng=rng))
                 rate = (i + 1) * recipe.batch_size / (time.perf_counter() - started)
@@ -87,7 +94,8 @@ def train(
                 "images_per_s": per_epoch * recipe.batch_size / seconds,
             })  # fmt: skip
             log.info("epoch %d: %s", epoch + 1, history[-1])
-            _store(state_file, identity, supernet, step, history)
+            reached = epoch + 1 + at - done + (pace - 1) * (epoch + 1 - done)
+            _store(state_file, identity, supernet, step, history, reached)
     return pd.DataFrame(history)
 
 
@@ -184,33 +192,33 @@ def quick_accuracies(
     return result
 
 
-def _store(path, identity, supernet, step, history) -> None:
+def _store(path, identity, supernet, step, history, reached: float) -> None:
     if path is None:
         return
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
     state = {
         "identity": identity, "net": supernet.net.state_dict(), "history": history,
-        "step": step.state_dict(),
+        "reached": reached, "step": step.state_dict(),
     }  # fmt: skip
-    torch.save(state, part)
-    part.replace(path)
+    file = io.BytesIO()
+    torch.save(state, file)
+    atomic_write(path, file.getvalue())
 
 
-def _resume(path, identity, supernet, step) -> list[dict]:
+def _resume(path, identity, supernet, step) -> tuple[list[dict], float]:
+    """The rows of the epochs done, and how many epochs of the schedule they went through."""
     if path is None or not Path(path).is_file():
-        return []
+        return [], 0.0
     try:
         state = torch.load(path, weights_only=True)
+        known, history, reached = state["identity"], state["history"], state["reached"]
     except Exception as error:
-        raise ResumeError(f"{path}: no readable training state: {error}") from error
+        raise ResumeError(f"{path}: no readable training state: {error!r}") from error
     for key, value in identity.items():
-        if state["identity"].get(key) != value:
+        if known.get(key) != value:
             raise ResumeError(
-                f"{path}: belongs to another run: {key} is {state['identity'].get(key)}, "
+                f"{path}: belongs to another run: {key} is {known.get(key)}, "
                 f"expected {value}; delete the file to start again"
             )
     supernet.net.load_state_dict(state["net"])
     step.load_state_dict(state["step"])
-    return state["history"]
+    return history, reached
