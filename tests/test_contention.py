@@ -3,15 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dynlib import DynlibError
-from dynlib.hardware.contention import (
-    CASES,
-    Case,
-    Coupling,
-    Queue,
-    judged_cases,
-    serial_share,
-    thread_scale,
-)
+from dynlib.hardware.contention import CASES, Case, Coupling, Queue, judged_cases
 
 
 @given(st.floats(1, 100), st.floats(0, 1), st.integers(3, 20), st.integers(1, 20))
@@ -60,19 +52,3 @@ def test_a_judged_case_is_not_seen():
     assert [row["predicted_ms"] for row in judged_cases(cases)] == [99, 15]
     with pytest.raises(DynlibError, match="at least one"):
         Coupling.fit([])
-
-
-@given(st.integers(2, 16), st.floats(0, 1))
-def test_threads_scale_as_amdahl_says(threads, share):
-    ratio = thread_scale(threads, 16, share)
-    assert serial_share(threads, ratio) == pytest.approx(share, abs=1e-9)
-    assert thread_scale(1, 16, share) == 1
-    assert thread_scale(threads, 1, share) == 1  # no more cores, no more speed
-    assert ratio >= max(share, 1 / threads) - 1e-12
-
-
-def test_impossible_threads():
-    with pytest.raises(DynlibError, match="at least 1 of each"):
-        thread_scale(0, 4)
-    with pytest.raises(DynlibError, match="expected 2 or more"):
-        serial_share(1, 0.5)

@@ -18,8 +18,8 @@ from dynlib.nets.incremental import (
     next_increment,
     part,
     space,
-    tensor_bytes,
 )
+from dynlib.nets.serve import storage_bytes
 from dynlib.nets.supernet import MissingStatisticsError, Supernet, calibrate
 from dynlib.space import ConfigError, SubnetConfig
 from dynlib.training.incremental import grow
@@ -195,4 +195,4 @@ def test_groups_need_two_fifths_of_the_dense_rivals_memory():
         sum(m.num_features for m in stage.modules() if isinstance(m, torch.nn.BatchNorm2d))
         for stage in dense.stages
     ]
-    assert tensor_bytes(dense) / tensor_bytes(grouped) >= 2.4
+    assert storage_bytes(dense) / storage_bytes(grouped) >= 2.4

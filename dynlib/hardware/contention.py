@@ -95,24 +95,3 @@ def judged_cases(cases: Sequence[Case] = CASES) -> list[dict[str, float | str]]:
             "measured_ms": case.beside_ms, "predicted_ms": predicted_ms,
         })  # fmt: skip
     return rows
-
-
-def thread_scale(threads: int, cores: int, serial_share: float = 0.0) -> float:
-    """Run time with `threads` on `cores`, over the run time with one thread (Amdahl).
-
-    More threads than cores bring nothing. Raises `DynlibError` for impossible numbers.
-    """
-    if threads < 1 or cores < 1 or not 0 <= serial_share <= 1:
-        raise DynlibError(
-            f"{threads} threads, {cores} cores, serial share {serial_share}; "
-            "expected at least 1 of each and a share from 0 to 1"
-        )
-    return serial_share + (1 - serial_share) / min(threads, cores)
-
-
-def serial_share(threads: int, time_ratio: float) -> float:
-    """The share of `thread_scale` from one measurement: time with `threads` over time with one."""
-    if threads < 2 or time_ratio <= 0:
-        raise DynlibError(f"time ratio {time_ratio} with {threads} threads; expected 2 or more")
-    share = (time_ratio - 1 / threads) / (1 - 1 / threads)
-    return min(max(share, 0.0), 1.0)

@@ -175,8 +175,3 @@ def add_increment(supernet: Supernet, alone: Supernet) -> SubnetConfig:
         for name, value in alone.statistics[configs[0]].items()
     }
     return configs[index]
-
-
-def tensor_bytes(net: nn.Module) -> int:
-    """Bytes of all parameters and statistics of a network."""
-    return sum(t.numel() * t.element_size() for t in (*net.parameters(), *net.buffers()))

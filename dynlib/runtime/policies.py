@@ -9,12 +9,11 @@ from dynlib import DynlibError
 from dynlib.hardware.board import Board
 from dynlib.runtime.engine import run
 from dynlib.runtime.manager import Manager
-from dynlib.runtime.measures import summarise
+from dynlib.runtime.measures import MISS_LIMIT_PCT, summarise
 from dynlib.runtime.state import Action, Placement, State
 from dynlib.runtime.tables import PointTable, Tables
 from dynlib.runtime.workload import Workload
 
-MISS_LIMIT_PCT = 1.0
 TRIAL_SEEDS = (9001, 9002, 9003)
 MAX_TRIALS = 400
 

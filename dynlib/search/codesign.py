@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 
 from dynlib.search.lookup import KNOBS, Lookup
-from dynlib.search.study import InfeasibleError, best_within, search
+from dynlib.search.study import BETTER, InfeasibleError, best_within, search
 from dynlib.space import SearchSpace, SubnetConfig
 
 # HADAS's outer space: AttentiveNAS widths, depths, kernels and expansions (4.40e11 networks).
@@ -39,7 +39,6 @@ HADAS_SPACE = SearchSpace(
 )  # fmt: skip
 DIRECTIONS = {"score": "maximize", "accuracy_val_pct": "maximize", "energy_mj": "minimize",
               "latency_ms": "minimize"}  # fmt: skip
-_SIGN = {"maximize": 1.0, "minimize": -1.0}
 _CHUNK = 200_000  # points that an exhaustive search holds at a time
 _FAR, _TIE = 1e9, 1e-12  # no objective is so large; no difference in a limit is so small
 _KICK = 0.3  # share of the knobs that are drawn anew to leave a local optimum
@@ -48,7 +47,7 @@ _KICK = 0.3  # share of the knobs that are drawn anew to leave a local optimum
 def _miss(values: Mapping, limits: Mapping[str, float], span: Mapping | None = None):
     """By how much the worst limit is missed, in shares of it or of `span`; 0 where all are kept."""
     scale = limits if span is None else span
-    misses = [_SIGN[DIRECTIONS[n]] * (v - values[n]) / scale[n] for n, v in limits.items()]
+    misses = [BETTER[DIRECTIONS[n]] * (v - values[n]) / scale[n] for n, v in limits.items()]
     return np.maximum(np.maximum.reduce(misses), 0) if misses else 0.0 * values["score"]
 
 
@@ -61,7 +60,7 @@ def exhaustive(
     Raises `InfeasibleError` naming the limit in the way, the best value reachable and the point
     that comes nearest.
     """
-    limits, sign = dict(limits or {}), _SIGN[DIRECTIONS[objective]]
+    limits, sign = dict(limits or {}), BETTER[DIRECTIONS[objective]]
     k, f = lookup.free(knobs)
     f = lookup.efficient(f)
 
@@ -83,7 +82,8 @@ def exhaustive(
             return best_within(lookup.table(*np.array(found).T), objective, DIRECTIONS, limits)
     but = {name: {n: v for n, v in limits.items() if n != name} for name in limits}
     found = scan(k, lambda v: [
-        gain for n in limits for gain in (v[n], -v[n], kept(v, but[n], _SIGN[DIRECTIONS[n]] * v[n]))
+        gain for n in limits
+        for gain in (v[n], -v[n], kept(v, but[n], BETTER[DIRECTIONS[n]] * v[n]))
     ])  # fmt: skip
     ends = lookup.table(*np.array(found).T)[list(limits)]
     span = (ends.max() - ends.min()).replace(0, 1)  # as `best_within` weighs misses
@@ -121,7 +121,7 @@ def inner_search(
         new = np.array([i for i in flat if i not in seen][: evaluations - len(seen)], int)
         values = lookup.measure(new // settings, new % settings)
         miss = _miss(values, limits)
-        gain = _SIGN[DIRECTIONS[objective]] * values[objective]
+        gain = BETTER[DIRECTIONS[objective]] * values[objective]
         seen.update(zip(new.tolist(), np.where(miss > 0, -_FAR * miss, gain), strict=True))
         return np.array([seen.get(i, -np.inf) for i in flat])
 

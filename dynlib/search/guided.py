@@ -8,6 +8,7 @@ from optuna.trial import TrialState
 
 from dynlib.points import pareto_mask
 from dynlib.search.predictor import AccuracyPredictor, Work
+from dynlib.search.study import distributions, params
 from dynlib.space import SearchSpace, SubnetConfig
 
 
@@ -37,11 +38,7 @@ class GuidedSampler(optuna.samplers.BaseSampler):
 
     def infer_relative_search_space(self, study, trial):
         """Every axis with a choice; all are proposed together."""
-        axes = self._space.axes()
-        return {
-            axis: optuna.distributions.IntDistribution(0, len(c) - 1)
-            for axis, c in axes if len(c) > 1
-        }  # fmt: skip
+        return distributions(self._space)
 
     def sample_relative(self, study, trial, search_space):
         """The candidate of greatest predicted gain; nothing while starting up."""
@@ -65,9 +62,7 @@ class GuidedSampler(optuna.samplers.BaseSampler):
         mean, sd = self._predictor.fit(list(seen), values[:, 0]).predict(new)
         cost = np.array([self._cost(config) for config in new])
         gain = _gain(front, np.stack([-(mean + sd), cost], axis=1), reference)
-        pick = self._space.encode(new[int(gain.argmax())]).tolist()
-        named = zip(self._space.axes(), pick, strict=True)
-        return {axis: index for (axis, choices), index in named if len(choices) > 1}
+        return params(self._space, new[int(gain.argmax())])
 
     def sample_independent(self, study, trial, param_name, param_distribution):
         """A random choice, where no proposal was made."""

@@ -23,7 +23,7 @@ from dynlib.space import SearchSpace, SubnetConfig
 PATIENCE = 20
 
 Objective = Callable[[SubnetConfig], Mapping[str, float]]
-_BETTER = {"minimize": -1.0, "maximize": 1.0}
+BETTER = {"minimize": -1.0, "maximize": 1.0}
 
 
 class SearchError(DynlibError):
@@ -116,7 +116,7 @@ def search(
     study = _open(space, directions, storage, name)
     if not study.trials:
         for config in start:
-            study.enqueue_trial(_params(space, config))
+            study.enqueue_trial(params(space, config))
     trials = min(trials, space.size)
     if workers > 1:
         _work(workers, {
@@ -153,7 +153,15 @@ def _open(space, directions, storage, name) -> optuna.Study:
     return study
 
 
-def _params(space: SearchSpace, config: SubnetConfig) -> dict[str, int]:
+def distributions(space: SearchSpace) -> dict[str, optuna.distributions.IntDistribution]:
+    """What Optuna draws from: the index of a choice, for every axis that has one."""
+    return {
+        axis: optuna.distributions.IntDistribution(0, len(choices) - 1)
+        for axis, choices in space.axes() if len(choices) > 1
+    }  # fmt: skip
+
+
+def params(space: SearchSpace, config: SubnetConfig) -> dict[str, int]:
     """Choice indices by axis; an axis with one choice is no parameter."""
     indices = zip(space.axes(), space.encode(config).tolist(), strict=True)
     return {axis: index for (axis, choices), index in indices if len(choices) > 1}
@@ -182,7 +190,7 @@ def _run(study: optuna.Study, space, objective, directions, limits, trials: int)
         trial.set_user_attr("subnet", subnet)
         trial.set_user_attr("measures", measured[subnet])
         for key, limit in limits.items():
-            trial.set_constraint(key, _BETTER[directions[key]] * (limit - measured[subnet][key]))
+            trial.set_constraint(key, BETTER[directions[key]] * (limit - measured[subnet][key]))
         return tuple(measured[subnet][key] for key in directions)
 
     for _ in range(PATIENCE * trials):
@@ -226,8 +234,8 @@ def best_within(
     Raises `InfeasibleError` naming the limit in the way, the best value reachable of that measure,
     and the point that misses the limits by the smallest share of the measures' ranges.
     """
-    gain = {key: _BETTER[directions[key]] * table[key] for key in (objective, *limits)}
-    miss = {key: _BETTER[directions[key]] * limit - gain[key] for key, limit in limits.items()}
+    gain = {key: BETTER[directions[key]] * table[key] for key in (objective, *limits)}
+    miss = {key: BETTER[directions[key]] * limit - gain[key] for key, limit in limits.items()}
     missed = pd.DataFrame(miss, index=table.index).clip(lower=0)
     kept = (missed == 0).all(axis=1)
     if kept.any():
@@ -267,13 +275,10 @@ def record(
     study = _open(space, directions, storage, name)
     known = _measured(study)
     measures = table.select_dtypes("number").columns
-    scales = {
-        axis: optuna.distributions.IntDistribution(0, len(c) - 1)
-        for axis, c in space.axes() if len(c) > 1
-    }  # fmt: skip
     study.add_trials([
         optuna.trial.create_trial(
-            params=_params(space, SubnetConfig.parse(row["subnet"])), distributions=scales,
+            params=params(space, SubnetConfig.parse(row["subnet"])),
+            distributions=distributions(space),
             values=[row[key] for key in directions],
             user_attrs={"subnet": row["subnet"], "measures": {m: float(row[m]) for m in measures}},
         )

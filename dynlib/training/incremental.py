@@ -8,8 +8,6 @@ with the logits z of the earlier increments constant. No gradient and no statist
 one is computed, so it cannot change.
 """
 
-from functools import partial
-
 import numpy as np
 import pandas as pd
 import torch
@@ -20,7 +18,7 @@ from dynlib.data import Dataset, augment
 from dynlib.nets.incremental import add_increment, increment, next_increment
 from dynlib.nets.supernet import Supernet, calibrate
 from dynlib.training.recipes import Recipe
-from dynlib.training.step import bf16_pays, normalise_, optimisers
+from dynlib.training.step import bf16_pays, normalise_, optimisers, rate
 from dynlib.training.trainer import calibration_batches
 
 
@@ -43,7 +41,7 @@ def grow(
         solvers = optimisers(alone, recipe)
         steps = recipe.epochs * max(1, len(dataset.train) // recipe.batch_size)
         schedules = [
-            LambdaLR(solver, partial(_rate, steps=steps, warmup=recipe.warmup))
+            LambdaLR(solver, lambda step, steps=steps: rate(step / steps, recipe.warmup))
             for solver in solvers
         ]
         for epoch in range(recipe.epochs):
@@ -59,13 +57,6 @@ def grow(
         calibrate(alone, alone.space.smallest, calibration_batches(dataset), bf16=bf16)
         add_increment(supernet, alone)
     return pd.DataFrame(rows)
-
-
-def _rate(step: int, steps: int, warmup: float) -> float:
-    """Share of the peak learning rate: up to it, then linearly to almost zero."""
-    progress = step / steps
-    share = progress / warmup if progress < warmup else (1 - progress) / (1 - warmup)
-    return max(share, 0.01)
 
 
 def _batches(dataset: Dataset, recipe: Recipe, seed: list[int]):

@@ -50,6 +50,12 @@ def normalise_(solver: torch.optim.Optimizer) -> None:
             weight.mul_(len(weight) ** 0.5 / weight.norm())
 
 
+def rate(progress: float, warmup: float) -> float:
+    """Share of the peak learning rate: up to it, then linearly to almost zero."""
+    share = progress / warmup if progress < warmup else (1 - progress) / (1 - warmup)
+    return max(share, 0.01)
+
+
 class Step:
     """A callable that trains one batch; everything that must survive a kill is in its state.
 
@@ -173,8 +179,7 @@ class Step:
         return sum(layer.macs for layer in self.supernet.layers(config))
 
     def _set_rates(self, progress: float) -> None:
-        warmup = self.recipe.warmup
-        factor = progress / warmup if progress < warmup else (1 - progress) / (1 - warmup)
+        factor = rate(progress, self.recipe.warmup)
         for solver, rates in zip(self.solvers, self._peaks, strict=True):
-            for group, rate in zip(solver.param_groups, rates, strict=True):
-                group["lr"] = rate * max(factor, 0.01)
+            for group, peak in zip(solver.param_groups, rates, strict=True):
+                group["lr"] = peak * factor
