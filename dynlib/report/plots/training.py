@@ -4,6 +4,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from dynlib.report.figures import figure
 from dynlib.report.plots.style import WIDE, panels_by, plain_log, series
@@ -46,6 +47,7 @@ def training_curve(table: pd.DataFrame) -> Figure:
             markersize=4,
         )  # fmt: skip
         panel.set(xlabel="epoch", ylabel="validation accuracy (%)", title=run)
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
     return drawn
 
 
