@@ -7,7 +7,6 @@ images is always set aside for validation, so that no choice is ever made on the
 import hashlib
 import io
 import logging
-import os
 import socket
 import zipfile
 from contextlib import contextmanager
@@ -21,7 +20,7 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from dynlib import DynlibError
-from dynlib.report.files import atomic_write
+from dynlib.report.files import atomic_write, data_places, repo_root
 
 log = logging.getLogger(__name__)
 
@@ -98,8 +97,7 @@ def load_dataset(
         return _assemble(name, tuple(SHAPES), *parts, seed)
     if name not in ("auto", "cifar10"):
         return _from_path(Path(name), seed, size, resize, cache_dir)
-    places = [Path(p) for p in (data_dir, os.environ.get("DYNLIB_DATA", "")) if p]
-    places.append(_root() / "data")
+    places = data_places(data_dir)
     for place in places:
         if all((place / "cifar10" / f"{part}.tar").is_file() for part in ("train", "test")):
             return _from_path(place / "cifar10", seed, 32, False, cache_dir, "cifar10")
@@ -114,10 +112,6 @@ def load_dataset(
             ) from error
     log.warning("CIFAR-10 is neither in %s nor downloadable: using the generated set", looked)
     return load_dataset("generated", seed=seed, generated=generated)
-
-
-def _root() -> Path:
-    return Path(__file__).resolve().parents[1]
 
 
 def _assemble(name, classes, train: Images, test: Images, seed: int) -> Dataset:
@@ -160,7 +154,7 @@ def _decode(path: Path, size: int, resize: bool, cache_dir) -> tuple[Images, tup
     files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
     stats = [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
     key = f"{path.resolve()}|{stats}|{size}|{resize}"
-    folder = Path(cache_dir) if cache_dir else _root() / "runs" / "cache"
+    folder = Path(cache_dir) if cache_dir else repo_root() / "runs" / "cache"
     cache = folder / f"{path.stem}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npz"
     if cache.is_file():
         try:
@@ -227,7 +221,7 @@ def _cifar10_from_torchvision(places: list[Path], seed: int) -> Dataset:
     from dynlib._vision import torchvision
 
     have = [p for p in places if (p / "cifar-10-batches-py").is_dir()]
-    target = have[0] if have else _root() / "runs" / "cache"
+    target = have[0] if have else repo_root() / "runs" / "cache"
     with _short_timeout(10):
         sets = [
             torchvision.datasets.CIFAR10(str(target), train=train, download=True)

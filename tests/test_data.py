@@ -135,7 +135,7 @@ def test_missing_places_are_named(tmp_path, monkeypatch):
     with pytest.raises(DataError, match="no such name"):
         load_dataset(str(tmp_path / "absent"))
     monkeypatch.delenv("DYNLIB_DATA", raising=False)
-    monkeypatch.setattr(data, "_root", lambda: tmp_path)
+    monkeypatch.setenv("DYNLIB_ROOT", str(tmp_path))
     monkeypatch.setattr(data, "_cifar10_from_torchvision", _offline)
     with pytest.raises(DataError, match="DYNLIB_DATA"):
         load_dataset("cifar10")
@@ -147,7 +147,7 @@ def _offline(*_):
 
 def test_without_any_data_auto_generates_and_says_so(tmp_path, monkeypatch, caplog):
     monkeypatch.delenv("DYNLIB_DATA", raising=False)
-    monkeypatch.setattr(data, "_root", lambda: tmp_path)
+    monkeypatch.setenv("DYNLIB_ROOT", str(tmp_path))
     monkeypatch.setattr(data, "_cifar10_from_torchvision", _offline)
     dataset = load_dataset("auto", generated=(100, 20))
     assert dataset.name == "generated"

@@ -4,7 +4,6 @@ Where a measurement is not on this machine its stand-in says so: the few rows th
 quotes for `workloads`, latency tables computed from the board model for `resolutions`.
 """
 
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -29,6 +28,7 @@ from dynlib.hardware.tables import (
     parse_key,
     read_tables,
 )
+from dynlib.report.files import data_places
 
 RESOLUTIONS = (160, 176, 192, 208, 224)
 COLD = {"gpu": (160,), "cpu": ()}  # measured while the board was still warming up
@@ -36,8 +36,7 @@ COLD = {"gpu": (160,), "cpu": ()}  # measured while the board was still warming 
 
 def find_data(name: str, data_dir: str | Path = "") -> Path | None:
     """Path of a file or folder of public measurements, or None: `data_dir`, $DYNLIB_DATA, data/."""
-    places = [data_dir, os.environ.get("DYNLIB_DATA", ""), Path(__file__).parents[2] / "data"]
-    paths = (Path(place) / name for place in places if str(place))
+    paths = (place / name for place in data_places(data_dir))
     return next((path for path in paths if path.exists()), None)
 
 

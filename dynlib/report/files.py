@@ -1,4 +1,4 @@
-"""Files that are either whole or not there."""
+"""Where files are, and how to write them so that they are either whole or not there."""
 
 import hashlib
 import os
@@ -6,6 +6,18 @@ import secrets
 from pathlib import Path
 
 FIGURE_SUFFIXES = (".png", ".pdf", ".csv")  # what a figure is kept as, the last its table
+
+
+def repo_root() -> Path:
+    """The repository: `$DYNLIB_ROOT` if set, else the folder that holds the package."""
+    given = os.environ.get("DYNLIB_ROOT")
+    return Path(given).resolve() if given else Path(__file__).resolve().parents[2]
+
+
+def data_places(data_dir: str | Path = "") -> list[Path]:
+    """Where data are looked for: `data_dir`, ``$DYNLIB_DATA``, the repository's ``data/``."""
+    named = data_dir, os.environ.get("DYNLIB_DATA", "")
+    return [*(Path(place) for place in named if place), repo_root() / "data"]
 
 
 def atomic_write(path: str | Path, content: str | bytes | memoryview) -> Path:

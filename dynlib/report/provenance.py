@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from dynlib import DynlibError
-from dynlib.report.files import FIGURE_SUFFIXES, atomic_write, sha256
+from dynlib.report.files import FIGURE_SUFFIXES, atomic_write, repo_root, sha256
 from dynlib.report.metrics import Metrics
 
 if TYPE_CHECKING:
@@ -36,12 +36,6 @@ RESULTS = ("data/results", "figures")
 
 class RunError(DynlibError):
     """A run was handed something unfit, or an input is missing; names it and what makes it."""
-
-
-def repo_root() -> Path:
-    """The repository: `$DYNLIB_ROOT` if set, else the folder that holds the package."""
-    given = os.environ.get("DYNLIB_ROOT")
-    return Path(given).resolve() if given else Path(__file__).resolve().parents[2]
 
 
 def find_input(path: str | Path, out_dir: Path, root: Path) -> Path | None:

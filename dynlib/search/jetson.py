@@ -5,7 +5,6 @@ their kernels, expansions and depths and the input resolution, with once-for-all
 predictor (arXiv 1908.09791) and the sums of a measured latency table.
 """
 
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -27,7 +26,7 @@ from dynlib.hardware.tables import (
     network_keys,
     read_tables,
 )
-from dynlib.report.provenance import repo_root
+from dynlib.report.files import data_places
 from dynlib.space import SearchSpace, SubnetConfig
 
 SPACE = SearchSpace(
@@ -56,8 +55,7 @@ def find_published(data_dir: str | Path = "") -> Path | None:
 
     Looked for in `data_dir`, in ``$DYNLIB_DATA`` and in the repository's ``data/``.
     """
-    places = [Path(p) for p in (data_dir, os.environ.get("DYNLIB_DATA", "")) if p]
-    folders = (place / _FOLDER for place in (*places, repo_root() / "data"))
+    folders = (place / _FOLDER for place in data_places(data_dir))
     return next((f for f in folders if (f / _PREDICTOR).is_file()), None)
 
 

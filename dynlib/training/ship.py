@@ -18,8 +18,7 @@ from tqdm.auto import tqdm
 from dynlib import DynlibError
 from dynlib.data import Dataset, load_dataset
 from dynlib.nets.supernet import Supernet
-from dynlib.report.files import atomic_write, sha256
-from dynlib.report.provenance import repo_root
+from dynlib.report.files import atomic_write, repo_root, sha256
 from dynlib.space import SearchSpace, SubnetConfig
 from dynlib.training.recipes import Recipe
 from dynlib.training.step import bf16_pays
