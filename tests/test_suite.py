@@ -15,7 +15,7 @@ import pytest
 
 import dynlib
 from dynlib.report.metrics import read_metrics
-from dynlib.suite import SuiteError
+from dynlib.suite import SuiteError, execute
 from dynlib.suite.cli import main
 from dynlib.suite.keep import locked, replacing
 from dynlib.suite.notebooks import discover, read_notebook, select
@@ -300,6 +300,14 @@ def test_select(root):
     assert select(notebooks, None, None) == notebooks
     assert select(notebooks, None, "02") == notebooks[1:]
     assert select(notebooks, "01_make_table", None) == notebooks[:1]
+
+
+@pytest.mark.parametrize("text", [None, "", '{"cells": [{"cell_ty', "{}"])
+def test_a_half_written_copy_of_a_killed_notebook_has_no_cells(tmp_path, text):
+    copy = tmp_path / "01.ipynb"
+    if text is not None:
+        copy.write_text(text)
+    assert list(execute._cells(copy)) == []
 
 
 @pytest.mark.parametrize(

@@ -102,7 +102,7 @@ def _environment(folder: Path, root: Path) -> dict[str, str]:
 def _cells(executed: Path) -> Iterator[tuple[int, dict]]:
     """The code cells that hold code, with their numbers in the notebook, counted from 1."""
     number, cells = 0, []
-    with suppress(OSError, ValueError):  # a killed run may leave half of it, or nothing
+    with suppress(OSError, ValueError, KeyError):  # a killed run may leave half of it, or nothing
         cells = json.loads(executed.read_text())["cells"]
     for cell in cells:
         if ADDED.isdisjoint(cell["metadata"].get("tags", ())):
