@@ -28,7 +28,7 @@ def test_react_is_a_pure_function():
         PANEL.react(), PANEL.react(**{name: s.value for name, s in PANEL.sliders.items()})
     )
     assert set(table["what"]) == {
-        "latency_ms", "deadline_ms", "accuracy_pct", "clock_mhz", "power_mw"
+        "latency_ms", "deadline_ms", "accuracy_pct", "clock_mhz", "power_mw", "stretch"
     }  # fmt: skip
     before = table["t_s"] < 2.0
     pd.testing.assert_frame_equal(
