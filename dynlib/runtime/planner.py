@@ -249,7 +249,7 @@ class Planner:
                    rules: Rules):  # fmt: skip
         spec, strict = self.board.unit(unit), rules.strict
         best, best_score, groups = None, None, []
-        # Bounds per clock: the load of the fastest points, the power of the cheapest ones.
+        # Bounds per clock up to the limit: load of the fastest points, power of the cheapest ones.
         share = least_mw = [0.0] * bisect_right(spec.freqs, limit)
         for demand in demands:
             every = self._every[demand.model, unit]
