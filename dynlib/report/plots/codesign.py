@@ -83,11 +83,9 @@ def codesign_exits(table: pd.DataFrame) -> Figure:
     axes[0].invert_yaxis()
     handles = axes[0].get_legend_handles_labels()
     drawn.legend(
-        *handles,
-        loc="outside upper center",
-        ncols=use.shape[1],
+        *handles, loc="outside upper center", ncols=use.shape[1],
         title="exit used, behind block (from 0)",
-    )
+    )  # fmt: skip
     right = table[table["what"] == "accuracy"]
     axes[1].plot(right["position"], right["value"], "o-", color="C0")
     axes[1].set(xlabel="exit behind block", ylabel="validation accuracy of all images (%)")

@@ -167,14 +167,9 @@ def search_hypervolume(table: pd.DataFrame) -> Figure:
     """Hypervolume over trials: mean over seeds, and the band of one standard error."""
     drawn, axes = plt.subplots()
     sns.lineplot(
-        table.assign(trial=table["trial"] + 1),
-        x="trial",
-        y="hypervolume",
-        hue="sampler",
-        style="sampler",
-        errorbar="se",
-        ax=axes,
-    )
+        table.assign(trial=table["trial"] + 1), x="trial", y="hypervolume", hue="sampler",
+        style="sampler", errorbar="se", ax=axes,
+    )  # fmt: skip
     seeds = table["seed"].nunique()
     axes.set(xlabel="trials", ylabel="hypervolume, share of the best")
     axes.set_title(f"mean of {seeds} seeds, band: standard error")

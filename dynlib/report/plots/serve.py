@@ -32,7 +32,7 @@ def serve_backends(table: pd.DataFrame) -> Figure:
     axes[0].set(xlabel="latency of one frame, CPU time (ms)", ylabel="test accuracy (%)")
     axes[0].set_xscale("log")
     plain_log(axes[0].xaxis)
-    if "images" in table:
+    if "images" in table:  # not in tables of earlier versions
         share, count = table["accuracy_test_pct"].mean() / 100, table["images"].iloc[0]
         error_pct = 100 * (share * (1 - share) / count) ** 0.5
         axes[0].set_title(f"{count:.0f} test images: standard error {error_pct:.1f} points")
