@@ -20,7 +20,7 @@ from dynlib.data import load_dataset
 from dynlib.nets.supernet import Supernet
 from dynlib.space import SearchSpace
 from dynlib.training.recipes import Recipe
-from dynlib.training.ship import accuracy_table, choose_points, guide_of, ship
+from dynlib.training.ship import accuracy_table, checkpoint_path, choose_points, guide_of, ship
 from dynlib.training.step import Step, bf16_pays
 from dynlib.training.trainer import ResumeError, _batches, _patch, accuracy_pct, train
 
@@ -157,6 +157,16 @@ def test_shipping_stores_statistics_and_the_accuracies_of_the_stored_weights(tra
     pd.testing.assert_series_equal(again["accuracy_test_pct"], expected["accuracy_test_pct"])
     written = pd.read_csv(path.with_suffix(".accuracy.csv"))
     assert list(written["subnet"]) == list(table["subnet"])
+
+
+@pytest.mark.parametrize("name", ["cifar10", "generated"])
+def test_every_shipped_checkpoint_says_how_it_was_trained(name):
+    supernet, provenance = Supernet.from_checkpoint(checkpoint_path(name))
+    assert Recipe(**provenance["recipe"]).epochs >= provenance["epochs_run"] > 0
+    assert provenance["seconds"] > 0
+    assert provenance["threads"] > 0
+    table = pd.read_csv(checkpoint_path(name).with_suffix(".accuracy.csv"))
+    assert list(table["subnet"]) == [str(config) for config in supernet.statistics]
 
 
 def test_training_goes_on_from_a_checkpoint_and_says_so(trained, tmp_path, monkeypatch):
