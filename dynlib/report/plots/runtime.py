@@ -13,8 +13,8 @@ _POLICIES = {
     "accuracy": "manager, for accuracy", "latency": "manager, for latency",
 }  # fmt: skip
 _SERIES = {
-    "temp_c": "temperature (°C)\nred: trips",
-    "latency_ms": "latency (ms)\nred: deadline",
+    "temp_c": "temperature (°C)\nflat: trips",
+    "latency_ms": "latency (ms)\nline: deadline",
     "accuracy_pct": "accuracy (%)",
     "clock_mhz": "mean\nclock (MHz)",
     "power_mw": "mean board\npower (W)",
