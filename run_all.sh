@@ -54,7 +54,8 @@ install() {
 }
 
 # Other people's packages and start-up files have no say in the results.
-unset PYTHONPATH PYTHONHOME
+unset PYTHONHOME
+export PYTHONPATH="$here/notebooks"   # where the package `suite` lies
 export PYTHONNOUSERSITE=1 PYTHONHASHSEED=0 MPLBACKEND=agg
 # Threads that wait spin for some microseconds only: sleeping at once doubled the latency of a frame,
 # spinning for long takes the cores from other programs.
@@ -82,5 +83,5 @@ case "${1:-}" in
     export JUPYTER_PREFER_ENV_PATH=1
     exec "$python" -P -m jupyterlab "--ServerApp.root_dir=$here/notebooks" "$@"
     ;;
-  *) exec "$python" -P -m dynlib.suite "$@" ;;
+  *) exec "$python" -P -m suite.run "$@" ;;
 esac

@@ -10,7 +10,7 @@ import logging
 import socket
 import zipfile
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,54 +19,14 @@ from PIL import Image
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from dynlib import DynlibError
-from dynlib.report.files import atomic_write, data_places, repo_root
+from dynlib.errors import DataError
+from dynlib.files import atomic_write, data_places, repo_root
+from dynlib.images import Dataset, Images
+from dynlib.shapes import SHAPES, generate
 
-log = logging.getLogger(__name__)
-
+_LOG = logging.getLogger(__name__)
 VAL_SHARE = 0.1
 CIFAR10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
-SHAPES = ["disc", "square", "triangle", "plus", "ring", "star", "crescent", "bar", "corner", "dots"]
-
-
-class DataError(DynlibError):
-    """A data set is missing or malformed; names the path and what was expected."""
-
-
-@dataclass(frozen=True)
-class Images:
-    """Images (N, 3, H, W) uint8, labels (N,) int64, and where it is known their difficulty (N,)."""
-
-    images: torch.Tensor
-    labels: torch.Tensor
-    difficulty: torch.Tensor | None = None
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def take(self, index) -> "Images":
-        """The images at `index` (a slice or an index tensor)."""
-        hard = None if self.difficulty is None else self.difficulty[index]
-        return Images(self.images[index], self.labels[index], hard)
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """Training, validation and test images; `mean`, `std` (3,) of the training pixels, 0 to 1."""
-
-    name: str
-    classes: tuple[str, ...]
-    train: Images
-    val: Images
-    test: Images
-    mean: torch.Tensor
-    std: torch.Tensor
-
-    def normalise(self, images: torch.Tensor) -> torch.Tensor:
-        """(N, 3, H, W) uint8 -> float32, zero mean and unit variance per channel, channels_last."""
-        scale = (1 / (255 * self.std)).to(images.device).view(1, 3, 1, 1)
-        shift = (self.mean / self.std).to(images.device).view(1, 3, 1, 1)
-        return (images * scale - shift).contiguous(memory_format=torch.channels_last)
 
 
 def load_dataset(
@@ -110,7 +70,7 @@ def load_dataset(
                 f"CIFAR-10 not found: no cifar10/train.tar and cifar10/test.tar in {looked}, and "
                 f"its download failed ({error}); set DYNLIB_DATA, or use dataset 'generated'"
             ) from error
-    log.warning("CIFAR-10 is neither in %s nor downloadable: using the generated set", looked)
+    _LOG.warning("CIFAR-10 is neither in %s nor downloadable: using the generated set", looked)
     return load_dataset("generated", seed=seed, generated=generated)
 
 
@@ -160,9 +120,9 @@ def _decode(path: Path, size: int, resize: bool, cache_dir) -> tuple[Images, tup
         try:
             with np.load(cache, allow_pickle=False) as file:
                 arrays = {k: file[k] for k in ("images", "labels", "classes")}
-            return _images(arrays["images"], arrays["labels"]), tuple(arrays["classes"].tolist())
+            return Images.of(arrays["images"], arrays["labels"]), tuple(arrays["classes"].tolist())
         except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
-            log.warning("%s cannot be read (%s): decoding again", cache, error)
+            _LOG.warning("%s cannot be read (%s): decoding again", cache, error)
 
     from dynlib._vision import timm
 
@@ -197,13 +157,8 @@ def _decode(path: Path, size: int, resize: bool, cache_dir) -> tuple[Images, tup
     try:
         atomic_write(cache, whole.getbuffer())
     except OSError as error:
-        log.warning("%s cannot be kept for the next time: %s", cache, error)
-    return _images(images, labels), classes
-
-
-def _images(images: np.ndarray, labels: np.ndarray, difficulty=None) -> Images:
-    hard = None if difficulty is None else torch.from_numpy(difficulty)
-    return Images(torch.from_numpy(images), torch.from_numpy(labels), hard)
+        _LOG.warning("%s cannot be kept for the next time: %s", cache, error)
+    return Images.of(images, labels), classes
 
 
 @contextmanager
@@ -233,7 +188,7 @@ def _cifar10_from_torchvision(places: list[Path], seed: int) -> Dataset:
         # shipped network would be chosen on some that it was trained on.
         order = np.argsort(part.targets, kind="stable")
         pixels = part.data[order].transpose(0, 3, 1, 2).copy()
-        parts.append(_images(pixels, np.array(part.targets)[order]))
+        parts.append(Images.of(pixels, np.array(part.targets)[order]))
     return _assemble("cifar10", tuple(CIFAR10), *parts, seed)
 
 
@@ -270,78 +225,6 @@ def augment(
         hole = rows[:, None, :, None] & columns[:, None, None, :]
         images = images.masked_fill(hole, 0 if images.is_floating_point() else 128)
     return images
-
-
-def generate(count: int, rng: np.random.Generator, size: int = 32) -> Images:
-    """Draw `count` images of ten shapes whose difficulty is known.
-
-    Difficulty, 0 (easy) to 1 (hard), is the mean of three independent uniform draws: clutter (how
-    many strokes cross the image), scale (how small the shape is) and noise (standard deviation of
-    the pixels). It lets a policy that spends less on easy inputs be checked against the truth.
-    """
-    labels = rng.integers(len(SHAPES), size=count)
-    clutter, small, noise = rng.random((3, count)).astype(np.float32)
-    images = np.empty((count, 3, size, size), np.uint8)
-    for start in range(0, count, 1000):
-        part = slice(start, start + 1000)
-        images[part] = _draw(labels[part], clutter[part], small[part], noise[part], rng, size)
-    return _images(images, labels, (clutter + small + noise) / 3)
-
-
-def _draw(labels, clutter, small, noise, rng, size) -> np.ndarray:
-    count = len(labels)
-    axis = np.linspace(-1, 1, size, dtype=np.float32)
-
-    def column(low, high, *shape):
-        return rng.uniform(low, high, (count, *(shape or (1, 1)))).astype(np.float32)
-
-    # Shape coordinates u, v: the grid moved, turned and scaled, one unit = radius of the shape.
-    radius = (0.75 - 0.45 * small)[:, None, None]
-    x = axis[None, None, :] - column(-1, 1) * (0.95 - radius)
-    y = axis[None, :, None] - column(-1, 1) * (0.95 - radius)
-    angle = column(-0.6, 0.6)
-    u = (x * np.cos(angle) + y * np.sin(angle)) / radius
-    v = (y * np.cos(angle) - x * np.sin(angle)) / radius
-    inside = np.empty((count, size, size), bool)
-    for label in range(len(SHAPES)):
-        of = labels == label
-        inside[of] = _shape(SHAPES[label], u[of], v[of])
-
-    background, colour = column(0.1, 0.9, 3, 1, 1), column(0, 1, 3, 1, 1)
-    # A shape must differ from its background in brightness, or its difficulty would be unknown.
-    colour = np.where(background > 0.5, colour * 0.5, 0.5 + colour * 0.5)
-    image = np.broadcast_to(background, (count, 3, size, size)).copy()
-    for stroke in range(6):
-        turn, offset = column(0, np.pi), column(-0.9, 0.9)
-        along = axis[None, None, :] * np.cos(turn) + axis[None, :, None] * np.sin(turn)
-        on = (np.abs(along - offset) < 0.05) & (clutter * 6 > stroke)[:, None, None]
-        image = np.where(on[:, None], column(0, 1, 3, 1, 1), image)
-    image = np.where(inside[:, None], colour, image)
-    image += rng.standard_normal(image.shape, np.float32) * (0.25 * noise)[:, None, None, None]
-    return (image.clip(0, 1) * 255).astype(np.uint8)
-
-
-def _shape(name: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    r, box = np.hypot(u, v), np.maximum(np.abs(u), np.abs(v))
-    if name == "disc":
-        return r < 0.9
-    if name == "square":
-        return box < 0.75
-    if name == "triangle":
-        return (v < 0.6) & (v > 2 * np.abs(u) - 0.9)
-    if name == "plus":
-        return (np.minimum(np.abs(u), np.abs(v)) < 0.28) & (box < 0.95)
-    if name == "ring":
-        return (r < 0.95) & (r > 0.55)
-    if name == "star":
-        return r < 0.62 + 0.35 * np.cos(5 * np.arctan2(u, -v))
-    if name == "crescent":
-        return (r < 0.95) & (np.hypot(u - 0.45, v) > 0.75)
-    if name == "bar":
-        return (np.abs(u) < 0.95) & (np.abs(v) < 0.3)
-    if name == "corner":
-        return (box < 0.85) & ((u < -0.3) | (v > 0.3))
-    return (np.hypot(np.abs(u) - 0.5, np.abs(v) - 0.5)) < 0.38
 
 
 def with_train(dataset: Dataset, count: int, seed: int = 0) -> Dataset:

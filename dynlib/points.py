@@ -1,20 +1,25 @@
-"""Operating points and decision logs: what search and profiling hand to the runtime manager.
+"""Operating points: what search and profiling hand to the runtime manager, a CSV table.
 
-Both are plain files, a CSV table and JSON lines, so that any other program can read a run and
-compute its numbers again.
+`PointTable` is such a table as the manager looks it up: one model on one board, at every clock.
 """
 
-import json
+import hashlib
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from dynlib import DynlibError
-from dynlib.report.files import atomic_write
+from dynlib.errors import TableError
+from dynlib.files import atomic_write
+from dynlib.source import weakest
+
+if TYPE_CHECKING:
+    from dynlib.boards.board import Board
 
 TEXT_COLUMNS = ("model", "subnet", "backend", "precision", "board", "unit", "source")
 KEY_COLUMNS = (
@@ -25,23 +30,9 @@ VALUE_COLUMNS = (
     "accuracy_val_pct", "accuracy_test_pct", "latency_ms", "latency_std_ms", "latency_p95_ms",
     "energy_mj", "power_mw", "idle_power_mw", "memory_mb", "macs_m", "params_m",
 )  # fmt: skip
-COLUMNS = (*KEY_COLUMNS, *VALUE_COLUMNS, "source")
+POINT_COLUMNS = (*KEY_COLUMNS, *VALUE_COLUMNS, "source")
 REQUIRED = ("model", "subnet", "board", "unit", "batch", "latency_ms", "source")
 SOURCES = ("measured", "replayed", "simulated", "estimated", "predicted", "published")
-
-LOG_SCHEMA = 1
-LOG_EVENTS = ("arrive", "start", "finish", "drop", "decide", "set", "sample")
-LOG_FIELDS = (
-    "t_s", "event", "app", "frame", "subnet", "exit_threshold", "unit", "cores", "quota", "batch",
-    "cpu_mhz", "gpu_mhz", "emc_mhz", "deadline_ms", "latency_ms", "power_mw", "energy_mj",
-    "temp_c", "reason",
-)  # fmt: skip
-_LOG_FIELDS = frozenset(LOG_FIELDS)
-_LOG = logging.getLogger(__name__)
-
-
-class TableError(DynlibError):
-    """An operating-point table or decision log is malformed; names file, row and column."""
 
 
 def make_table(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
@@ -50,22 +41,24 @@ def make_table(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     Raises `TableError` for unknown columns and whatever `check_table` finds.
     """
     rows = list(rows)
-    unknown = sorted({key for row in rows for key in row} - set(COLUMNS))
+    unknown = sorted({key for row in rows for key in row} - set(POINT_COLUMNS))
     if unknown:
-        raise TableError(f"unknown operating-point columns {unknown}; the schema is {COLUMNS}")
-    return check_table(pd.DataFrame(rows, columns=list(COLUMNS)), "table")
+        raise TableError(
+            f"unknown operating-point columns {unknown}; the schema is {POINT_COLUMNS}"
+        )
+    return check_table(pd.DataFrame(rows, columns=list(POINT_COLUMNS)), "table")
 
 
 def check_table(table: pd.DataFrame, name: str | Path = "table") -> pd.DataFrame:
     """Return `table` with its types set; raises `TableError` naming `name`, row and column."""
-    missing = [c for c in COLUMNS if c not in table.columns]
-    extra = [c for c in table.columns if c not in COLUMNS]
+    missing = [c for c in POINT_COLUMNS if c not in table.columns]
+    extra = [c for c in table.columns if c not in POINT_COLUMNS]
     if missing or extra:
         raise TableError(f"{name}: missing columns {missing}, unknown columns {extra}")
     if table.empty:
         raise TableError(f"{name}: the table has no rows")
-    table = table[list(COLUMNS)].reset_index(drop=True).copy()
-    for column in COLUMNS:
+    table = table[list(POINT_COLUMNS)].reset_index(drop=True).copy()
+    for column in POINT_COLUMNS:
         if column in TEXT_COLUMNS:
             table[column] = table[column].astype(object).where(table[column].notna(), None)
             continue
@@ -113,117 +106,147 @@ def read_table(path: str | Path) -> pd.DataFrame:
     return check_table(table, path)
 
 
-def pareto_mask(values: np.ndarray) -> np.ndarray:
-    """Which rows of `values` (points, objectives), all minimised, no other row dominates.
+_LOG = logging.getLogger(__name__)
 
-    Of several equal rows the first is kept. Rows with NaN never belong.
+
+@dataclass(frozen=True, slots=True, eq=False)  # compared by identity: it is part of cache keys
+class Point:
+    """A sub-network on a unit; the tuples have one entry per clock of the unit, ascending.
+
+    `active_mw` is what running draws above the same unit waiting at its lowest clock; `sigma` is
+    the standard deviation of the logarithm of the noise.
     """
-    values = np.asarray(values, dtype=float)
-    keep = np.zeros(len(values), dtype=bool)
-    front = np.empty((0, values.shape[1]))
-    # In lexicographic order nobody is dominated by a later row, so one growing front is enough.
-    for i in np.lexsort(values.T[::-1]):
-        row = values[i]
-        if np.isnan(row).any() or (front <= row).all(axis=1).any():
-            continue
-        keep[i] = True
-        front = np.vstack([front, row])
-    return keep
+
+    subnet: str
+    unit: str
+    cores: float
+    accuracy_val_pct: float
+    accuracy_test_pct: float
+    noise_cv: float
+    latency_ms: tuple[float, ...]
+    active_mw: tuple[float, ...]
+    memory_mb: float = 0.0
+    sigma: float = field(init=False)
+
+    def __post_init__(self):
+        object.__setattr__(self, "sigma", math.sqrt(math.log1p(self.noise_cv**2)))
+
+    def noise(self, draw: float) -> float:
+        """Log-normal factor of mean 1 on the latency, of a standard normal number."""
+        return math.exp(self.sigma * draw - self.sigma**2 / 2)
 
 
-def pareto_front(table: pd.DataFrame, minimise: Sequence[str], maximise: Sequence[str] = ()):
-    """The rows of `table` that no other row dominates, sorted by the first column."""
-    columns = [*minimise, *maximise]
-    signs = np.array([1.0] * len(minimise) + [-1.0] * len(maximise))
-    mask = pareto_mask(table[columns].to_numpy(float) * signs)
-    return table[mask].sort_values(columns[0]).reset_index(drop=True)
+class PointTable:
+    """The operating points of one model on `board`.
+
+    Args:
+        table: an operating-point table with one row per sub-network, unit and clock (`gpu_mhz` for
+            a GPU, `cpu_mhz` for a CPU cluster; neither: measured at the highest clock).
+        board: gives the clocks, and the power the manager expects; latency at a clock the table
+            lacks is taken from the next measured clock by a + b/f with the unit's memory share.
+
+    Decisions use the validation accuracy; the test accuracy is for reporting (it falls back on the
+    other where it is unknown). A clock at which a network was slower than at a lower one (noise) is
+    taken to be as fast as that one, so that nobody chooses it. Raises `TableError`, naming row and
+    column, for what `check_table` finds, another board, and two rows for one sub-network, unit and
+    clock.
+    """
+
+    def __init__(self, table: pd.DataFrame, board: "Board"):
+        table = check_table(table)
+        self.model: str = table["model"].iloc[0]
+        one = f"{self.model!r}, the table of one model"
+        require(table["model"] == self.model, table, "model", one)
+        require(table["board"] == board.name, table, "board", f"{board.name!r}")
+        self.frame = table
+        self.source = str(weakest(*set(table["source"])))
+        self.digest = hashlib.sha256(table.to_csv(index=False).encode()).hexdigest()
+        self.points: dict[tuple[str, str], Point] = {}
+        noisy: list[str] = []
+        for (subnet, unit), rows in table.groupby(["subnet", "unit"], sort=False):
+            self.points[subnet, unit] = _point(subnet, unit, rows, board, noisy)
+        if noisy:
+            _LOG.warning("%s: slower at a higher clock: %s", self.model, ", ".join(noisy))
+        by_unit: dict[str, list[Point]] = {}
+        for point in self.points.values():
+            by_unit.setdefault(point.unit, []).append(point)
+        self._on = {unit: tuple(sorted(points, key=lambda p: p.latency_ms[-1]))
+                    for unit, points in by_unit.items()}  # fmt: skip
+
+    def on(self, unit: str) -> tuple[Point, ...]:
+        """The points on `unit`, fastest first; none where the model does not run there."""
+        return self._on.get(unit, ())
+
+    def point(self, subnet: str, unit: str) -> Point:
+        """One point; raises `TableError` when the model has none there."""
+        try:
+            return self.points[subnet, unit]
+        except KeyError:
+            where = f"sub-network {subnet!r} on {unit!r}"
+            raise TableError(f"model {self.model!r} has no {where}") from None
+
+    @property
+    def units(self) -> tuple[str, ...]:
+        """The units the model runs on."""
+        return tuple(self._on)
+
+    @property
+    def main_unit(self) -> str:
+        """The unit whose fastest point is the fastest of all."""
+        return min(self._on, key=lambda unit: self._on[unit][0].latency_ms[-1])
+
+    @property
+    def largest(self) -> Point:
+        """The slowest point of the main unit at its highest clock: the largest network."""
+        return self._on[self.main_unit][-1]
+
+    @property
+    def smallest(self) -> Point:
+        """The fastest point of the main unit: the smallest network."""
+        return self._on[self.main_unit][0]
 
 
-def lower_hull(corners: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The corners of the lower left hull: nothing takes less energy in no more time."""
-    hull: list[tuple[float, float]] = []
-    for x, y in sorted(corners):
-        if hull and y >= hull[-1][1]:
-            continue
-        while len(hull) > 1 and (hull[-1][1] - hull[-2][1]) * (x - hull[-2][0]) >= (
-            y - hull[-2][1]
-        ) * (hull[-1][0] - hull[-2][0]):
-            hull.pop()
-        hull.append((x, y))
-    return hull
+Tables = Mapping[str, PointTable]
 
 
-def hypervolume(values: np.ndarray, reference: Sequence[float]) -> float:
-    """Area that the points (n, 2), both objectives minimised, dominate below `reference`."""
-    values = np.asarray(values, dtype=float)
-    reference = np.asarray(reference, dtype=float)
-    inside = values[(values < reference).all(axis=1)]
-    front = inside[pareto_mask(inside)] if len(inside) else inside
-    front = front[np.argsort(front[:, 0])]
-    right = np.append(front[1:, 0], reference[0])
-    return float(((right - front[:, 0]) * (reference[1] - front[:, 1])).sum())
+def _point(subnet: str, unit_name: str, rows: pd.DataFrame, board: "Board", noisy: list[str]):
+    who, units = f"{subnet!r} on {unit_name!r}", [unit.name for unit in board.units]
+    require(rows["unit"].isin(units), rows, "unit", f"one of {units}", who)
+    unit = board.unit(unit_name)
+    column = "gpu_mhz" if unit.kind == "gpu" else "cpu_mhz"
+    mhz = rows[column].fillna(unit.max_mhz).map(unit.at_or_above)
+    off = (mhz - rows[column]).abs() > 0.5
+    what = f"a clock of the unit: {column} {rows[column][off.idxmax()]:g} is none of {unit.freqs}"
+    require(~off, rows, column, what, who)
+    require(~mhz.duplicated(), rows, column, "one setting: two rows for one clock", who)
+    measured = dict(zip(mhz, rows["latency_ms"], strict=True))
+    latency_ms = np.array([_latency_ms(measured, f, unit) for f in unit.freqs])
+    fastest_ms = np.minimum.accumulate(latency_ms)
+    if (slower := latency_ms > fastest_ms * (1 + 1e-9)).any():
+        noisy.append(who)
+        latency_ms[slower] = fastest_ms[slower]
+    cores = rows["cores"].iloc[0]
+    busy = 1.0 if unit.kind == "gpu" else float(unit.cores if np.isnan(cores) else cores)
+    std = (rows["latency_std_ms"] / rows["latency_ms"]).median()
+    val, test = (float(rows[c].iloc[0]) for c in ("accuracy_val_pct", "accuracy_test_pct"))
+    val = test if np.isnan(val) else val
+    known = rows["accuracy_val_pct"].notna() | (not np.isnan(val))
+    require(known, rows, "accuracy_val_pct", "a number: it has no accuracy", who)
+    return Point(
+        subnet=subnet,
+        unit=unit_name,
+        cores=busy,
+        accuracy_val_pct=val,
+        accuracy_test_pct=val if np.isnan(test) else test,
+        noise_cv=unit.noise_cv if np.isnan(std) else float(std),
+        latency_ms=tuple(latency_ms.tolist()),
+        active_mw=tuple(unit.power_mw(f, busy) - unit.idle_mw(unit.min_mhz) for f in unit.freqs),
+        memory_mb=float(rows["memory_mb"].fillna(0.0).max()),
+    )
 
 
-class DecisionLog:
-    """Collects the events of one run in time order; `write` stores them as JSON lines."""
-
-    def __init__(self, **header: Any):
-        self.header = {"schema": LOG_SCHEMA, **header}
-        self.events: list[dict[str, Any]] = []
-        self._journal: TextIO | None = None
-
-    def add(self, t_s: float, event: str, **values: Any) -> None:
-        """Append an event; raises `TableError` for unknown names and for time going back."""
-        if event not in LOG_EVENTS:
-            raise TableError(f"unknown log event {event!r}; expected one of {LOG_EVENTS}")
-        if not _LOG_FIELDS.issuperset(values):
-            raise TableError(f"unknown log fields {sorted(set(values) - _LOG_FIELDS)}")
-        if self.events and t_s < self.events[-1]["t_s"]:
-            raise TableError(f"log time goes back: {t_s} s after {self.events[-1]['t_s']} s")
-        self.events.append({"t_s": t_s, "event": event, **values})
-        if self._journal:
-            try:
-                self._journal.write(_line(self.events[-1]))
-            except OSError as error:  # a full disk ends the journal, not the run
-                _LOG.warning("%s ends here: %s", self._journal.name, error)
-                self._journal = None
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        return iter(self.events)
-
-    def write(self, path: str | Path) -> Path:
-        """Write header and events in one step."""
-        return atomic_write(path, "".join(map(_line, (self.header, *self.events))))
-
-    def journal(self, path: str | Path) -> Path:
-        """Write what there is, and from now on append every event as it comes: of a run that is
-        killed only the line under way is lost. What `read` saved of one can be continued so."""
-        self._journal = self.write(path).open("a", buffering=1, encoding="utf-8")
-        return Path(path)
-
-    @classmethod
-    def read(cls, path: str | Path) -> "DecisionLog":
-        """Read a log back; raises `TableError` naming file and line. A cut last line is dropped."""
-        path = Path(path)
-        lines = path.read_text().splitlines()
-        parsed = []
-        for number, line in enumerate(lines, 1):
-            try:
-                parsed.append(json.loads(line))
-            except ValueError as error:
-                if number == len(lines):
-                    break
-                raise TableError(f"{path}, line {number}: not JSON: {error}") from error
-        if not parsed or not isinstance(parsed[0], dict) or parsed[0].get("schema") != LOG_SCHEMA:
-            raise TableError(f"{path}: no header of a decision log with schema {LOG_SCHEMA}")
-        log = cls(**parsed[0])
-        for number, event in enumerate(parsed[1:], 2):
-            try:
-                log.add(**event)
-            except (TypeError, TableError) as error:
-                raise TableError(f"{path}, line {number}: no event: {error}") from error
-        return log
-
-
-def _line(values: Mapping[str, Any]) -> str:
-    return json.dumps(values, sort_keys=True) + "\n"
+def _latency_ms(measured: dict[float, float], mhz: float, unit) -> float:
+    if mhz in measured:
+        return measured[mhz]
+    near = min((f for f in measured if f >= mhz), default=max(measured))
+    return measured[near] * (unit.clock_scale(mhz) / unit.clock_scale(near))

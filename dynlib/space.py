@@ -8,11 +8,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from dynlib import DynlibError
-
-
-class ConfigError(DynlibError):
-    """A configuration is malformed, or lies outside its search space."""
+from dynlib.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True)

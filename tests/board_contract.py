@@ -4,7 +4,8 @@ import math
 
 import pytest
 
-from dynlib.hardware.control import ControlError, Missing, Reading
+from dynlib.errors import MachineError
+from dynlib.machine.control import Missing, Reading
 
 
 class BoardContract:
@@ -58,16 +59,16 @@ class BoardContract:
     def test_unknown_names_and_values_are_refused(self, board):
         before = self.state(board)
         (unit, kind), knob = next(iter(board.knobs.items()))
-        with pytest.raises(ControlError, match="outside of 'with"):
+        with pytest.raises(MachineError, match="outside of 'with"):
             board.set(unit, kind, self.values(knob)[0])
-        with pytest.raises(ControlError, match="no sensor 'nosuch'"):
+        with pytest.raises(MachineError, match="no sensor 'nosuch'"):
             board.read("nosuch")
         with board:
-            with pytest.raises(ControlError, match=r"no knob .*\.nosuch"):
+            with pytest.raises(MachineError, match=r"no knob .*\.nosuch"):
                 board.set(unit, "nosuch", 1)
             for (name, what), each in board.knobs.items():
                 bad = (10**9,) if each.kind == "affinity" else -7
-                with pytest.raises(ControlError, match=what):
+                with pytest.raises(MachineError, match=what):
                     board.set(name, what, bad)
             assert self.state(board) == before
 

@@ -9,11 +9,11 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from dynlib.hardware.control import SysFs
-from dynlib.hardware.knobbench import cpu_files
-from dynlib.hardware.live import LiveBoard
-from dynlib.hardware.sensors import find_sensors
-from dynlib.hardware.sysfs import CPU, CPUFREQ, DEVFREQ, Names, find_knobs
+from dynlib.machine.knobs import CPU, CPUFREQ, DEVFREQ, Names, find_knobs
+from dynlib.machine.machine import Machine
+from dynlib.machine.sensors import find_sensors
+from dynlib.sysfs import SysFs
+from suite.studies.knobs import cpu_files
 
 KHZ = (800_000, 1_000_000, 1_200_000, 1_600_000, 2_000_000, 2_400_000)  # those of the guest's SSDT
 GPU_MHZ = (114.75, 510.0, 1109.25)
@@ -200,10 +200,10 @@ class FaultyKernel(FakeKernel):
         self.written.append((path, text))
 
 
-def make_board(fs: SysFs, folder: Path, **options) -> LiveBoard:
+def make_board(fs: SysFs, folder: Path, **options) -> Machine:
     """All knobs and sensors of a tree, its lease in `folder`."""
     knobs = find_knobs(fs)
-    return LiveBoard("fake", knobs + find_sensors(fs, knobs.knobs), fs, folder=folder, **options)
+    return Machine("fake", knobs + find_sensors(fs, knobs.knobs), fs, folder=folder, **options)
 
 
 def tree_state(root) -> dict[str, str]:

@@ -2,21 +2,18 @@
 
 from runtime_cases import board
 
-from dynlib.hardware.control import Knob, LiveUnit, Parts
-from dynlib.hardware.live import LiveBoard
-from dynlib.runtime import (
-    App,
-    Manager,
-    Placement,
-    PointTable,
-    Static,
-    Workload,
-    frames_of,
-    livebench,
-)
+from dynlib.machine.control import Knob, MachineUnit, Parts
+from dynlib.machine.machine import Machine
+from dynlib.manager.manager import Manager
+from dynlib.manager.policy import Placement
+from dynlib.points import PointTable
 from dynlib.runtime import live as live_module
 from dynlib.runtime.live import Served, run_live
-from dynlib.runtime.livebench import live_board, profile_live
+from dynlib.runtime.rivals import Static
+from dynlib.runtime.summary import frames_of
+from dynlib.workload import App, Workload
+from suite.studies import live as livebench
+from suite.studies.live import live_board, profile_live
 
 MS = {"small": 2.0, "large": 10.0}
 ROWS = {"small": {"accuracy_val_pct": 70.0}, "large": {"accuracy_val_pct": 80.0}}
@@ -119,5 +116,5 @@ def quota(**faults):
 
 
 def knobbed(*knobs, sensors=()):
-    parts = Parts([LiveUnit("process", "process")], list(knobs), list(sensors))
-    return LiveBoard("fake", parts, None)
+    parts = Parts([MachineUnit("process", "process")], list(knobs), list(sensors))
+    return Machine("fake", parts, None)

@@ -2,9 +2,11 @@
 
 from hypothesis import strategies as st
 
-from dynlib.hardware.board import Board, Opp, Unit
-from dynlib.points import make_table
-from dynlib.runtime import App, Placement, PointTable, Static, Workload
+from dynlib.boards.board import Board, Opp, Unit
+from dynlib.manager.policy import Placement
+from dynlib.points import PointTable, make_table
+from dynlib.runtime.rivals import Static
+from dynlib.workload import App, Workload
 
 MHZ = (250.0, 500.0, 1000.0)
 

@@ -6,8 +6,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dynlib.hardware.board import BOARD_DIR, Board, BoardError, list_boards, load_board
-from dynlib.hardware.host import host_board
+from dynlib.boards.board import Board
+from dynlib.boards.file import BOARD_DIR, list_boards
+from dynlib.errors import BoardError
+from dynlib.machine.bind import host_board, load_board
 
 NX = "jetson-xavier-nx"
 NX_TEXT = (BOARD_DIR / f"{NX}.toml").read_text()
@@ -264,9 +266,9 @@ def test_auto_reads_cpufreq(tmp_path):
 
 def test_imports_without_torch():
     code = (
-        "import sys; import dynlib.hardware.board, dynlib.hardware.latency, "
-        "dynlib.hardware.profiler, dynlib.hardware.governors as g; "
-        "from dynlib.hardware.board import load_board; load_board('auto'); "
+        "import sys; import dynlib.boards.board, dynlib.boards.latency, "
+        "dynlib.profile.timing, dynlib.boards.governors as g; "
+        "from dynlib.boards.board import load_board; load_board('auto'); "
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -7,14 +7,15 @@ import pytest
 from board_contract import BoardContract
 from fake_tree import FakeKernel
 
-from dynlib.hardware.board import load_board
-from dynlib.hardware.control import Missing, SysFs
-from dynlib.hardware.host import process_parts
-from dynlib.hardware.knobbench import write_tree
-from dynlib.hardware.live import LiveBoard, open_board
-from dynlib.hardware.nvml import nvml_parts, undo
-from dynlib.hardware.sensors import find_sensors
-from dynlib.hardware.virtual import VirtualClock, load, virtual_parts
+from dynlib.machine.bind import load_board, open_machine
+from dynlib.machine.control import Missing
+from dynlib.machine.machine import Machine
+from dynlib.machine.nvml import nvml_parts, undo
+from dynlib.machine.process import process_parts
+from dynlib.machine.sensors import find_sensors
+from dynlib.machine.virtual import VirtualClock, load, virtual_parts
+from dynlib.sysfs import SysFs
+from suite.studies.knobs import write_tree
 
 
 class TestSysfs(BoardContract):
@@ -29,13 +30,13 @@ class TestHost(BoardContract):
         fs = SysFs("/")
         # Only what concerns this process: no test turns a real machine's clocks or cores.
         parts = process_parts(fs) + find_sensors(fs)
-        return LiveBoard("host", parts, fs, folder=memory)
+        return Machine("host", parts, fs, folder=memory)
 
 
 class TestSimulated(BoardContract):
     @pytest.fixture(params=["jetson-nano", "hikey960"])
     def board(self, request):
-        return open_board(request.param)
+        return open_machine(request.param)
 
 
 class FakeNvml:
@@ -104,7 +105,7 @@ class TestNvml(BoardContract):
     def board(self, library, memory):
         (memory / "root").mkdir()
         undoers = {"nvml": lambda fs, step: undo(step, library)}
-        return LiveBoard("gpu", nvml_parts(library), SysFs(memory / "root"), folder=memory,
+        return Machine("gpu", nvml_parts(library), SysFs(memory / "root"), folder=memory,
                          undoers=undoers)  # fmt: skip
 
     def test_a_gpu_that_answers_nothing_is_left_out(self, library):
@@ -140,7 +141,7 @@ def test_simulated_energy_is_exact():
     model = load_board("hikey960")
     parts = virtual_parts(model, clock)
     load(parts, "big", 4.0)
-    with LiveBoard("model", parts, None, clock=clock) as board:
+    with Machine("model", parts, None, clock=clock) as board:
         board.set("big", "clock_mhz", 903.0)
         with board.measure() as window:
             clock.sleep(2.0)
@@ -150,7 +151,7 @@ def test_simulated_energy_is_exact():
 
 
 def test_auto_finds_this_machine_and_says_what_it_lacks():
-    board = open_board("auto")
+    board = open_machine("auto")
     assert ("process", "affinity") in board.knobs
     assert board.lacks
     assert not any(isinstance(v, Missing) and not v.reason for v in board.snapshot().values())
@@ -158,6 +159,6 @@ def test_auto_finds_this_machine_and_says_what_it_lacks():
 
 def test_auto_on_an_injected_root(memory):
     root = write_tree(memory, fake_tree.jetson())
-    board = open_board("auto", root=root)
+    board = open_machine("auto", root=root)
     assert {"policy0", "policy2", "gpu", "memory", "board"} <= set(board.units)
     assert board.read("VDD_IN.power").value == 6000.0

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from runtime_cases import NETS, net_table
 
-from dynlib.runtime.candidates import Candidates
+from dynlib.manager.planner import Candidates
 
 
 @given(NETS, st.integers(50, 90), st.integers(1, 4))

@@ -1,27 +1,18 @@
 import pytest
 from runtime_cases import board, events, fixed, periodic, tables, unit
 
-from dynlib.hardware.board import load_board
-from dynlib.runtime import (
-    App,
-    Change,
-    Manager,
-    Placement,
-    Reactive,
-    Static,
-    Workload,
-    WorkloadError,
-    dump_workload,
-    frames_of,
-    load_workload,
-    only,
-    published_tables,
-    recovery_frames,
-    run,
-    scenario,
-    summarise,
-)
-from dynlib.runtime.conditions import conditions, memory_scale
+from dynlib.errors import WorkloadError
+from dynlib.machine.bind import load_board
+from dynlib.manager.manager import Manager
+from dynlib.manager.policy import Placement
+from dynlib.runtime.conditions import conditions
+from dynlib.runtime.engine import run
+from dynlib.runtime.rivals import Reactive, Static, only
+from dynlib.runtime.summary import frames_of, summarise
+from dynlib.workload import App, Change, Workload, dump_workload, load_workload
+from suite.papers.dynamic_ofa import published_tables
+from suite.studies.compare import recovery_frames
+from suite.studies.scenarios import scenario
 
 BOARD = board(unit(memory_share=0.5), unit("cpu", "cpu", cores=2))
 TABLES = tables(BOARD, units=("gpu", "cpu"))
@@ -50,9 +41,9 @@ def test_the_air_changes_and_stays():
 
 def test_a_slower_memory_stretches_the_share_that_waits_for_it():
     gpu = BOARD.unit("gpu")
-    assert memory_scale(gpu, 1000.0, 1.0) == 1.0
-    assert memory_scale(gpu, 1000.0, 2.0) == pytest.approx(0.5 * 2 + 0.5)
-    assert memory_scale(gpu, 500.0, 2.0) == pytest.approx((0.5 * 2 + 1) / 1.5)
+    assert gpu.memory_scale(1000.0, 1.0) == 1.0
+    assert gpu.memory_scale(1000.0, 2.0) == pytest.approx(0.5 * 2 + 0.5)
+    assert gpu.memory_scale(500.0, 2.0) == pytest.approx((0.5 * 2 + 1) / 1.5)
     with pytest.raises(WorkloadError, match=r"emc_mhz.*no memory clock"):
         conditions(Workload("w", 1.0, (), (Change(0.5, emc_mhz=1.0),)), BOARD)
 

@@ -2,8 +2,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dynlib import DynlibError
-from dynlib.hardware.contention import CASES, Case, Coupling, Queue, judged_cases
+from dynlib.errors import DynlibError
+from suite.studies.contention import CASES, Case, Coupling, Queue, judged_cases
 
 
 @given(st.floats(1, 100), st.floats(0, 1), st.integers(3, 20), st.integers(1, 20))
@@ -23,7 +23,7 @@ def test_two_clients_tell_nothing():
 
 
 def test_queues_of_the_measured_jetsons(data_root):
-    from dynlib.hardware.fit import read_samples
+    from suite.studies.fit_boards import read_samples
 
     for board in ("jetson-nano", "jetson-xavier-nx"):
         table = read_samples(data_root / "boards" / "measured_power_jetson.csv", board)

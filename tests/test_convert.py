@@ -12,9 +12,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from dynlib._vision import timm
+from dynlib.errors import CheckpointError, ModelError
 from dynlib.nets.convert import elastify
-from dynlib.nets.coupling import ElasticityError
-from dynlib.nets.supernet import CheckpointError, calibrate
+from dynlib.nets.supernet import calibrate
 from dynlib.space import SearchSpace
 
 VIT = {"img_size": 32, "patch_size": 8, "depth": 3}
@@ -175,7 +175,7 @@ def test_filters_over_channels_keep_their_order():
     x = images(2, 3, 32, 32).double()
     got = supernet.prepare(supernet.space.largest).double()(x)
     assert distance(got, copy.deepcopy(model).double()(x)) < 1e-5
-    with pytest.raises(ElasticityError, match=r"layer1\.0\.conv3 .*se\.conv runs over channels"):
+    with pytest.raises(ModelError, match=r"layer1\.0\.conv3 .*se\.conv runs over channels"):
         elastify(model, resolution=(32,), modules=["layer1.0.conv3"])
 
 
@@ -196,7 +196,7 @@ def test_grouped_channels_are_refused_by_name_and_the_rest_is_elastic():
     model = create("resnet26", **SHORT, cardinality=32, base_width=4)
     held = r"layer1\.0\.conv2 has 32 groups of 4 channels"
     for layer in ("layer1.0.conv1", "layer1.0.conv2"):
-        with pytest.raises(ElasticityError, match=f"{layer} cannot be elastic: {held}"):
+        with pytest.raises(ModelError, match=f"{layer} cannot be elastic: {held}"):
             elastify(model, resolution=(32,), modules=[layer])
     supernet = elastify(model, resolution=(32,))
     assert len(supernet.space.width) == 5
@@ -217,7 +217,7 @@ def test_grouped_channels_are_refused_by_name_and_the_rest_is_elastic():
     ],
 )
 def test_what_cannot_be_is_refused(options, message):
-    with pytest.raises(ElasticityError, match=message):
+    with pytest.raises(ModelError, match=message):
         elastify(create("resnet18", **SHORT), **{"resolution": (32,)} | options)
 
 
@@ -226,11 +226,11 @@ def test_a_model_that_cannot_be_read_is_refused():
         def forward(self, x):
             return x if x.sum() > 0 else -x
 
-    with pytest.raises(ElasticityError, match="give resolution"):
+    with pytest.raises(ModelError, match="give resolution"):
         elastify(Moody())
-    with pytest.raises(ElasticityError, match="Moody cannot be read"):
+    with pytest.raises(ModelError, match="Moody cannot be read"):
         elastify(Moody(), resolution=(32,))
-    with pytest.raises(ElasticityError, match="Input height"):
+    with pytest.raises(ModelError, match="Input height"):
         elastify(create("vit_tiny_patch16_224", **VIT), resolution=(32, 64))
 
 

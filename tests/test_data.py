@@ -9,7 +9,9 @@ import torch
 from PIL import Image
 
 from dynlib import _vision, data
-from dynlib.data import DataError, augment, generate, load_dataset, with_train
+from dynlib.data import augment, load_dataset, with_train
+from dynlib.errors import DataError
+from dynlib.shapes import generate
 
 
 def picture(value: int, size=(32, 32)) -> bytes:

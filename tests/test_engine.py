@@ -7,24 +7,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from runtime_cases import board, events, fixed, periodic, tables, unit
 
-from dynlib import DynlibError
-from dynlib.hardware.board import load_board
-from dynlib.points import DecisionLog
-from dynlib.runtime import (
-    Action,
-    App,
-    Change,
-    EngineError,
-    Placement,
-    Static,
-    Workload,
-    energy_mj,
-    published_tables,
-    run,
-    scenario,
-    summarise,
-)
-from dynlib.runtime.engine import Engine
+from dynlib.errors import DynlibError, PolicyError
+from dynlib.log import DecisionLog
+from dynlib.machine.bind import load_board
+from dynlib.manager.policy import Action, Placement
+from dynlib.runtime.engine import Engine, run
+from dynlib.runtime.rivals import Static
+from dynlib.runtime.summary import energy_mj, summarise
+from dynlib.workload import App, Change, Workload
+from suite.papers.dynamic_ofa import published_tables
+from suite.studies.scenarios import scenario
 
 BOARD = board()
 TABLES = tables(BOARD, units=("gpu", "cpu"))
@@ -201,11 +193,11 @@ def test_same_seed_same_log_and_policies_meet_the_same_frames(tmp_path):
 
 def test_a_policy_cannot_ask_for_what_is_not_there():
     workload = periodic()
-    with pytest.raises(EngineError, match=r"333.0 MHz.*1000"):
+    with pytest.raises(PolicyError, match=r"333.0 MHz.*1000"):
         run(workload, BOARD, TABLES, fixed("large", 333.0))
     with pytest.raises(Exception, match="huge"):
         run(workload, BOARD, TABLES, fixed("huge"))
-    with pytest.raises(EngineError, match=r"other.*net"):
+    with pytest.raises(PolicyError, match=r"other.*net"):
         run(Workload("w", 1.0, (App("a", "other", 5.0, period_ms=5.0),)), BOARD, TABLES, fixed())
 
 

@@ -5,8 +5,9 @@ import itertools
 import numpy as np
 import pytest
 
-from dynlib.search.evolve import EvolutionError, evolve, published_evolution
+from dynlib.errors import SearchError
 from dynlib.space import SearchSpace
+from suite.papers.evolution import evolve, published_evolution
 
 CHOICES = np.array([3, 4, 4, 4, 4])
 PLACES = np.array([0, 1, 1, 2, 2])
@@ -81,7 +82,7 @@ def test_published_evolution_spends_its_trials_below_the_caps():
 
 
 def test_published_evolution_does_not_hang_on_an_infeasible_cap():
-    with pytest.raises(EvolutionError, match="costs 1 or less; the smallest"):
+    with pytest.raises(SearchError, match="costs 1 or less; the smallest"):
         published_evolution(SPACE, objective, cost, (1,), score="accuracy", trials=5, seed=0)
 
 

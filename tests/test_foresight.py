@@ -5,9 +5,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from runtime_cases import board, periodic, tables, unit
 
-from dynlib import DynlibError
-from dynlib.hardware.board import Opp, load_board
-from dynlib.runtime import against_optimum, foresight, published_tables
+from dynlib.boards.board import Opp
+from dynlib.errors import DynlibError
+from dynlib.machine.bind import load_board
+from suite.papers.dynamic_ofa import published_tables
+from suite.studies import foresight
+from suite.studies.manage import against_optimum
 
 OPPS = tuple(Opp(f, 400 + f / 2) for f in (250.0, 400.0, 500.0, 625.0, 800.0, 1000.0))
 

@@ -5,9 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dynlib import DynlibError
-from dynlib.hardware.board import load_board
-from dynlib.hardware.governors import (
+from dynlib.boards.governors import (
     GOVERNORS,
     make_governor,
     ondemand_target,
@@ -16,7 +14,9 @@ from dynlib.hardware.governors import (
     schedutil_perf,
     simple_ondemand_target,
 )
-from dynlib.hardware.pelt import Pelt, decay, util_est
+from dynlib.boards.pelt import Pelt, decay, util_est
+from dynlib.errors import DynlibError
+from dynlib.machine.bind import load_board
 
 BIG = load_board("hikey960").unit("big")
 GPU = load_board("jetson-xavier-nx").gpu

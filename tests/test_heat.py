@@ -9,23 +9,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from runtime_cases import board, events, fixed, periodic, tables, unit
 
-from dynlib.hardware.board import Thermal, load_board
-from dynlib.hardware.thermal import AMBIENT_C
-from dynlib.runtime import (
-    Change,
-    Manager,
-    WorkloadError,
-    linux_default,
-    published_tables,
-    run,
-    scenario,
-    summarise,
-    timeline,
-)
+from dynlib.boards.board import Thermal
+from dynlib.boards.thermal import AMBIENT_C
+from dynlib.errors import WorkloadError
+from dynlib.machine.bind import load_board
+from dynlib.manager.manager import Manager
 from dynlib.runtime.conditions import conditions
-from dynlib.runtime.experiments import tables_by_work
+from dynlib.runtime.engine import run
 from dynlib.runtime.heat import TAU_S, Heat
-from dynlib.runtime.parts import UnitRun
+from dynlib.runtime.jobs import UnitRun
+from dynlib.runtime.rivals import linux_default
+from dynlib.runtime.summary import summarise, timeline
+from dynlib.workload import Change
+from suite.papers.dynamic_ofa import published_tables
+from suite.studies.manage import tables_by_work
+from suite.studies.scenarios import scenario
 
 FACTS = Thermal("zone", "published", passive_c=(45.0, 55.0), polling_ms=1000.0,
                 passive_polling_ms=100.0, sustainable_power_mw=3000.0)  # fmt: skip

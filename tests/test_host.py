@@ -9,17 +9,13 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 
-from dynlib.hardware.control import ControlError, Missing, SysFs
-from dynlib.hardware.host import process_parts
-from dynlib.hardware.knobbench import (
-    board_costs_us,
-    inject_faults,
-    quota_tracking,
-    reached,
-    write_tree,
-)
-from dynlib.hardware.lease import UNDOERS, LeaseError
-from dynlib.hardware.live import LiveBoard
+from dynlib.errors import MachineError
+from dynlib.machine.control import Missing
+from dynlib.machine.lease import UNDOERS
+from dynlib.machine.machine import Machine
+from dynlib.machine.process import process_parts
+from dynlib.sysfs import SysFs
+from suite.studies.knobs import board_costs_us, inject_faults, quota_tracking, reached, write_tree
 
 TASKS = Path("/proc/self/task")
 
@@ -97,13 +93,13 @@ def test_affinity_reaches_every_thread_and_comes_back(tmp_path):
     knob = next(k for k in parts.knobs if k.kind == "affinity")
     before = os.sched_getaffinity(0)
     parts.knobs = [knob]
-    with LiveBoard("host", parts, SysFs("/"), folder=tmp_path) as board:
+    with Machine("host", parts, SysFs("/"), folder=tmp_path) as board:
         one = (min(before),)
         assert board.set("process", "affinity", one).in_force == one
         masks = {frozenset(os.sched_getaffinity(int(t.name))) for t in TASKS.iterdir()}
         assert masks == {frozenset(one)}
         for bad in ((), (10**6,)):
-            with pytest.raises(ControlError, match="expected some of"):
+            with pytest.raises(MachineError, match="expected some of"):
                 board.set("process", "affinity", bad)
     assert os.sched_getaffinity(0) == before
 
@@ -113,7 +109,7 @@ def test_threads_of_a_loaded_torch(tmp_path, monkeypatch):
     fake = SimpleNamespace(get_num_threads=lambda: held[-1], set_num_threads=held.append)
     monkeypatch.setitem(sys.modules, "torch", fake)
     parts = process_parts(SysFs("/"))
-    with LiveBoard("host", parts, SysFs("/"), folder=tmp_path) as board:
+    with Machine("host", parts, SysFs("/"), folder=tmp_path) as board:
         assert board.set("process", "threads", 1).in_force == 1
     assert held[-1] == 4
 
@@ -130,9 +126,9 @@ def test_live_quota_tracks():
 
 def test_a_machine_that_another_holds_has_no_quota_for_us(monkeypatch):
     def held(self):
-        raise LeaseError("held by process 1")
+        raise MachineError("held by process 1")
 
-    monkeypatch.setattr(LiveBoard, "__enter__", held)
+    monkeypatch.setattr(Machine, "__enter__", held)
     answer = quota_tracking((20.0,), window_s=0.1)
     assert isinstance(answer, Missing)
     assert "held by process 1" in answer.reason or quota_knob(SysFs("/")) is None

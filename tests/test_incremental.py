@@ -6,12 +6,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from dynlib.data import Dataset, Images
-from dynlib.nets.incremental import (
-    CHANNELS,
+from dynlib.errors import ConfigError, ModelError
+from dynlib.images import Dataset, Images
+from dynlib.nets.serve import storage_bytes
+from dynlib.nets.supernet import Supernet, calibrate
+from dynlib.space import SubnetConfig
+from dynlib.training.recipes import Recipe
+from suite.papers.incremental import (
+    INCREMENT_CHANNELS,
     DenseIncrementalCNN,
     IncrementalCNN,
-    IncrementError,
     add_increment,
     increment,
     layers,
@@ -19,11 +23,7 @@ from dynlib.nets.incremental import (
     part,
     space,
 )
-from dynlib.nets.serve import storage_bytes
-from dynlib.nets.supernet import MissingStatisticsError, Supernet, calibrate
-from dynlib.space import ConfigError, SubnetConfig
-from dynlib.training.incremental import grow
-from dynlib.training.recipes import Recipe
+from suite.papers.incremental_training import grow
 
 SPACE = space(4, 16)
 RECIPE = Recipe(epochs=2, batch_size=32)
@@ -128,19 +128,19 @@ def test_noise_in_one_increment_reaches_no_earlier_one(grown, index, seed):
 
 def test_what_is_not_there_is_refused():
     supernet = make()
-    with pytest.raises(MissingStatisticsError):
+    with pytest.raises(ModelError):
         supernet.prepare(SPACE.smallest)
-    with pytest.raises(IncrementError, match="only 0 were added"):
+    with pytest.raises(ModelError, match="only 0 were added"):
         increment(supernet, 0)
     alone = next_increment(supernet)
-    with pytest.raises(IncrementError, match="calibrated"):
+    with pytest.raises(ModelError, match="calibrated"):
         add_increment(supernet, alone)
     calibrate(alone, alone.space.smallest, [images(32)])
     for _ in SPACE:
         add_increment(supernet, alone)
-    with pytest.raises(IncrementError, match="fewer than 4"):
+    with pytest.raises(ModelError, match="fewer than 4"):
         add_increment(supernet, alone)
-    with pytest.raises(IncrementError, match="all 4"):
+    with pytest.raises(ModelError, match="all 4"):
         next_increment(supernet)
     with pytest.raises(ConfigError, match="width0"):
         supernet.prepare(SubnetConfig(16, width=(5,)))
@@ -159,7 +159,7 @@ def test_layers_count_what_the_grouped_network_does(count):
 
 def test_no_group_reads_another():
     net = IncrementalCNN(SPACE.largest).eval()
-    first, last = CHANNELS[0], CHANNELS[-1]
+    first, last = INCREMENT_CHANNELS[0], INCREMENT_CHANNELS[-1]
     inputs = torch.randn(1, 4 * first, 8, 8, requires_grad=True)
     later = net.features[3:](inputs)  # from the second convolution on
     later[:, last : 2 * last].sum().backward()
@@ -175,7 +175,7 @@ def test_the_dense_rival_also_keeps_its_earlier_increments():
         for stage in net.stages:
             for parameter in stage[3].parameters():
                 parameter.add_(1)
-        net.head.weight[:, -CHANNELS[-1] :] += 1
+        net.head.weight[:, -INCREMENT_CHANNELS[-1] :] += 1
     for count, want in enumerate(before, 1):
         assert torch.equal(net(images(), count), want)
     assert not torch.allclose(net(images()), before[-1])

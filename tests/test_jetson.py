@@ -5,20 +5,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dynlib.hardware.tables import grid, network_keys, read_tables
-from dynlib.search.jetson import (
+from dynlib.errors import CheckpointError
+from dynlib.space import SubnetConfig
+from suite.papers.jetson_search import (
     CHOICES,
     PLACE_OF_GENE,
     SPACE,
     Evaluator,
-    PredictorError,
     canonical,
     features,
     find_published,
     genes,
     read_predictor,
-)  # fmt: skip
-from dynlib.space import SubnetConfig
+)
+from suite.papers.jetson_tables import grid, network_keys, read_tables
 
 
 def net(resolution, kernel, expand, depth) -> SubnetConfig:
@@ -171,11 +171,11 @@ def test_a_wrong_predictor_and_missing_tables_are_named(tmp_path, invented, monk
     broken = dict(invented.weights)
     broken["4.weight"] = broken["4.weight"][:, :300].copy()
     save_file(broken, tmp_path / "p.safetensors")
-    with pytest.raises(PredictorError, match=r"4\.weight has shape \(400, 300\)"):
+    with pytest.raises(CheckpointError, match=r"4\.weight has shape \(400, 300\)"):
         read_predictor(tmp_path / "p.safetensors")
-    with pytest.raises(PredictorError, match="cannot read"):
+    with pytest.raises(CheckpointError, match="cannot read"):
         read_predictor(tmp_path / "none.safetensors")
-    with pytest.raises(PredictorError, match=r"lack resolutions \[224\]"):
+    with pytest.raises(CheckpointError, match=r"lack resolutions \[224\]"):
         Evaluator({r: t for r, t in invented.tables.items() if r != 224}, invented.weights)
     monkeypatch.setenv("DYNLIB_DATA", str(tmp_path))
     monkeypatch.setenv("DYNLIB_ROOT", str(tmp_path))

@@ -3,8 +3,12 @@
 import numpy as np
 import pytest
 
-from dynlib.hardware.board import load_board
-from dynlib.hardware.judged import (
+from dynlib.boards.calibration import mape
+from dynlib.boards.latency import layer_us
+from dynlib.machine.bind import load_board
+from dynlib.space import LayerSpec
+from suite.papers.jetson_tables import fixed_keys, grid
+from suite.studies.judge_boards import (
     RESOLUTIONS,
     find_data,
     modelled_tables,
@@ -13,10 +17,6 @@ from dynlib.hardware.judged import (
     resolutions,
     workloads,
 )
-from dynlib.hardware.latency import layer_us
-from dynlib.hardware.power import mape
-from dynlib.hardware.tables import fixed_keys, grid
-from dynlib.space import LayerSpec
 
 GPU = load_board("jetson-xavier-nx").gpu
 

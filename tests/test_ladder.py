@@ -7,10 +7,14 @@ from hypothesis import strategies as st
 from runtime_cases import board, tables, unit
 from test_pace import MHZ, POINTS, UNIT
 
-from dynlib.hardware.board import load_board
-from dynlib.runtime import Manager, frames_of, published_tables, run, scenario
-from dynlib.runtime.foresight import _blind_uj, foresight
-from dynlib.runtime.ladder import Ladder
+from dynlib.machine.bind import load_board
+from dynlib.manager.manager import Manager
+from dynlib.manager.pace import Ladder
+from dynlib.runtime.engine import run
+from dynlib.runtime.summary import frames_of
+from suite.papers.dynamic_ofa import published_tables
+from suite.studies.foresight import _blind_uj, foresight
+from suite.studies.scenarios import scenario
 
 POINT = POINTS.point("large", "gpu")
 Z = 2.3263478740408408  # 99 % of a normal distribution

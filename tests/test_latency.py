@@ -6,8 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dynlib.hardware.board import BoardError, list_boards, load_board
-from dynlib.hardware.latency import clock_scale, layer_us, network_ms, network_source
+from dynlib.boards.board import Opp
+from dynlib.boards.file import list_boards
+from dynlib.boards.latency import layer_us, network_ms, network_source
+from dynlib.errors import BoardError
+from dynlib.machine.bind import load_board
 from dynlib.space import LayerSpec
 
 NX = load_board("jetson-xavier-nx")
@@ -29,12 +32,13 @@ def data_dir():
 
 
 def test_clock_scale_is_one_at_the_top_and_all_memory_never_slows():
-    assert clock_scale(1000, 1000, 0.2) == 1
-    assert clock_scale(250, 1000, 0.2) == pytest.approx(0.2 + 0.8 * 4)
-    assert clock_scale(250, 1000, 1.0) == 1
+    unit = replace(CPU, opps=(Opp(250.0, 800.0), Opp(1000.0, 900.0)), memory_share=0.2)
+    assert unit.clock_scale(1000) == 1
+    assert unit.clock_scale(250) == pytest.approx(0.2 + 0.8 * 4)
+    assert replace(unit, memory_share=1.0).clock_scale(250) == 1
     for wrong in (0, -1, 1001, float("nan")):
         with pytest.raises(BoardError, match="expected above 0"):
-            clock_scale(wrong, 1000, 0.2)
+            unit.clock_scale(wrong)
 
 
 def test_a_small_network_on_the_gpu_is_launch_bound():
@@ -87,7 +91,7 @@ def test_impossible_requests_are_errors():
 
 @pytest.mark.parametrize("name", ["jetson-xavier-nx", "jetson-nano"])
 def test_shipped_power_and_clock_coefficients_are_what_the_fit_gives(data_dir, name):
-    from dynlib.hardware import fit
+    from suite.studies import fit_boards as fit
 
     board = load_board(name)
     rows = fit.read_power(data_dir / "boards" / "measured_power_jetson.csv", name)
@@ -103,7 +107,7 @@ def test_shipped_power_and_clock_coefficients_are_what_the_fit_gives(data_dir, n
 
 @pytest.mark.parametrize("unit", [NX.gpu, CPU], ids=["gpu", "cpu"])
 def test_shipped_layer_costs_are_what_the_fit_gives(data_dir, unit):
-    from dynlib.hardware import fit
+    from suite.studies import fit_boards as fit
 
     table = fit.read_operators(data_dir / "jetson_xavier_nx" / f"latency_{unit.kind}.csv")
     given_ = (unit.cost.us_per_mmac, unit.cost.us_per_mbyte) if unit is NX.gpu else ()
@@ -115,7 +119,7 @@ def test_shipped_layer_costs_are_what_the_fit_gives(data_dir, unit):
 
 
 def test_known_faults_are_left_out_of_the_tables(data_dir):
-    from dynlib.hardware import fit
+    from suite.studies import fit_boards as fit
 
     rows = {u: fit.read_operators(data_dir / "jetson_xavier_nx" / f"latency_{u}.csv")
             for u in ("cpu", "gpu")}  # fmt: skip

@@ -5,15 +5,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dynlib import DynlibError
-from dynlib.hardware.laud import DEVICES, Conv, conv_s, tiles
-from dynlib.hardware.laudnet import (
+from dynlib.errors import DynlibError
+from suite.papers.laud_operators import DEVICES, Conv, conv_s, tiles
+from suite.papers.laudnet import (
     REFERENCE,
     Bottleneck,
     channel_s,
     judge,
+    laud_network_ms,
     layer_s,
-    network_ms,
     spatial_s,
     static_s,
 )
@@ -33,8 +33,8 @@ def test_the_sign_flip():
     """Skipping half of all pixels is slower than none on a large GPU, faster on a small one."""
     depths = (3, 4, 23, 3)
     for name, faster in (("v100", False), ("rtx3090", False), ("tx2", True), ("nano", True)):
-        static = network_ms(DEVICES[name], depths)
-        assert (network_ms(DEVICES[name], depths, "spatial") < static) == faster
+        static = laud_network_ms(DEVICES[name], depths)
+        assert (laud_network_ms(DEVICES[name], depths, "spatial") < static) == faster
 
 
 @pytest.mark.parametrize("n", [1, 2, 7, 14, 56, 64, 300])
@@ -64,12 +64,12 @@ def test_everything_active_costs_more_than_static():
 
 def test_a_faster_memory_helps():
     slow, fast = DEVICES["nano"], DEVICES["tx2"]
-    assert network_ms(fast, (3, 4, 6, 3)) < network_ms(slow, (3, 4, 6, 3))
+    assert laud_network_ms(fast, (3, 4, 6, 3)) < laud_network_ms(slow, (3, 4, 6, 3))
 
 
 def test_requests_that_mean_nothing():
     with pytest.raises(DynlibError, match="'token'; expected one of static"):
-        network_ms(DEVICES["tx2"], (3, 4, 6, 3), "token")
+        laud_network_ms(DEVICES["tx2"], (3, 4, 6, 3), "token")
     with pytest.raises(DynlibError, match="share from 0 to 1"):
-        network_ms(DEVICES["tx2"], (3, 4, 6, 3), "layer", density=1.5)
+        laud_network_ms(DEVICES["tx2"], (3, 4, 6, 3), "layer", density=1.5)
     assert np.isfinite([ms for row in REFERENCE for ms in row[3]]).all()

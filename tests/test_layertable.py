@@ -3,14 +3,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dynlib.hardware.layertable import (
-    Affine,
-    LayerTable,
-    LayerTableError,
-    build_table,
-    leave_one_out,
-    torch_layer,
-)
+from dynlib.errors import TableError
+from dynlib.profile.layertable import Affine, LayerTable, build_table, leave_one_out, torch_layer
 from dynlib.space import LayerSpec
 
 CONV = LayerSpec("conv", 3, 8, 3, 1, 1, 16, 16)
@@ -66,20 +60,20 @@ def test_tables_come_back_from_disk(tmp_path):
     again = LayerTable.read(table.write(tmp_path / "layers.csv"))
     assert again.layers_ms([CONV, STRIDED, HEAD]) == table.layers_ms([CONV, STRIDED, HEAD])
     (tmp_path / "layers.csv").write_text("op,mean_ms\nconv,1\n")
-    with pytest.raises(LayerTableError, match=r"layers\.csv: expected the full columns"):
+    with pytest.raises(TableError, match=r"layers\.csv: expected the full columns"):
         LayerTable.read(tmp_path / "layers.csv")
-    with pytest.raises(LayerTableError, match="cannot read"):
+    with pytest.raises(TableError, match="cannot read"):
         LayerTable.read(tmp_path / "nothing.csv")
 
 
 def test_what_is_missing_is_named():
-    with pytest.raises(LayerTableError, match=r"no row for LayerSpec.*pool"):
+    with pytest.raises(TableError, match=r"no row for LayerSpec.*pool"):
         FakeDevice().build(repeats=3).layers_ms([POOL])
-    with pytest.raises(LayerTableError, match="no layers"):
+    with pytest.raises(TableError, match="no layers"):
         build_table([], FakeDevice().make, np.random.default_rng(0))
-    with pytest.raises(LayerTableError, match="expected >= 3"):
+    with pytest.raises(TableError, match="expected >= 3"):
         FakeDevice().build(repeats=2)
-    with pytest.raises(LayerTableError, match="'softmax'; expected conv"):
+    with pytest.raises(TableError, match="'softmax'; expected conv"):
         torch_layer(LayerSpec("softmax", 1, 1))
 
 
@@ -103,5 +97,5 @@ def test_an_affine_machine_is_predicted(slope, intercept, sums):
 def test_left_out_networks_are_not_seen():
     sums, measured = [1.0, 2.0, 3.0, 4.0], [1.0, 2.0, 3.0, 8.0]
     assert leave_one_out(sums, measured)[-1] == pytest.approx(4.0)
-    with pytest.raises(LayerTableError, match="2 different"):
+    with pytest.raises(TableError, match="2 different"):
         Affine.fit([1.0, 1.0], [2.0, 3.0])

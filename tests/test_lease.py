@@ -11,18 +11,12 @@ from fake_tree import POLICY, FakeKernel, FaultyKernel, make_board, tree_state
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dynlib.hardware.control import SysFs, Undo
-from dynlib.hardware.knobbench import write_tree
-from dynlib.hardware.lease import (
-    Lease,
-    LeaseError,
-    lease_file,
-    parse_lease,
-    process_key,
-    recover,
-    restore,
-)
-from dynlib.hardware.sysfs import CPU, find_knobs
+from dynlib.errors import MachineError
+from dynlib.machine.control import Undo
+from dynlib.machine.knobs import CPU, find_knobs
+from dynlib.machine.lease import Lease, lease_file, parse_lease, process_key, recover, restore
+from dynlib.sysfs import SysFs
+from suite.studies.knobs import write_tree
 
 
 def test_lease_is_on_disk_before_the_first_write(root, memory):
@@ -61,7 +55,7 @@ def test_a_forked_child_changes_nothing(root, memory):
             os._exit(0)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGTERM
         assert tree_state(root) == held
-        with pytest.raises(LeaseError):
+        with pytest.raises(MachineError):
             make_board(SysFs(root), memory).__enter__()
 
 
@@ -173,7 +167,7 @@ def test_damage_is_refused_and_said(root, memory):
     file = lease_file(fs, memory)
     for text in ("{}", "[]", "null", json.dumps({"sha256": "0", "body": "{}"}), "\0"):
         file.write_text(text)
-        with pytest.raises(LeaseError, match=r"lease-.*damaged.*delete this file"):
+        with pytest.raises(MachineError, match=r"lease-.*damaged.*delete this file"):
             make_board(fs, memory).__enter__()
     file.unlink()
     with make_board(fs, memory):

@@ -21,12 +21,14 @@ from live_cases import (
     turned,
 )
 
-from dynlib.hardware.board import load_board
-from dynlib.hardware.profiler import ProfileError
-from dynlib.points import DecisionLog
-from dynlib.runtime import App, Change, Manager, Workload, WorkloadError, frames_of
+from dynlib.errors import ProfileError, WorkloadError
+from dynlib.log import DecisionLog
+from dynlib.machine.bind import load_board
+from dynlib.manager.manager import Manager
 from dynlib.runtime.live import Served, run_live
-from dynlib.runtime.livebench import Burst, background, live_board, profile_live
+from dynlib.runtime.summary import frames_of
+from dynlib.workload import App, Change, Workload
+from suite.studies.live import Burst, background, live_board, profile_live
 
 
 @pytest.fixture

@@ -7,30 +7,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from runtime_cases import NOISY, NOISY_TABLES, board, events, fixed, periodic, tables, unit
 
-from dynlib import DynlibError
 from dynlib._vision import timm
-from dynlib.hardware.board import load_board
-from dynlib.hardware.simulated import fitting_batch, simulate_points
+from dynlib.boards.simulated import fitting_batch, simulate_points
+from dynlib.errors import DynlibError
+from dynlib.machine.bind import load_board
+from dynlib.manager.manager import Manager
+from dynlib.manager.planner import schedulable
+from dynlib.manager.policy import Placement
 from dynlib.nets.supernet import Supernet
 from dynlib.nets.trace import record
 from dynlib.nets.vit import ViT
 from dynlib.nets.vit import layers as vit_layers
-from dynlib.runtime import (
-    App,
-    Change,
-    Manager,
-    Placement,
-    PointTable,
-    Static,
-    Workload,
-    frames_of,
-    published_tables,
-    run,
-    scenario,
-    summarise,
-)
-from dynlib.runtime.planner import schedulable
+from dynlib.points import PointTable
+from dynlib.runtime.engine import run
+from dynlib.runtime.rivals import Static
+from dynlib.runtime.summary import frames_of, summarise
 from dynlib.space import SearchSpace
+from dynlib.workload import App, Change, Workload
+from suite.papers.dynamic_ofa import published_tables
+from suite.studies.scenarios import scenario
 
 
 class Recorder:

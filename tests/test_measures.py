@@ -3,22 +3,14 @@ import pandas as pd
 import pytest
 from runtime_cases import board, fixed, periodic, tables, unit
 
-from dynlib import DynlibError
-from dynlib.points import DecisionLog
-from dynlib.runtime import (
-    Change,
-    compare,
-    energy_mj,
-    frames_of,
-    headline,
-    published_ladder,
-    reductions,
-    run,
-    simulate_many,
-    summarise,
-    timeline,
-)
-from dynlib.runtime.measures import mean_interval
+from dynlib.errors import DynlibError
+from dynlib.log import DecisionLog
+from dynlib.runtime.engine import run
+from dynlib.runtime.summary import energy_mj, frames_of, summarise, timeline
+from dynlib.workload import Change
+from suite.record.statistics import mean_interval
+from suite.studies.compare import compare_policies, headline, published_ladder, reductions
+from suite.studies.manage import simulate_many
 
 BOARD = board(unit(noise_cv=0.02))
 TABLES = tables(BOARD)
@@ -77,7 +69,7 @@ def test_a_reduction_counts_only_without_more_misses():
     assert saved["energy_reduction_pct"].tolist() == pytest.approx([20, 0, 20, -30])
     assert saved["above_idle_reduction_pct"].tolist() == pytest.approx([40, 0, 40, -60])
     assert saved["latency_reduction_pct"].tolist() == pytest.approx([20, 20, 20, -30])
-    table = compare(runs)
+    table = compare_policies(runs)
     assert table["counted_pct"].item() == 50
     assert table["energy_reduction_pct"].item() == pytest.approx(2.5)
     assert table["deadline_miss_pct_manager"].item() == pytest.approx(2.0)
@@ -133,13 +125,13 @@ def test_nobody_served_anything_is_no_reduction():
 def test_unpaired_runs_are_refused():
     runs = _runs(([0, 0], [0, 0]), ([1, 1], [1, 1]))
     with pytest.raises(DynlibError, match=r"2 and 0"):
-        compare(runs, baseline="nobody")
+        compare_policies(runs, baseline="nobody")
     with pytest.raises(DynlibError, match=r"1 and 2"):
-        compare(runs.iloc[:3])
+        compare_policies(runs.iloc[:3])
 
 
 def test_the_ladder_names_its_rungs():
-    row = compare(_runs(([0] * 2, [0] * 2), ([100] * 2, [80] * 2))).iloc[0]
+    row = compare_policies(_runs(([0] * 2, [0] * 2), ([100] * 2, [80] * 2))).iloc[0]
     ladder = published_ladder(row, row)
     assert ladder["reduction_pct"].tolist() == pytest.approx([20, 20, 20, 40])
 
@@ -161,4 +153,4 @@ def test_simulate_many_gives_one_labelled_row_per_run():
     assert len(frame) == 8
     # The tiny board's coefficients are marked as guesses.
     assert set(frame["source"]) == {"estimated"}
-    assert compare(frame, "a", "b")["n"].tolist() == [2, 2]
+    assert compare_policies(frame, "a", "b")["n"].tolist() == [2, 2]

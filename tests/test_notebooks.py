@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dynlib.suite.notebooks import discover, source
+from suite.run.notebooks import discover, source
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 PATHS = sorted(FOLDER.glob("*.ipynb"))

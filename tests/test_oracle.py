@@ -7,25 +7,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from runtime_cases import NOISY, NOISY_TABLES, board, events, fixed, periodic, tables, unit
 
-from dynlib import DynlibError
-from dynlib.hardware.board import Thermal, load_board
-from dynlib.runtime import (
-    App,
-    Change,
-    Manager,
-    Placement,
-    Static,
-    Workload,
-    against_optimum,
-    energy_mj,
-    frames_of,
-    linux_default,
-    offered,
-    oracle,
-    published_tables,
-    run,
-    scenario,
-)
+from dynlib.boards.board import Thermal
+from dynlib.errors import DynlibError
+from dynlib.machine.bind import load_board
+from dynlib.manager.manager import Manager
+from dynlib.manager.policy import Placement
+from dynlib.runtime import oracle
+from dynlib.runtime.engine import run
+from dynlib.runtime.oracle import offered
+from dynlib.runtime.rivals import Static, linux_default
+from dynlib.runtime.summary import energy_mj, frames_of
+from dynlib.workload import App, Change, Workload
+from suite.papers.dynamic_ofa import published_tables
+from suite.studies.manage import against_optimum
+from suite.studies.scenarios import scenario
 
 GPU = NOISY.unit("gpu")
 

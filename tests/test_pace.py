@@ -9,12 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from runtime_cases import board, tables, unit
 
-from dynlib.hardware.board import Opp
-from dynlib.runtime import Manager, State
-from dynlib.runtime.pace import Pacer, Stream, Work
-from dynlib.runtime.slowdown import Slowdown
-from dynlib.runtime.state import AppState, Finished
-from dynlib.runtime.workload import Requirement
+from dynlib.boards.board import Opp
+from dynlib.manager.manager import Manager
+from dynlib.manager.pace import Pacer, Stream, Work
+from dynlib.manager.policy import AppState, Finished, State
+from dynlib.manager.slowdown import Slowdown
+from dynlib.workload import Requirement
 
 MHZ = (250.0, 400.0, 500.0, 625.0, 800.0, 1000.0)
 UNIT = unit(opps=tuple(Opp(f, 400 + f / 2) for f in MHZ), noise_cv=0.05, stall_ms=0.2)

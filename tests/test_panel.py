@@ -7,8 +7,9 @@ import pandas as pd
 import pytest
 from runtime_cases import NOISY, NOISY_TABLES
 
-from dynlib.runtime import App, Workload
-from dynlib.runtime.panel import Panel, PanelError
+from dynlib.workload import App, Workload
+from suite.errors import SuiteError
+from suite.studies.panel import Panel
 
 APPS = (App("a", "net", 100.0, period_ms=100.0, accuracy_floor_pct=75.0),
         App("b", "net", 100.0, period_ms=100.0))  # fmt: skip
@@ -54,13 +55,13 @@ def test_a_competitor_raises_the_clock():
 
 
 def test_an_unknown_slider_is_named():
-    with pytest.raises(PanelError, match=r"\['c_deadline_ms'\]; there are a_deadline_ms, "):
+    with pytest.raises(SuiteError, match=r"\['c_deadline_ms'\]; there are a_deadline_ms, "):
         PANEL.react(c_deadline_ms=1.0)
 
 
 def test_without_the_package_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "ipywidgets", None)
-    with pytest.raises(PanelError, match="pip install ipywidgets"):
+    with pytest.raises(SuiteError, match="pip install ipywidgets"):
         PANEL.widget()
 
 

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from runtime_cases import NETS, board, net_table, unit
 
-from dynlib.runtime.planner import Demand, Planner, schedulable
-from dynlib.runtime.workload import Requirement
+from dynlib.manager.planner import Demand, Planner, schedulable
+from dynlib.workload import Requirement
 
 BOARD = board(unit(noise_cv=0.05))
 MHZ = BOARD.units[0].freqs

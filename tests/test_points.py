@@ -9,17 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from dynlib.points import (
-    COLUMNS,
-    DecisionLog,
-    TableError,
-    hypervolume,
-    make_table,
-    pareto_front,
-    pareto_mask,
-    read_table,
-    write_table,
-)
+from dynlib.errors import TableError
+from dynlib.log import DecisionLog
+from dynlib.pareto import hypervolume, pareto_front, pareto_mask
+from dynlib.points import POINT_COLUMNS, make_table, read_table, write_table
 
 ROW = {
     "model": "net", "subnet": "r32-d1-w8", "board": "b", "unit": "gpu", "batch": 1,
@@ -33,7 +26,7 @@ def test_a_table_survives_the_file(tmp_path):
     table = make_table([ROW, ROW | {"subnet": "other", "gpu_mhz": 510.0}])
     path = write_table(table, tmp_path / "t.csv")
     back = read_table(path)
-    assert list(back.columns) == list(COLUMNS)
+    assert list(back.columns) == list(POINT_COLUMNS)
     pd.testing.assert_frame_equal(table, back)
     assert np.isnan(back["energy_mj"]).all()
 

@@ -1,24 +1,17 @@
 import pytest
 from runtime_cases import board, fixed, periodic, tables, unit
 
-from dynlib.hardware.board import load_board
-from dynlib.points import TableError, make_table
-from dynlib.runtime import (
-    App,
-    Change,
-    PointTable,
-    Workload,
-    best_static,
-    compare,
-    linux_default,
-    published_frame,
-    published_tables,
-    run,
-    scenario,
-    sensitivity,
-    simulate_many,
-    summarise,
-)
+from dynlib.errors import TableError
+from dynlib.machine.bind import load_board
+from dynlib.points import PointTable, make_table
+from dynlib.runtime.engine import run
+from dynlib.runtime.rivals import best_static, linux_default
+from dynlib.runtime.summary import summarise
+from dynlib.workload import App, Change, Workload
+from suite.papers.dynamic_ofa import published_frame, published_tables
+from suite.studies.compare import compare_policies
+from suite.studies.manage import sensitivity, simulate_many
+from suite.studies.scenarios import scenario
 
 BOARD = board(unit(noise_cv=0.03))
 TABLES = tables(BOARD)
@@ -86,7 +79,7 @@ def test_the_manager_saves_energy_on_the_published_points():
     on = load_board("jetson-xavier-nx")
     points = published_tables(on)
     runs = simulate_many(["S2", "S4", "T2"], on, points, seeds=(300, 301))
-    table = compare(runs).set_index("scenario")
+    table = compare_policies(runs).set_index("scenario")
     assert (table["energy_reduction_pct"] > 5).all()
     assert (table["counted_pct"] == 100).all()
 

@@ -6,19 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dynlib.hardware.board import load_board
-from dynlib.hardware.power import (
-    CalibrationError,
-    Workload,
-    calibrate,
-    choose,
-    cross_validate,
-    fit,
-    mape,
-)
+from dynlib.boards.calibration import WorkloadModel, choose, cross_validate, fit, fit_samples, mape
+from dynlib.errors import ProfileError
+from dynlib.machine.bind import load_board
 
 CLOCKS = np.linspace(100, 1000, 10)
-TRUTH = Workload(1000.0, (5.0, 15.0), (2.0, 14.0), 4000.0, 5.0, 2.0, 30.0, 0.8, 0.5)
+TRUTH = WorkloadModel(1000.0, (5.0, 15.0), (2.0, 14.0), 4000.0, 5.0, 2.0, 30.0, 0.8, 0.5)
 
 
 def samples(workload=TRUTH, clocks=CLOCKS, queues=range(1, 11), noise=0.0):
@@ -47,7 +40,7 @@ def test_alone_and_in_a_queue():
 
 
 def test_static_power_rises_with_temperature():
-    warm = Workload(**{**vars(TRUTH), "static_slope_per_c": 0.01})
+    warm = WorkloadModel(**{**vars(TRUTH), "static_slope_per_c": 0.01})
     assert warm.power_mw(500) == warm.power_mw(500, temp_c=40) == TRUTH.power_mw(500, temp_c=80)
     assert warm.power_mw(500, temp_c=60) - warm.power_mw(500) == pytest.approx(0.2 * 4000)
     board = load_board("jetson-nano")
@@ -66,7 +59,7 @@ def test_more_clock_is_faster_and_costs_more(f, g, n, m):
 
 
 def test_each_row_is_judged_once_by_a_fit_that_saw_neither_its_clock_nor_its_queue(monkeypatch):
-    import dynlib.hardware.power as power
+    import dynlib.boards.calibration as power
 
     table, seen = samples(noise=0.02), []
     monkeypatch.setattr(power, "fit", lambda rows: seen.append(rows) or fit(rows))
@@ -82,14 +75,14 @@ def test_each_row_is_judged_once_by_a_fit_that_saw_neither_its_clock_nor_its_que
 
 
 def test_an_error_bar_of_the_size_of_the_noise():
-    calibration = calibrate(samples(noise=0.02))
+    calibration = fit_samples(samples(noise=0.02))
     assert calibration.n <= 50
     assert 0.5 < calibration.power_mape_pct < 4
     assert 0.5 < calibration.latency_mape_pct < 4
 
 
 def test_one_concurrency_is_enough_for_a_model_of_clocks():
-    calibration = calibrate(samples(clocks=np.linspace(100, 1000, 15), queues=[1]))
+    calibration = fit_samples(samples(clocks=np.linspace(100, 1000, 15), queues=[1]))
     assert calibration.workload.latency_ms(550.0) == pytest.approx(
         TRUTH.latency_ms(550.0), rel=0.02
     )
@@ -114,13 +107,13 @@ def test_a_budget_keeps_all_clocks_and_both_ends_of_the_queues():
     ],
 )
 def test_unfit_samples_are_refused(change, expected):
-    with pytest.raises(CalibrationError, match=expected):
-        calibrate(change(samples()))
+    with pytest.raises(ProfileError, match=expected):
+        fit_samples(change(samples()))
 
 
 @pytest.mark.parametrize("name", ["jetson-xavier-nx", "jetson-nano"])
 def test_the_measured_jetsons(data_root, name):
-    from dynlib.hardware.fit import read_samples
+    from suite.studies.fit_boards import read_samples
 
     table = read_samples(data_root / "boards" / "measured_power_jetson.csv", name)
     judged = cross_validate(table, 50)
@@ -128,6 +121,6 @@ def test_the_measured_jetsons(data_root, name):
     assert len(judged) == len(table)
     assert mape(judged, "power_mw") <= 3
     assert mape(judged, "latency_ms") <= 4
-    calibration = calibrate(table)  # PowerTrain: 6 % and 15 % from 50 samples
+    calibration = fit_samples(table)  # PowerTrain: 6 % and 15 % from 50 samples
     assert calibration.power_mape_pct < 6
     assert calibration.latency_mape_pct < 15

@@ -5,15 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dynlib.points import hypervolume, pareto_mask
+from dynlib.errors import SearchError
+from dynlib.pareto import hypervolume, pareto_mask
 from dynlib.search.guided import GuidedSampler, _gain
-from dynlib.search.predictor import (
-    AccuracyPredictor,
-    PredictionError,
-    kendall,
-    stratified,
-    tau_ceiling,
-)
+from dynlib.search.predictor import AccuracyPredictor, kendall, stratified, tau_ceiling
 from dynlib.search.study import search, volumes
 from dynlib.space import SearchSpace
 
@@ -52,7 +47,7 @@ def test_learning_from_equal_accuracies_is_no_error():
     mean, sd = AccuracyPredictor(SPACE, work).fit(configs, [50.0] * len(configs)).predict(configs)
     assert mean == pytest.approx(50)
     assert np.isfinite(sd).all()
-    with pytest.raises(PredictionError, match="needs 5"):
+    with pytest.raises(SearchError, match="needs 5"):
         AccuracyPredictor(SPACE, work).fit(configs[:4], [1, 2, 3, 4])
 
 
@@ -80,10 +75,10 @@ def test_the_ceiling_is_the_tau_of_the_truth(noise):
 
 def test_a_ceiling_of_noise_or_of_nothing_is_an_error():
     rng = np.random.default_rng(0)
-    with pytest.raises(PredictionError, match="needs 10"):
+    with pytest.raises(SearchError, match="needs 10"):
         tau_ceiling([1, 2], [1, 2], rng)
     half = rng.normal(size=20)
-    with pytest.raises(PredictionError, match="no more than their noise"):
+    with pytest.raises(SearchError, match="no more than their noise"):
         tau_ceiling(half, -half, rng)
 
 

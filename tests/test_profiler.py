@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dynlib.hardware.profiler import (
+from dynlib.errors import ProfileError
+from dynlib.profile.timing import (
     Latency,
-    ProfileError,
     paired_ratio,
     peak_memory_mb,
     profile_latency,

@@ -6,18 +6,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dynlib.report.provenance import repo_root
-from dynlib.search.published import (
+from dynlib.errors import TableError
+from dynlib.files import repo_root
+from suite.papers.published import (
     OURS,
     RIVAL,
     SLACK,
     LinearFit,
-    PublishedError,
     against_rival,
     interpolate,
     predicted_against_rival,
     read_published,
-)  # fmt: skip
+)
 
 POINTS = pd.DataFrame({"latency_ms": [10.0, 20.0, 40.0], "accuracy_pct": [50.0, 60.0, 70.0]})
 
@@ -47,13 +47,13 @@ def test_levels_are_not_interpolated_and_may_be_a_little_slower():
     assert level(39) == 70  # 40 is 2.6 % slower
     assert level(38) == 60
     assert level(39, slack=0.0) == 60
-    with pytest.raises(PublishedError, match="no point with latency_ms <= 5"):
+    with pytest.raises(TableError, match="no point with latency_ms <= 5"):
         level(5)
 
 
 @pytest.mark.parametrize("at", [9.9, 40.1])
 def test_nothing_is_extrapolated(at):
-    with pytest.raises(PublishedError, match="outside of the points, 10 to 40"):
+    with pytest.raises(TableError, match="outside of the points, 10 to 40"):
         interpolate(POINTS, "latency_ms", "accuracy_pct", at)
 
 
@@ -73,7 +73,7 @@ def test_a_fit_through_a_line_has_no_residuals_and_needs_pairs():
     np.testing.assert_allclose(fit.residuals, 0, atol=1e-9)
     off = LinearFit(x, 3 * x + 2 + np.array([0, 0, 1.0, 0, 0]))
     assert off.residuals[2] == pytest.approx(1)  # what the other four, on the line, miss it by
-    with pytest.raises(PublishedError, match="at least 4 pairs"):
+    with pytest.raises(TableError, match="at least 4 pairs"):
         LinearFit(x[:3], x[:3])
 
 
@@ -97,10 +97,10 @@ def test_malformed_points_are_named(tmp_path):
     table = shipped()
     path = tmp_path / "points.csv"
     table.drop(columns="claim").to_csv(path, index=False)
-    with pytest.raises(PublishedError, match="claim"):
+    with pytest.raises(TableError, match="claim"):
         read_published(path)
     table.assign(latency_ms=[-1.0, *table["latency_ms"][1:]]).to_csv(path, index=False)
-    with pytest.raises(PublishedError, match="row 1: expected a latency above 0"):
+    with pytest.raises(TableError, match="row 1: expected a latency above 0"):
         read_published(path)
-    with pytest.raises(PublishedError, match="cannot read"):
+    with pytest.raises(TableError, match="cannot read"):
         read_published(tmp_path / "none.csv")

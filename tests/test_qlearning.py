@@ -7,12 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from runtime_cases import board, periodic, tables, unit
 
-from dynlib import DynlibError
-from dynlib.hardware.board import Opp
-from dynlib.report.figures import save
-from dynlib.runtime import linux_default, run, simulate_many, summarise
-from dynlib.runtime.engine import Engine
-from dynlib.runtime.qlearning import QAgent, is_flat, matches, q_update, train_agent
+from dynlib.boards.board import Opp
+from dynlib.errors import DynlibError
+from dynlib.runtime.engine import Engine, run
+from dynlib.runtime.rivals import linux_default
+from dynlib.runtime.summary import summarise
+from suite.papers.ztt import QAgent, is_flat, matches, q_update, train_agent
+from suite.record.figures import save
+from suite.studies.manage import simulate_many
 
 BOARD = board(unit(noise_cv=0.03))
 TABLES = tables(BOARD)

@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from small_nets import fresh, weights
 
 from dynlib.data import load_dataset
+from dynlib.errors import RecipeError
 from dynlib.space import SearchSpace, SubnetConfig
-from dynlib.training.recipes import PUBLISHED, Average, Recipe, RecipeError, draw_configs, single
+from dynlib.training.recipes import PUBLISHED, Average, Recipe, draw_configs, single
 from dynlib.training.step import Step, normalise_
 from dynlib.training.trainer import train
 

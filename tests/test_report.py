@@ -9,11 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
-from dynlib import DynlibError, points
-from dynlib.report import Metrics, Source, figures, repo_root, start, weakest
-from dynlib.report.files import atomic_write, sha256
-from dynlib.report.metrics import MetricsError, compare, read_metrics
-from dynlib.report.provenance import RunError
+from dynlib import points
+from dynlib.errors import DynlibError
+from dynlib.files import atomic_write, repo_root, sha256
+from dynlib.source import Source, weakest
+from suite.errors import SuiteError
+from suite.record import figures
+from suite.record.metrics import Metrics, compare_metrics, read_metrics
+from suite.record.provenance import start
 
 PARAMS = {"profile": "quick", "seed": 3, "board": "auto"}
 WELL = {"unit": "ms", "source": "measured", "what": "a number"}
@@ -80,7 +83,7 @@ def test_metrics_are_written_as_the_contract_says(tmp_path):
 def test_malformed_metrics_are_refused(tmp_path, key, value, fields, message):
     metrics = Metrics(tmp_path / "metrics.json")
     metrics.add("twice_ms", 1.0, **WELL)
-    with pytest.raises(MetricsError, match=message):
+    with pytest.raises(SuiteError, match=message):
         metrics.add(key, value, **(WELL | fields))
     assert len(metrics) == 1
 
@@ -92,7 +95,7 @@ def test_fields_may_be_null(tmp_path):
     path.write_text(json.dumps({"a": entry | nulls}))
     assert read_metrics(path)["a"]["value"] == 1.0
     path.write_text(json.dumps({"a": entry | nulls | {"tolerance": -1}}))
-    with pytest.raises(MetricsError, match="tolerance"):
+    with pytest.raises(SuiteError, match="tolerance"):
         read_metrics(path)
 
 
@@ -101,7 +104,7 @@ def test_unreadable_metrics_name_the_file(tmp_path, text):
     path = tmp_path / "metrics.json"
     if text is not None:
         path.write_text(text)
-    with pytest.raises(MetricsError, match=r"metrics\.json"):
+    with pytest.raises(SuiteError, match=r"metrics\.json"):
         read_metrics(path)
 
 
@@ -120,12 +123,14 @@ def test_unreadable_metrics_name_the_file(tmp_path, text):
     ],
 )
 def test_compare_at_each_metrics_own_tolerance(old, new, tolerance, verdict):
-    (change,) = compare({"a": {"value": old, "tolerance": tolerance}}, {"a": {"value": new}})
+    (change,) = compare_metrics(
+        {"a": {"value": old, "tolerance": tolerance}}, {"a": {"value": new}}
+    )
     assert (change.verdict, change.is_bad) == (verdict, verdict == "moved")
 
 
 def test_compare_names_what_is_missing_and_new():
-    gone, came = compare({"a": {"value": 1.0}}, {"b": {"value": 1.0}})
+    gone, came = compare_metrics({"a": {"value": 1.0}}, {"b": {"value": 1.0}})
     assert (gone.verdict, gone.is_bad, came.verdict, came.is_bad) == ("missing", True, "new", False)
 
 
@@ -200,14 +205,14 @@ def test_an_own_output_comes_before_the_committed_one(root):
 
 
 def test_a_missing_input_names_its_maker():
-    with pytest.raises(RunError, match="run the notebook 00_first first"):
+    with pytest.raises(SuiteError, match="run the notebook 00_first first"):
         start("01_second", PARAMS).input("00_first/none.csv")
 
 
 def test_an_announced_output_must_be_written():
     run = start("01_second", PARAMS)
     run.output("never.csv")
-    with pytest.raises(RunError, match=r"never wrote never\.csv"):
+    with pytest.raises(SuiteError, match=r"never wrote never\.csv"):
         run.finish()
     assert not (run.dir / "manifest.json").exists()
 

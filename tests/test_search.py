@@ -10,14 +10,13 @@ import optuna
 import pandas as pd
 import pytest
 
+from dynlib.errors import InfeasibleError, SearchError
 from dynlib.search.study import (
-    InfeasibleError,
-    SearchError,
     best_within,
     front,
+    geometric_ratio,
     growth,
     open_storage,
-    paired_ratio,
     record,
     search,
     volumes,
@@ -110,11 +109,11 @@ def test_volumes_use_one_reference_and_ratios_need_five_pairs():
     for curve, end in zip(growth(tables, GOALS), (one, two), strict=True):
         assert (np.diff(curve) >= 0).all()
         assert curve[-1] == end
-    mean, low, high = paired_ratio(np.array([2, 2.2, 1.8, 2, 2]), np.ones(5))
+    mean, low, high = geometric_ratio(np.array([2, 2.2, 1.8, 2, 2]), np.ones(5))
     assert low < mean < high
     assert mean == pytest.approx(2, rel=0.05)
     with pytest.raises(SearchError, match="at least 5"):
-        paired_ratio(np.ones(4), np.ones(4))
+        geometric_ratio(np.ones(4), np.ones(4))
 
 
 @pytest.mark.parametrize("sampler", ["nsga2", "nsga3"])

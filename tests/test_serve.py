@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from small_nets import SPACE, calibrated
 from torch import nn
 
+from dynlib.errors import ConfigError, ModelError
 from dynlib.nets import mobilenet
-from dynlib.nets.backends import BACKENDS, Backend, BackendError, backend
+from dynlib.nets.engines import BACKENDS, Backend, backend
 from dynlib.nets.serve import SubnetServer, resize, storage_bytes
-from dynlib.nets.supernet import MissingStatisticsError, Supernet, calibrate
-from dynlib.space import ConfigError
+from dynlib.nets.supernet import Supernet, calibrate
 
 POINTS = (SPACE.smallest, SPACE.largest)
 TOLERANCE = {"fp32": 1e-5, "bf16": 5e-2, "int8": 0.15}  # of the largest logit
@@ -63,7 +63,7 @@ def test_a_refused_switch_leaves_the_old_network_serving(server, images):
     before = server(images)
     with pytest.raises(ConfigError, match="not prepared"):
         server.switch(SPACE.ladder(3)[1])
-    with pytest.raises(MissingStatisticsError, match="calibrate"):
+    with pytest.raises(ModelError, match="calibrate"):
         server.prepare(SPACE.ladder(3)[1])
     assert server.subnet == str(POINTS[1])
     assert torch.equal(server(images), before)
@@ -127,14 +127,14 @@ def test_a_prepared_network_leaves_the_weight_store_alone(supernet, images, conf
 
 
 def test_unknown_engines_precisions_and_missing_packages_are_refused_by_name(supernet):
-    with pytest.raises(BackendError, match=r"no back end 'tensorrt'; there are torch, torch-fold"):
+    with pytest.raises(ModelError, match=r"no back end 'tensorrt'; there are torch, torch-fold"):
         SubnetServer(supernet, POINTS, backend="tensorrt")
-    with pytest.raises(BackendError, match=r"onnxruntime has no precision 'fp8'; it has fp32, int"):
+    with pytest.raises(ModelError, match=r"onnxruntime has no precision 'fp8'; it has fp32, int"):
         SubnetServer(supernet, POINTS, backend="onnxruntime", precision="fp8")
-    with pytest.raises(BackendError, match="calibrated on images"):
+    with pytest.raises(ModelError, match="calibrated on images"):
         SubnetServer(supernet, POINTS, backend="onnxruntime", precision="int8")
     gone = Backend("gone", ("fp32",), "no_such_package", backend("torch").build)
-    with pytest.raises(BackendError, match="needs the package no_such_package"):
+    with pytest.raises(ModelError, match="needs the package no_such_package"):
         gone.prepare(nn.Identity(), torch.zeros(1, 3, 4, 4))
 
 
@@ -166,7 +166,7 @@ def test_squeeze_and_excitation_survives_the_engines(name, images):
 def test_once_for_all_and_we_agree():
     """Its own dynamic network and ours, with its weights: the same logits."""
     pytest.importorskip("ofa", reason="the peer is not installed (requirements-peers.txt)")
-    peers = pytest.importorskip("dynlib.nets.peers")
+    peers = pytest.importorskip("suite.papers.once_for_all")
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randn(4, 3, 64, 64, generator=generator)
     peer = peers.OnceForAll(pixels, generator)

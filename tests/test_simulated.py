@@ -2,9 +2,10 @@
 
 import pytest
 
-from dynlib.hardware.board import BoardError, load_board
-from dynlib.hardware.latency import network_ms
-from dynlib.hardware.simulated import fitting_batch, simulate_points
+from dynlib.boards.latency import network_ms
+from dynlib.boards.simulated import fitting_batch, simulate_points
+from dynlib.errors import BoardError
+from dynlib.machine.bind import load_board
 from dynlib.space import LayerSpec
 
 SMALL = [LayerSpec("conv", 3, 16, 3, in_size=32, out_size=32)]

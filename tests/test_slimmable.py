@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from dynlib._vision import timm
+from dynlib.errors import ConfigError, ModelError
 from dynlib.nets.slimmable import (
     DSNET_WIDTHS,
     WIDTHS_PCT,
@@ -19,8 +20,8 @@ from dynlib.nets.slimmable import (
     dsnet_plan,
     space,
 )
-from dynlib.nets.supernet import MissingStatisticsError, Supernet, calibrate
-from dynlib.space import ConfigError, SubnetConfig
+from dynlib.nets.supernet import Supernet, calibrate
+from dynlib.space import SubnetConfig
 
 ResNet50 = partial(SlimmableResNet, blocks=(3, 4, 6, 3), channels=64, bottleneck=True)
 DSNet = partial(SlimmableMobileNet, plan=dsnet_plan)
@@ -126,7 +127,7 @@ def test_every_width_has_statistics_of_its_own(supernet):
     images = torch.randn(16, 3, size, size, generator=torch.Generator().manual_seed(1))
     supernet.statistics.clear()
     first = calibrate(supernet, small, [images])
-    with pytest.raises(MissingStatisticsError):
+    with pytest.raises(ModelError):
         supernet.prepare(large)
     second = calibrate(supernet, large, [images])
     assert first.keys() == second.keys()

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dynlib.space import ConfigError, LayerSpec, SearchSpace, SubnetConfig
+from dynlib.errors import ConfigError
+from dynlib.space import LayerSpec, SearchSpace, SubnetConfig
 
 BLOCKS = SearchSpace((176, 224), ((2, 3),), kernel=((3, 5, 7), (3, 5)), expand=((3, 4, 6), (3, 6)))
 SPACE = SearchSpace((28, 32), ((1,), (1, 2)), ((8, 16), (16, 24, 32)))

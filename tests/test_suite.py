@@ -14,11 +14,12 @@ import psutil
 import pytest
 
 import dynlib
-from dynlib.report.metrics import read_metrics
-from dynlib.suite import SuiteError, execute
-from dynlib.suite.cli import main
-from dynlib.suite.keep import locked, replacing
-from dynlib.suite.notebooks import discover, read_notebook, select
+from suite.errors import SuiteError
+from suite.record.metrics import read_metrics
+from suite.run import execute
+from suite.run.cli import main
+from suite.run.keep import locked, replacing
+from suite.run.notebooks import discover, read_notebook, select
 
 PARAMETERS = """\
 profile = "quick"
@@ -31,7 +32,7 @@ value = 1.0
 mode = ""
 """
 START = """\
-from dynlib.report import start
+from suite.record import start
 run = start(NAME, {"profile": profile, "seed": seed, "out_dir": out_dir})
 """
 WORK = """\
@@ -41,7 +42,7 @@ run.metrics.add("b_ms", None, unit="ms", source="measured", what="another", why=
 """
 FIGURE = """\
 from matplotlib.figure import Figure
-from dynlib.report.figures import figure
+from suite.record.figures import figure
 import pandas as pd
 if mode != "no figure":
     figure("front")(lambda table: Figure())
@@ -201,7 +202,7 @@ def test_a_killed_suite_stops_its_kernel_and_loses_nothing(root, earlier):
         "DYNLIB_ROOT": str(root),
         "PYTHONPATH": str(Path(dynlib.__file__).parents[1]),
     }
-    code = "import sys; from dynlib.suite.cli import main; main(sys.argv[1:])"
+    code = "import sys; from suite.run.cli import main; main(sys.argv[1:])"
     suite = subprocess.Popen(
         [sys.executable, "-c", code, "--only", "01", "--set", "mode=sleep"],
         env=environment,

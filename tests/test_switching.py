@@ -5,8 +5,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from dynlib.hardware.profiler import ProfileError
-from dynlib.hardware.switching import profile_switches
+from dynlib.errors import ProfileError
+from dynlib.profile.switching import profile_switches
 
 
 def test_switch_and_frames_are_timed_apart():

@@ -7,13 +7,14 @@ import fake_tree
 import pytest
 from fake_tree import POLICY, FakeKernel, FaultyKernel, devfreq_files, make_board, tree_state
 
-from dynlib.hardware.control import Missing, Reading, SysFs
-from dynlib.hardware.knobbench import cpu_files, write_tree
-from dynlib.hardware.live import LiveBoard
-from dynlib.hardware.measure import Window
-from dynlib.hardware.sensors import find_sensors
-from dynlib.hardware.sysfs import find_devfreq, find_knobs
-from dynlib.hardware.virtual import VirtualClock
+from dynlib.machine.control import Missing, Reading
+from dynlib.machine.knobs import find_devfreq, find_knobs
+from dynlib.machine.machine import Machine
+from dynlib.machine.sensors import find_sensors
+from dynlib.machine.virtual import VirtualClock
+from dynlib.machine.window import Window
+from dynlib.sysfs import SysFs
+from suite.studies.knobs import cpu_files, write_tree
 
 
 def board_of(memory, files, kernel=FakeKernel):
@@ -47,7 +48,7 @@ def test_memory_is_a_devfreq_device_or_the_jetson_lock(memory):
         f"{fake_tree.EMC}/mrq_rate_locked": 0, f"{fake_tree.EMC}/state": 0}  # fmt: skip
     root = write_tree(memory / "jetson", files)
     parts = find_knobs(SysFs(root), memory_points=(102.0, 1331.2, 1866.0))
-    with LiveBoard("jetson", parts, SysFs(root), folder=memory) as board:
+    with Machine("jetson", parts, SysFs(root), folder=memory) as board:
         assert board.knobs["memory", "clock_mhz"].choices == (204.0, 1331.2, 1866.0)
         assert board.set("memory", "clock_mhz", 1331.2).in_force == 1331.2
         assert (root / fake_tree.EMC / "mrq_rate_locked").read_text() == "1"
@@ -128,7 +129,7 @@ def test_power_modes_are_found_by_name(memory):
     program = root / "usr/sbin/nvpmodel"
     program.write_text(NVPMODEL.format(root=root))
     program.chmod(0o755)
-    with LiveBoard("jetson", find_knobs(SysFs(root)), SysFs(root), folder=memory) as board:
+    with Machine("jetson", find_knobs(SysFs(root)), SysFs(root), folder=memory) as board:
         assert board.get("board", "mode") == "15W_6CORE"
         assert board.set("board", "mode", "MAXN").in_force == "MAXN"
     assert board.get("board", "mode") == "15W_6CORE"
@@ -186,7 +187,7 @@ def test_unreadable_counter_is_missing_not_zero(memory):
 
 def test_window_energy_power_and_uncertainty():
     clock, calls = VirtualClock(), iter(range(100))
-    from dynlib.hardware.control import Sensor
+    from dynlib.machine.control import Sensor
 
     meter = Sensor("in", "power_mw", lambda: 1000.0 + 10 * (next(calls) % 2), 0.1, total=True)
     with Window([meter], clock) as window:
@@ -203,7 +204,7 @@ def test_window_energy_power_and_uncertainty():
 
 
 def test_suspended_and_incomplete_windows_give_no_number():
-    from dynlib.hardware.control import Sensor
+    from dynlib.machine.control import Sensor
 
     clock = VirtualClock()
     flaky = Sensor("in", "power_mw", lambda: float("nan"), 0.01, total=True)

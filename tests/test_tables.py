@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dynlib.hardware.layertable import Affine, leave_one_out
-from dynlib.hardware.tables import (
+from dynlib.errors import TableError
+from dynlib.profile.layertable import Affine, leave_one_out
+from suite.papers.jetson_tables import (
     DEPTHS,
     EXPANSIONS,
     KERNELS,
-    LatencyTableError,
     block_key,
     find_defects,
     fixed_keys,
@@ -127,7 +127,7 @@ def test_unseen_resolutions_follow_the_others():
     assert between.block_ms == pytest.approx((low + high) / 2)
     beyond = tables.at(320).block_ms
     assert beyond == pytest.approx(tables.at(160).block_ms * 4)  # twice the side, four times the px
-    with pytest.raises(LatencyTableError, match="at least 2"):
+    with pytest.raises(TableError, match="at least 2"):
         tables.without(160, 176).at(192)
 
 
@@ -146,23 +146,23 @@ def test_json_and_its_faults(tmp_path):
         ("\0", "count, mean, std"),
     ):
         file.write_text(text)
-        with pytest.raises(LatencyTableError, match=expected):
+        with pytest.raises(TableError, match=expected):
             read_tables(tmp_path)
-    with pytest.raises(LatencyTableError, match="no latency table"):
+    with pytest.raises(TableError, match="no latency table"):
         read_tables(tmp_path / "nothing")
 
 
 def test_csv_faults(tmp_path):
     path = tmp_path / "latency_gpu.csv"
     path.write_text("resolution,op\n160,Conv\n")
-    with pytest.raises(LatencyTableError, match=r"latency_gpu.csv: lacks.*mean_ms"):
+    with pytest.raises(TableError, match=r"latency_gpu.csv: lacks.*mean_ms"):
         read_tables(tmp_path)
 
 
 def test_missing_rows_and_resolutions_are_named():
     tables = invented()
     del tables[176][block_key(176, 7, 5, 4)]
-    with pytest.raises(LatencyTableError, match=r"table of 176: no row 'expanded_conv.*kernel:5"):
+    with pytest.raises(TableError, match=r"table of 176: no row 'expanded_conv.*kernel:5"):
         grid(tables)
-    with pytest.raises(LatencyTableError, match=r"resolutions \[175\]"):
+    with pytest.raises(TableError, match=r"resolutions \[175\]"):
         grid(invented()).network_ms(175, [2] * 5, [3] * 20, [3] * 20)

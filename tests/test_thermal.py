@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dynlib import DynlibError
-from dynlib.hardware.board import load_board
-from dynlib.hardware.thermal import Actor, PowerAllocator, StepWise, ThermalRC, granted_mhz
+from dynlib.boards.thermal import Actor, PowerAllocator, StepWise, ThermalRC, granted_mhz
+from dynlib.errors import DynlibError
+from dynlib.machine.bind import load_board
 
 HIKEY = load_board("hikey960")
 SUM_MAX = 4 * 1571 + 4 * 245

@@ -17,12 +17,13 @@ from hypothesis import strategies as st
 from small_nets import fresh, weights
 
 from dynlib.data import load_dataset
+from dynlib.errors import CheckpointError
 from dynlib.nets.supernet import Supernet
 from dynlib.space import SearchSpace
 from dynlib.training.recipes import Recipe
 from dynlib.training.ship import accuracy_table, checkpoint_path, choose_points, guide_of, ship
 from dynlib.training.step import Step, bf16_pays
-from dynlib.training.trainer import ResumeError, _batches, _patch, accuracy_pct, train
+from dynlib.training.trainer import _batches, _patch, accuracy_pct, train
 
 SPACE = SearchSpace((16,), ((1,), (0, 1)), ((8, 16), (16, 24)))
 RECIPE = Recipe(epochs=3, batch_size=50)
@@ -86,19 +87,19 @@ def test_a_mixed_batch_shows_another_image_in_the_patch_and_says_so():
 def test_a_foreign_or_broken_state_is_refused(tmp_path):
     state = tmp_path / "state.pt"
     train(fresh(SPACE), tiny(), RECIPE, state_file=state, stop_after_epochs=1)
-    with pytest.raises(ResumeError, match="seed"):
+    with pytest.raises(CheckpointError, match="seed"):
         train(fresh(SPACE), tiny(), RECIPE, state_file=state, seed=1)
-    with pytest.raises(ResumeError, match="recipe"):
+    with pytest.raises(CheckpointError, match="recipe"):
         train(fresh(SPACE), tiny(), Recipe(epochs=9, batch_size=50), state_file=state)
-    with pytest.raises(ResumeError, match="guide"):
+    with pytest.raises(CheckpointError, match="guide"):
         train(fresh(SPACE), tiny(), RECIPE, state_file=state, about={"guide": ["another"]})
-    with pytest.raises(ResumeError, match="dataset"):
+    with pytest.raises(CheckpointError, match="dataset"):
         train(fresh(SPACE), replace(tiny(), name="other"), RECIPE, state_file=state)
     whole = state.read_bytes()
     torch.save({"identity": {}}, tmp_path / "other.pt")
     for broken in (whole[:500], b"", (tmp_path / "other.pt").read_bytes()):
         state.write_bytes(broken)
-        with pytest.raises(ResumeError, match=r"state\.pt"):
+        with pytest.raises(CheckpointError, match=r"state\.pt"):
             train(fresh(SPACE), tiny(), RECIPE, state_file=state)
 
 

@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from dynlib.errors import ConfigError
 from dynlib.nets.attention import Attention
 from dynlib.nets.supernet import Supernet
 from dynlib.nets.vit import ViT, canonical, layers
-from dynlib.space import ConfigError, SearchSpace, SubnetConfig
+from dynlib.space import SearchSpace, SubnetConfig
 
 SPACE = SearchSpace(
     (16, 24, 32), ((1, 2, 3),), ((32, 48, 64),), (),

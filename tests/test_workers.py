@@ -1,7 +1,7 @@
 """The rate of a search with one and with many workers."""
 
-from dynlib.search.workers import Pause, trials_per_s
 from dynlib.space import SearchSpace
+from suite.studies.workers import Pause, trials_per_s
 
 SPACE = SearchSpace((16, 24), ((1, 2),) * 3, ((8, 16, 24),) * 3)
 

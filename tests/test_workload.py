@@ -2,18 +2,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dynlib.hardware.board import load_board
-from dynlib.runtime import (
-    SCENARIOS,
-    App,
-    Change,
-    Workload,
-    WorkloadError,
-    dump_workload,
-    load_workload,
-    published_tables,
-    scenario,
-)
+from dynlib.errors import WorkloadError
+from dynlib.machine.bind import load_board
+from dynlib.workload import App, Change, Workload, dump_workload, load_workload
+from suite.papers.dynamic_ofa import published_tables
+from suite.studies.scenarios import SCENARIOS, scenario
 
 GOOD = """
 name = "two"

@@ -23,8 +23,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from dynlib._vision import timm
+from dynlib.errors import ModelError
 from dynlib.nets.attention import Attention
-from dynlib.nets.coupling import Axis, ElasticityError, Group, Structure, copy_structure, resize
+from dynlib.nets.coupling import Axis, Group, Structure, copy_structure, resize
 from dynlib.nets.supernet import NORMS, Supernet
 from dynlib.nets.trace import record
 from dynlib.space import LayerSpec, SearchSpace, SubnetConfig
@@ -58,7 +59,7 @@ def elastify(
             default all that can be. What is not elastic stays fixed.
 
     Raises:
-        ElasticityError: the model cannot be read, or a layer of `modules` cannot be elastic.
+        ModelError: the model cannot be read, or a layer of `modules` cannot be elastic.
     """
     model = _with_elastic_parts(copy.deepcopy(model))
     sizes = sorted(resolution or [_own_resolution(model)])
@@ -69,7 +70,7 @@ def elastify(
         choices[group] = _choices(group, shares[group.kind], divisor)
         if modules and len(choices[group]) == 1:
             names = ", ".join(modules)
-            raise ElasticityError(f"{names}: no share of {group.size} channels is smaller")
+            raise ModelError(f"{names}: no share of {group.size} channels is smaller")
     groups = [group for group, sizes_ in choices.items() if len(sizes_) > 1]
     stages = {} if depth is None else structure.stages(depth)
     dimensions = {k: tuple(choices[g] for g in groups if g.kind == k) for k in shares}
@@ -91,7 +92,7 @@ def elastify(
         try:
             family.layers(replace(space.smallest, resolution=size), classes)
         except (RuntimeError, AssertionError) as error:
-            raise ElasticityError(f"the model cannot run at {size} px: {error}") from error
+            raise ModelError(f"the model cannot run at {size} px: {error}") from error
         supernet.statistics[replace(space.largest, resolution=size)] = statistics
     return supernet
 
@@ -99,7 +100,7 @@ def elastify(
 def _choices(group: Group, shares: Sequence[float], divisor: int) -> tuple[int, ...]:
     """Sizes (of heads: their number) for these shares, ascending, the full size included."""
     if not all(0 < share <= 1 for share in shares):
-        raise ElasticityError(f"{group.kind}: {shares}; expected shares above 0 and up to 1")
+        raise ModelError(f"{group.kind}: {shares}; expected shares above 0 and up to 1")
     full = group.size // group.unit
     if group.kind == "heads":
         sizes = {max(1, round(share * full)) for share in shares}
@@ -188,4 +189,4 @@ def _own_resolution(model: nn.Module) -> int:
         return model.pretrained_cfg["input_size"][-1]
     except (AttributeError, KeyError) as error:
         name = type(model).__name__
-        raise ElasticityError(f"{name} does not say its image size; give resolution") from error
+        raise ModelError(f"{name} does not say its image size; give resolution") from error

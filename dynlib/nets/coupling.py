@@ -17,8 +17,8 @@ import torch
 from scipy.cluster.hierarchy import DisjointSet
 from torch import fx, nn
 
-from dynlib import DynlibError
 from dynlib._vision import timm
+from dynlib.errors import ModelError
 from dynlib.nets.attention import Attention
 from dynlib.nets.supernet import NORMS
 
@@ -28,10 +28,6 @@ SEQUENCES = (nn.Sequential, nn.ModuleList)
 FEWEST = 4  # a shorter axis is no axis of channels (colours, say), and one of 1 would broadcast
 
 Axis = tuple[str, int]  # name of a parameter or statistic, and which of its axes
-
-
-class ElasticityError(DynlibError):
-    """Something asked to be elastic cannot be; names the module and what holds it."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +54,7 @@ class Structure:
         resolution: H = W in pixels.
 
     Raises:
-        ElasticityError: torch.fx cannot record it, or it does not run at this resolution.
+        ModelError: torch.fx cannot record it, or it does not run at this resolution.
     """
 
     def __init__(self, model: nn.Module, resolution: int):
@@ -80,14 +76,14 @@ class Structure:
                 for node in nodes:
                     self._read(node, torch.empty(2, 3, resolution, resolution))
         except (RuntimeError, TypeError, ValueError, AssertionError, AttributeError) as error:
-            raise ElasticityError(f"{type(model).__name__} cannot be read: {error}") from error
+            raise ModelError(f"{type(model).__name__} cannot be read: {error}") from error
         self.outputs = self.values[nodes[-1]].shape[-1]
 
     def groups(self, patterns: Sequence[str] = ()) -> list[Group]:
         """The groups that can shrink, in order of execution.
 
         `patterns` of module names restrict them to those of the outputs of these layers; a layer
-        that cannot shrink, or that is not there, raises `ElasticityError`.
+        that cannot shrink, or that is not there, raises `ModelError`.
         """
         asked = {axis for pattern in patterns for axis in self._asked(pattern)}
         found = []
@@ -114,11 +110,11 @@ class Structure:
         layers = [name.removesuffix(".weight") for name in self.shapes if name.endswith(".weight")]
         matching = [layer for layer in layers if fnmatchcase(layer, pattern)]
         if not matching:
-            raise ElasticityError(f"{pattern}: the model has no such layer")
+            raise ModelError(f"{pattern}: the model has no such layer")
         for layer in matching:
             axis = f"{layer}.weight", 0
             if reason := self._reason(axis):
-                raise ElasticityError(f"{layer} cannot be elastic: {reason}")
+                raise ModelError(f"{layer} cannot be elastic: {reason}")
             yield axis
 
     def _reason(self, axis: Axis) -> str | None:

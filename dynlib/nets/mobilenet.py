@@ -2,7 +2,7 @@
 
 Five stages of two to four inverted residual blocks; each block has its own kernel and expansion
 (Once-for-All, arXiv 1908.09791, section 4; MobileNetV3, arXiv 1905.02244). Published weights load
-through `dynlib.nets.ofa_weights`.
+through `suite.papers.ofa_weights`.
 """
 
 from collections import OrderedDict
@@ -11,10 +11,11 @@ from dataclasses import dataclass, replace
 from torch import nn
 from torch.nn import functional as F
 
-from dynlib.space import ConfigError, LayerSpec, SearchSpace, SubnetConfig
+from dynlib.errors import ConfigError
+from dynlib.space import LayerSpec, SearchSpace, SubnetConfig
 
 # Channels at width 100 %: stem, first block, the five stages, final expansion, feature mix.
-CHANNELS = (16, 16, 24, 40, 80, 112, 160, 960, 1280)
+OFA_CHANNELS = (16, 16, 24, 40, 80, 112, 160, 960, 1280)
 STRIDES = (2, 2, 2, 1, 2)
 SQUEEZED = (False, True, False, True, True)
 SWISH = (False, False, True, True, True)
@@ -48,8 +49,8 @@ def make_divisible(value: float, divisor: int = 8) -> int:
 
 
 def channels(config: SubnetConfig) -> list[int]:
-    """`CHANNELS` at the width of `config`."""
-    return [make_divisible(c * config.width[0] / 100) for c in CHANNELS]
+    """`OFA_CHANNELS` at the width of `config`."""
+    return [make_divisible(c * config.width[0] / 100) for c in OFA_CHANNELS]
 
 
 def canonical(config: SubnetConfig, space: SearchSpace) -> SubnetConfig:

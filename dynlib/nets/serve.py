@@ -7,9 +7,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from dynlib.nets.backends import BackendError, Frame, backend
+from dynlib.errors import ConfigError, ModelError
+from dynlib.nets.engines import Answer, backend
 from dynlib.nets.supernet import Supernet
-from dynlib.space import ConfigError, SubnetConfig
+from dynlib.space import SubnetConfig
 
 
 class Prepared(NamedTuple):
@@ -17,7 +18,7 @@ class Prepared(NamedTuple):
 
     subnet: str
     resolution: int
-    run: Frame
+    run: Answer
 
 
 class SubnetServer:
@@ -36,8 +37,8 @@ class SubnetServer:
         example: images (N, 3, H, W) like those that will be served; int8 is calibrated on them.
 
     Raises:
-        ConfigError, MissingStatisticsError: a configuration cannot be prepared.
-        BackendError: no such engine or precision, or a package is missing.
+        ConfigError, ModelError: a configuration cannot be prepared.
+        ModelError: no such engine or precision, or a package is missing.
     """
 
     def __init__(
@@ -67,7 +68,7 @@ class SubnetServer:
         """Make one more sub-network ready to be switched to; the one that serves goes on."""
         engine, size = backend(self.backend), config.resolution
         if self._example is None and self.precision == "int8":
-            raise BackendError("int8 is calibrated on images; give the server an `example`")
+            raise ModelError("int8 is calibrated on images; give the server an `example`")
         example = torch.zeros(1, 3, size, size) if self._example is None else self._example
         net = self._supernet.prepare(config)
         run = engine.prepare(net, resize(example, size), self.precision)

@@ -20,10 +20,10 @@ from safetensors.torch import save
 from torch import nn
 from torch.func import functional_call
 
-from dynlib import DynlibError
+from dynlib.errors import CheckpointError, ConfigError, DynlibError, ModelError
+from dynlib.files import atomic_write
 from dynlib.nets.families import FAMILIES, Build, Describe, Family
-from dynlib.report.files import atomic_write
-from dynlib.space import ConfigError, LayerSpec, SearchSpace, SubnetConfig
+from dynlib.space import LayerSpec, SearchSpace, SubnetConfig
 
 FORMAT = "dynlib-supernet-1"
 IDENTITY = ("space", "classes", "family", "transform")
@@ -32,14 +32,6 @@ MOMENTS = ("running_mean", "running_var")
 SKELETONS_KEPT = 256
 
 Tensors = dict[str, torch.Tensor]
-
-
-class CheckpointError(DynlibError):
-    """A checkpoint is truncated, of another space, or has wrong tensors; names file and tensor."""
-
-
-class MissingStatisticsError(DynlibError):
-    """A sub-network was asked for whose BatchNorm statistics nobody has computed."""
 
 
 class Supernet(nn.Module):
@@ -119,10 +111,10 @@ class Supernet(nn.Module):
 
         Raises:
             ConfigError: `config` is outside the space.
-            MissingStatisticsError: `calibrate` has not been run for it.
+            ModelError: `calibrate` has not been run for it.
         """
         if self.canonical(config) not in self.statistics and _norms(self._skeleton(config)):
-            raise MissingStatisticsError(
+            raise ModelError(
                 f"no BatchNorm statistics for {config}; run calibrate(supernet, config, images) "
                 f"(stored: {[str(c) for c in self.statistics]})"
             )

@@ -16,8 +16,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from dynlib.errors import ConfigError
 from dynlib.nets.attention import Attention, AttentionSpec
-from dynlib.space import ConfigError, LayerSpec, SearchSpace, SubnetConfig
+from dynlib.space import LayerSpec, SearchSpace, SubnetConfig
 
 PATCH = 4  # pixels
 HEAD_DIM = 32  # channels of a head, the same in every sub-network

@@ -7,9 +7,10 @@ of them only what a board shows: limits of clocks, and the memory clock.
 import math
 from typing import NamedTuple
 
-from dynlib.hardware.board import Board, Thermal, Unit
-from dynlib.hardware.thermal import AMBIENT_C
-from dynlib.runtime.workload import Workload, WorkloadError
+from dynlib.boards.board import Board, Thermal, Unit
+from dynlib.boards.thermal import AMBIENT_C
+from dynlib.errors import WorkloadError
+from dynlib.workload import Workload
 
 
 class Conditions(NamedTuple):
@@ -91,15 +92,6 @@ def thermal_facts(board: Board) -> Thermal:
 def static_mw(board: Board, temp_c: float | None = None) -> float:
     """Static power of a board at a temperature; None: at the one its file refers to."""
     return board.static_mw + board.power_mw({}, {}, temp_c) - board.power_mw({}, {})
-
-
-def memory_scale(unit: Unit, mhz: float, emc: float) -> float:
-    """Run time with the memory clock lowered by `emc`, over that at its highest: the share of a
-    frame that no clock of the unit changes waits for memory."""
-    if emc == 1:
-        return 1.0
-    memory, compute = unit.memory_share, (1 - unit.memory_share) * unit.max_mhz / mhz
-    return (memory * emc + compute) / (memory + compute)
 
 
 def rest_mw(unit: Unit, stretch: float) -> float:

@@ -20,31 +20,21 @@ import math
 from collections.abc import Mapping, Sequence
 from time import process_time
 
-from dynlib import DynlibError
-from dynlib.hardware.board import Board
-from dynlib.hardware.governors import make_governor
-from dynlib.points import DecisionLog
-from dynlib.report.metrics import weakest
+from dynlib.boards.board import Board
+from dynlib.boards.governors import make_governor
+from dynlib.errors import PolicyError
+from dynlib.log import DecisionLog
+from dynlib.manager.policy import Action, Finished, Policy, State
+from dynlib.points import Tables
 from dynlib.runtime.conditions import Conditions, conditions
 from dynlib.runtime.heat import Heat
-from dynlib.runtime.parts import EPS_MS, ORDERS, AppRun, Job, UnitRun
-from dynlib.runtime.state import Action, Finished, Policy, State
-from dynlib.runtime.tables import Tables
-from dynlib.runtime.workload import (
-    ANNOUNCE_MS,
-    CLOSED_LOOP,
-    Requirement,
-    Workload,
-    requirement_at,
-)
+from dynlib.runtime.jobs import EPS_MS, ORDERS, AppRun, Job, UnitRun
+from dynlib.source import weakest
+from dynlib.workload import ANNOUNCE_MS, CLOSED_LOOP, Requirement, Workload, requirement_at
 
 SWITCH_MS = 1.0  # bar of the switching notebook: p99 below 1 ms in one process
 # Among events at one instant: requirements first, then the hardware, then frames, then decisions.
 _CHANGE, _DONE, _CLOCK, _ARRIVE, _TICK, _WAKE = range(6)
-
-
-class EngineError(DynlibError):
-    """A policy asked for what the board or the table does not have."""
 
 
 class Engine:
@@ -73,7 +63,7 @@ class Engine:
         self.apps: dict[str, AppRun] = {}
         for app in workload.apps:
             if app.model not in tables:
-                raise EngineError(f"app {app.name!r}: no table for model {app.model!r}; "
+                raise PolicyError(f"app {app.name!r}: no table for model {app.model!r}; "
                                   f"there are {sorted(tables)}")  # fmt: skip
             shares = (segments or {}).get(app.model, (1.0,))
             self.apps[app.name] = AppRun(app, workload, tables[app.model], seed, shares)
@@ -312,7 +302,7 @@ class Engine:
         if mhz == unit.target_mhz:
             return
         if mhz not in unit.freq_index:
-            raise EngineError(f"{unit.spec.name}: {mhz} MHz is not one of its clocks "
+            raise PolicyError(f"{unit.spec.name}: {mhz} MHz is not one of its clocks "
                               f"{unit.spec.freqs}")  # fmt: skip
         mhz = min(mhz, unit.cap_mhz)
         if mhz != unit.target_mhz:
@@ -360,7 +350,7 @@ class Engine:
                 self._log("decide", app=name, **where, reason=action.reason)
         for name, mhz in action.clocks.items():
             if name not in self.units:
-                raise EngineError(f"board {self.board.name!r} has no unit {name!r}")
+                raise PolicyError(f"board {self.board.name!r} has no unit {name!r}")
             unit = self.units[name]
             if mhz != unit.target_mhz and unit.governor is None:
                 self._request(unit, mhz, "policy")
@@ -389,12 +379,12 @@ def run(
     Args:
         tables: model name -> its points; the engine reads latencies there and powers from `board`,
             so that a board with other coefficients can be run against the tables of the first.
-        policy: see `dynlib.runtime.state`.
+        policy: see `dynlib.manager.policy`.
         seed: of arrivals and noise.
         options: `switch_ms` (cost of another sub-network), `segments` (model -> shares of its
             latency between which it can be preempted), `decision_ms` (a list that collects how
             much CPU time each decision took).
 
-    Raises `EngineError` for a clock, unit, sub-network or model that does not exist.
+    Raises `PolicyError` for a clock, unit, sub-network or model that does not exist.
     """
     return Engine(workload, board, tables, policy, seed, **options).run()

@@ -6,7 +6,7 @@ the sub-network, the threads (a unit of the board for each number of them) and t
 that we never take much more than the plan needs; clocks are left to the kernel.
 
 What breaks costs one step each, and is said once, in `LiveRun.problems` and as a warning:
-- a knob that is given up (see `LiveBoard`) stays as it is;
+- a knob that is given up (see `Machine`) stays as it is;
 - where a switch fails, the network before it goes on; it is tried again when next decided for;
 - an app whose answer fails, or that no network could be switched to, is dead: its frames are
   dropped, and the others go on;
@@ -24,16 +24,17 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dynlib.hardware.board import Board
-from dynlib.hardware.control import ControlError, Missing
-from dynlib.hardware.live import LiveBoard
-from dynlib.points import DecisionLog
-from dynlib.runtime.parts import ORDERS, AppRun, Job
-from dynlib.runtime.state import Finished, Placement, Policy, State
-from dynlib.runtime.tables import Tables
-from dynlib.runtime.workload import CLOSED_LOOP, Workload, WorkloadError
+from dynlib.boards.board import Board
+from dynlib.errors import MachineError, WorkloadError
+from dynlib.log import DecisionLog
+from dynlib.machine.control import Missing
+from dynlib.machine.machine import Machine
+from dynlib.manager.policy import Finished, Placement, Policy, State
+from dynlib.points import Tables
+from dynlib.runtime.jobs import ORDERS, AppRun, Job
+from dynlib.workload import CLOSED_LOOP, Workload
 
-KNOBS = ("threads", "quota_pct")
+LIVE_KNOBS = ("threads", "quota_pct")
 _QUOTA_ROOM = 2.0  # CPU time allowed, over what the points in use take while nobody disturbs
 _LEAST_PCT = 20  # room for the program around the networks
 _NAP_S = 0.0005  # the end of a wait, which is spent awake: a sleep may last that much longer
@@ -72,7 +73,7 @@ def run_live(
     tables: Tables,
     policy: Policy,
     served: Mapping[str, Served],
-    knobs: LiveBoard | None = None,
+    knobs: Machine | None = None,
     journal: str | Path | None = None,
 ) -> LiveRun:
     """Serve `workload`, whose times are now real ones, under `policy`, and log as the engine does.
@@ -109,7 +110,7 @@ class _Loop:
     def __init__(self, workload, board, tables, policy, served, knobs):
         self.board, self.tables, self.policy, self.served = board, tables, policy, served
         self.knobs, known = knobs, knobs.knobs if knobs else {}
-        self.turned = {kind: None for kind in KNOBS if ("process", kind) in known}
+        self.turned = {kind: None for kind in LIVE_KNOBS if ("process", kind) in known}
         self.clocks = {unit.name: unit.max_mhz for unit in board.units}
         self.apps = [AppRun(app, workload, tables[app.model], 0, (1.0,)) for app in workload.apps]
         self.coming = [next(run.arrivals, None) for run in self.apps]
@@ -270,7 +271,7 @@ class _Loop:
             try:
                 applied = self.knobs.set("process", kind, value)
                 in_force, problem = applied.in_force, applied.problem
-            except ControlError as error:  # not a value of this knob
+            except MachineError as error:  # not a value of this knob
                 in_force, problem = self.knobs.get("process", kind), str(error)
             field = {"threads": "cores", "quota_pct": "quota"}[kind]
             known = {} if isinstance(in_force, Missing) else {field: in_force}

@@ -29,13 +29,13 @@ import numpy as np
 from scipy.optimize import LinearConstraint, linprog, milp
 from scipy.sparse import block_array, csr_array, eye_array
 
-from dynlib import DynlibError
-from dynlib.hardware.board import Board, Unit
-from dynlib.points import lower_hull
-from dynlib.runtime.conditions import Conditions, conditions, memory_scale, rest_mw, static_mw
-from dynlib.runtime.parts import AppRun
-from dynlib.runtime.tables import Tables
-from dynlib.runtime.workload import CLOSED_LOOP, Workload
+from dynlib.boards.board import Board, Unit
+from dynlib.errors import DynlibError
+from dynlib.pareto import lower_hull
+from dynlib.points import Tables
+from dynlib.runtime.conditions import Conditions, conditions, rest_mw, static_mw
+from dynlib.runtime.jobs import AppRun
+from dynlib.workload import CLOSED_LOOP, Workload
 
 MOST_BINARIES, MOST_NODES = 400, 1000
 _SHARE = 1e-6  # of a frame: less than the solver's tolerance is nothing
@@ -152,7 +152,7 @@ class _Hulls:
                 continue
             for mhz, ms in zip(unit.freqs, point.latency_ms, strict=True):
                 if mhz <= cap_mhz:
-                    time_ms = ms * stretch * memory_scale(unit, mhz, emc)
+                    time_ms = ms * stretch * unit.memory_scale(mhz, emc)
                     mj = time_ms * (unit.power_mw(mhz, point.cores) - rest) / 1000
                     corners.setdefault(point.noise_cv, []).append((time_ms, mj))
         return [(math.sqrt(math.log1p(cv**2)), *corner)

@@ -6,8 +6,8 @@ import numpy as np
 import optuna
 from optuna.trial import TrialState
 
-from dynlib.points import pareto_mask
-from dynlib.search.predictor import AccuracyPredictor, Work
+from dynlib.pareto import pareto_mask
+from dynlib.search.predictor import AccuracyPredictor, WorkOf
 from dynlib.search.study import distributions, params
 from dynlib.space import SearchSpace, SubnetConfig
 
@@ -27,7 +27,7 @@ class GuidedSampler(optuna.samplers.BaseSampler):
     """
 
     def __init__(
-        self, space: SearchSpace, cost: Callable[[SubnetConfig], float], work: Work, *, seed: int,
+        self, space: SearchSpace, cost: Callable[[SubnetConfig], float], work: WorkOf, *, seed: int,
         startup: int = 8, candidates: int = 300,
     ):  # fmt: skip
         self._space, self._cost = space, cost

@@ -1,6 +1,6 @@
 """What every choice of exits does at every clock: one backbone as arrays to look up in.
 
-The exits of a backbone do not depend on each other (`dynlib.training.exits`), so what they say is
+The exits of a backbone do not depend on each other (`dynlib.decide.exits`), so what they say is
 known once they are trained; what layers cost depends on the clocks alone.
 """
 
@@ -9,11 +9,11 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from dynlib.hardware.clocks import Platform
-from dynlib.points import pareto_mask
+from dynlib.boards.platform import Platform
+from dynlib.pareto import pareto_mask
 from dynlib.space import LayerSpec
 
-KNOBS = ("exits", "cpu", "gpu", "memory")
+DESIGN_KNOBS = ("exits", "cpu", "gpu", "memory")
 THRESHOLDS = (0.6, 0.8, 0.9, 0.97)
 
 
@@ -110,10 +110,10 @@ class Lookup:
         return {"accuracy_val_pct": accuracy, "energy_mj": energy_mj,
                 "latency_ms": spent_ms, "score": score}  # fmt: skip
 
-    def free(self, knobs: Sequence[str] = KNOBS) -> tuple[np.ndarray, np.ndarray]:
+    def free(self, knobs: Sequence[str] = DESIGN_KNOBS) -> tuple[np.ndarray, np.ndarray]:
         """Exit choices and settings when only `knobs` may move: else no exits, highest clocks."""
         top = self.platform.settings.max(axis=0)
-        fixed = np.array([knob not in knobs for knob in KNOBS[1:]])
+        fixed = np.array([knob not in knobs for knob in DESIGN_KNOBS[1:]])
         f = np.flatnonzero(((self.platform.settings == top) | ~fixed).all(axis=1))
         k = np.arange(len(self.choices))
         return k if "exits" in knobs else k[-1:], f

@@ -10,17 +10,13 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 from scipy import linalg, stats
 
-from dynlib import DynlibError
+from dynlib.errors import SearchError
 from dynlib.space import SearchSpace, SubnetConfig
 
 _LENGTHS = (0.5, 1.0, 2.0, 4.0)
 _NOISES = (0.02, 0.1, 0.3, 1.0, 3.0)  # variance of the noise over that of the process
 
-Work = Callable[[SubnetConfig], float]
-
-
-class PredictionError(DynlibError):
-    """There is too little to learn or to compare; says how much is needed."""
+WorkOf = Callable[[SubnetConfig], float]
 
 
 class AccuracyPredictor:
@@ -31,15 +27,15 @@ class AccuracyPredictor:
         work: MACs of a sub-network, or anything else known before it is measured.
     """
 
-    def __init__(self, space: SearchSpace, work: Work):
+    def __init__(self, space: SearchSpace, work: WorkOf):
         self.space, self.work = space, work
         self._scales = np.array([max(1, len(choices) - 1) for _, choices in space.axes()])
         self._seen: dict[SubnetConfig, np.ndarray] = {}
 
     def fit(self, configs: Sequence[SubnetConfig], accuracy_pct: Sequence[float]):
-        """Learn; returns itself. Raises `PredictionError` for fewer than 5 sub-networks."""
+        """Learn; returns itself. Raises `SearchError` for fewer than 5 sub-networks."""
         if len(configs) < 5:
-            raise PredictionError(f"learning needs 5 measured sub-networks, got {len(configs)}")
+            raise SearchError(f"learning needs 5 measured sub-networks, got {len(configs)}")
         self._x, y = self._features(configs), np.asarray(accuracy_pct, float)
         self._mean, self._sd = y.mean(), y.std() or 1.0
         y = (y - self._mean) / self._sd
@@ -82,7 +78,7 @@ def _kernel(x: np.ndarray, z: np.ndarray | None, length: float) -> np.ndarray:
 
 
 def stratified(
-    space: SearchSpace, work: Work, count: int, rng: np.random.Generator, *, strata: int = 10,
+    space: SearchSpace, work: WorkOf, count: int, rng: np.random.Generator, *, strata: int = 10,
     avoid: Iterable[SubnetConfig] = (), draws: int = 200,
 ) -> list[SubnetConfig]:  # fmt: skip
     """Random sub-networks spread evenly over the logarithm of their work, at most `count`."""
@@ -110,16 +106,16 @@ def tau_ceiling(
     differences is the noise of their mean (what both halves share moves no rank), and the true
     accuracies are the measured ones, drawn together until their variance lacks that noise.
 
-    Raises `PredictionError` for fewer than 10 sub-networks, or if noise is all there is.
+    Raises `SearchError` for fewer than 10 sub-networks, or if noise is all there is.
     """
     half_one, half_two = np.asarray(half_one, float), np.asarray(half_two, float)
     if len(half_one) < 10:
-        raise PredictionError(f"a ceiling needs 10 measured sub-networks, got {len(half_one)}")
+        raise SearchError(f"a ceiling needs 10 measured sub-networks, got {len(half_one)}")
     measured = (half_one + half_two) / 2
     noise = np.std(half_one - half_two, ddof=1) / 2
     spread = measured.std(ddof=1)
     if spread <= noise:
-        raise PredictionError("the measured accuracies differ by no more than their noise")
+        raise SearchError("the measured accuracies differ by no more than their noise")
     share = 1 - (noise / spread) ** 2
     true = measured.mean() + np.sqrt(share) * (measured - measured.mean())
     noisy = true + noise * rng.standard_normal((draws, len(true)))

@@ -15,8 +15,8 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 from scipy import stats
 
-from dynlib import DynlibError
-from dynlib.points import hypervolume, pareto_front
+from dynlib.errors import InfeasibleError, SearchError
+from dynlib.pareto import hypervolume, pareto_front
 from dynlib.space import SearchSpace, SubnetConfig
 
 # A sampler that has converged repeats itself; it may do so this often per sub-network asked for.
@@ -24,24 +24,6 @@ PATIENCE = 20
 
 Objective = Callable[[SubnetConfig], Mapping[str, float]]
 BETTER = {"minimize": -1.0, "maximize": 1.0}
-
-
-class SearchError(DynlibError):
-    """A search cannot be run or resumed; says which study and why."""
-
-
-class InfeasibleError(SearchError):
-    """Nothing keeps the limits.
-
-    Attributes:
-        limit: the measure whose limit is in the way.
-        reachable: its best value among what keeps the other limits.
-        nearest: the row of the point that misses the limits by least.
-    """
-
-    def __init__(self, message: str, limit: str, reachable: float, nearest: pd.Series):
-        super().__init__(message)
-        self.limit, self.reachable, self.nearest = limit, reachable, nearest
 
 
 class _KernelLock:
@@ -310,7 +292,7 @@ def volumes(tables: Sequence[pd.DataFrame], directions: Mapping[str, str]) -> np
     return np.array([curve[-1] for curve in growth(tables, directions)])
 
 
-def paired_ratio(ours: np.ndarray, theirs: np.ndarray, confidence: float = 0.95):
+def geometric_ratio(ours: np.ndarray, theirs: np.ndarray, confidence: float = 0.95):
     """Geometric mean of ours / theirs over paired runs, with a t interval on the logarithms.
 
     Returns (mean, low, high). Raises `SearchError` for fewer than 5 pairs.

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from dynlib import DynlibError
+from dynlib.errors import RecipeError
 from dynlib.nets.supernet import Supernet
 from dynlib.space import DIMENSIONS, SearchSpace, SubnetConfig
 
@@ -18,10 +18,6 @@ TEACHERS = ("labels", "live", "ema", "ensemble", "frozen")
 # Progressive shrinking unlocks one group after the other, in equal parts of the training
 # (Once-for-All, arXiv 1908.09791, section 3.3); before the first only the largest is trained.
 PHASES = (("resolution", "kernel"), ("depth",), ("width", "expand", "heads"))
-
-
-class RecipeError(DynlibError):
-    """A recipe asks for what does not exist; names the field and what was expected."""
 
 
 @dataclass(frozen=True)

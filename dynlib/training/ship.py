@@ -15,10 +15,11 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from dynlib import DynlibError
-from dynlib.data import Dataset, load_dataset
+from dynlib.data import load_dataset
+from dynlib.errors import DynlibError
+from dynlib.files import atomic_write, repo_root, sha256
+from dynlib.images import Dataset
 from dynlib.nets.supernet import Supernet
-from dynlib.report.files import atomic_write, repo_root, sha256
 from dynlib.space import SearchSpace, SubnetConfig
 from dynlib.training.recipes import Recipe
 from dynlib.training.step import bf16_pays

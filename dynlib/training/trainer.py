@@ -20,20 +20,17 @@ from torch import nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from dynlib import DynlibError
-from dynlib.data import Dataset, Images, augment
+from dynlib.data import augment
+from dynlib.errors import CheckpointError
+from dynlib.files import atomic_write
+from dynlib.images import Dataset, Images
 from dynlib.nets.resnet import STEM_CHANNELS, whiten_stem
 from dynlib.nets.supernet import Supernet, calibrate
-from dynlib.report.files import atomic_write
 from dynlib.space import SubnetConfig
 from dynlib.training.recipes import Recipe
 from dynlib.training.step import Step
 
-log = logging.getLogger(__name__)
-
-
-class ResumeError(DynlibError):
-    """A training state cannot be resumed; names the file and why."""
+_LOG = logging.getLogger(__name__)
 
 
 def train(
@@ -60,7 +57,7 @@ def train(
             names of the teachers; plain data.
 
     Raises:
-        ResumeError: the state belongs to another recipe, space, data set or seed, or to another
+        CheckpointError: the state belongs to another recipe, space, data set or seed, or to another
             `about`, or cannot be read.
     """
     whiten(supernet, dataset)
@@ -93,7 +90,7 @@ def train(
                 **quick_accuracies(supernet, dataset, watch, bf16=step.bf16), "seconds": seconds,
                 "images_per_s": per_epoch * recipe.batch_size / seconds,
             })  # fmt: skip
-            log.info("epoch %d: %s", epoch + 1, history[-1])
+            _LOG.info("epoch %d: %s", epoch + 1, history[-1])
             reached = epoch + 1 + at - done + (pace - 1) * (epoch + 1 - done)
             _store(state_file, identity, supernet, step, history, reached)
     return pd.DataFrame(history)
@@ -212,10 +209,10 @@ def _resume(path, identity, supernet, step) -> tuple[list[dict], float]:
         state = torch.load(path, weights_only=True)
         known, history, reached = state["identity"], state["history"], state["reached"]
     except Exception as error:
-        raise ResumeError(f"{path}: no readable training state: {error!r}") from error
+        raise CheckpointError(f"{path}: no readable training state: {error!r}") from error
     for key, value in identity.items():
         if known.get(key) != value:
-            raise ResumeError(
+            raise CheckpointError(
                 f"{path}: belongs to another run: {key} is {known.get(key)}, "
                 f"expected {value}; delete the file to start again"
             )

@@ -5,16 +5,16 @@ import sys
 import time
 from pathlib import Path
 
-from dynlib.hardware.control import SysFs
-from dynlib.hardware.lease import LeaseError
-from dynlib.hardware.live import LiveBoard
-from dynlib.hardware.sysfs import find_knobs
+from dynlib.errors import MachineError
+from dynlib.machine.knobs import find_knobs
+from dynlib.machine.machine import Machine
+from dynlib.sysfs import SysFs
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 root, folder, how = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 fs = SysFs(root)
 try:
-    with LiveBoard("fake", find_knobs(fs), fs, folder=folder, settle_s=0) as board:
+    with Machine("fake", find_knobs(fs), fs, folder=folder, settle_s=0) as board:
         board.set("policy0", "governor", "userspace")
         board.set("policy0", "clock_mhz", 1200.0)
         board.set("policy2" if "policy2" in board.units else "policy1", "cores", 0)
@@ -24,5 +24,5 @@ try:
         if how == "raise":
             raise RuntimeError("in the loop")
         time.sleep(30)
-except LeaseError as error:
-    sys.exit(f"LeaseError: {error}")
+except MachineError as error:
+    sys.exit(f"MachineError: {error}")

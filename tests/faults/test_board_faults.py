@@ -19,16 +19,20 @@ from fake_tree import POLICY, FaultyKernel, make_board, tree_state
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dynlib.hardware.board import BOARD_DIR, BoardError, load_board
-from dynlib.hardware.control import ControlError, Missing, Reading, Sensor, SysFs
-from dynlib.hardware.knobbench import write_tree
-from dynlib.hardware.lease import LeaseError, lease_file, parse_lease, recover
-from dynlib.hardware.measure import Counter, Window
-from dynlib.hardware.sysfs import CPU
-from dynlib.hardware.virtual import VirtualClock
-from dynlib.points import DecisionLog
-from dynlib.report.files import atomic_write
-from dynlib.runtime import Manager, run
+from dynlib.boards.file import BOARD_DIR
+from dynlib.errors import BoardError, MachineError
+from dynlib.files import atomic_write
+from dynlib.log import DecisionLog
+from dynlib.machine.bind import load_board
+from dynlib.machine.control import Missing, Reading, Sensor
+from dynlib.machine.knobs import CPU
+from dynlib.machine.lease import lease_file, parse_lease, recover
+from dynlib.machine.virtual import VirtualClock
+from dynlib.machine.window import Counter, Window
+from dynlib.manager.manager import Manager
+from dynlib.runtime.engine import run
+from dynlib.sysfs import SysFs
+from suite.studies.knobs import write_tree
 
 pytestmark = pytest.mark.faults
 HOLDER = Path(__file__).with_name("holder.py")
@@ -186,7 +190,7 @@ def test_fault_07_write_is_clamped(board, fs):
 @pytest.mark.parametrize("mhz", [1200.001, 1199.999, 1.2e6, 0, -1, math.nan, "1200", None])
 def test_fault_08_value_is_not_listed(board, fs, mhz):
     with board:
-        with pytest.raises(ControlError, match=r"policy0\.clock_mhz.*expected one of"):
+        with pytest.raises(MachineError, match=r"policy0\.clock_mhz.*expected one of"):
             board.set("policy0", "clock_mhz", mhz)
         assert fs.written == []
 
@@ -263,16 +267,16 @@ def test_fault_13_lease_half_written(root, memory):
     lease = abandoned_lease(root, memory)
     whole, changed = lease.read_bytes(), tree_state(root)
     for cut in range(len(whole)):
-        with pytest.raises(LeaseError, match="damaged"):
+        with pytest.raises(MachineError, match="damaged"):
             parse_lease(whole[:cut], lease)
     for cut in (0, 1, len(whole) // 2, len(whole) - 1):
         lease.write_bytes(whole[:cut])
-        with pytest.raises(LeaseError, match="damaged"):
+        with pytest.raises(MachineError, match="damaged"):
             recover(SysFs(root), lease)
         assert lease.exists()
     flipped = whole.replace(b"schedutil", b"powersave", 1)
     lease.write_bytes(flipped)
-    with pytest.raises(LeaseError, match="damaged"):
+    with pytest.raises(MachineError, match="damaged"):
         recover(SysFs(root), lease)
     assert tree_state(root) == changed
     lease.write_bytes(whole)
@@ -295,7 +299,7 @@ def test_fault_14_two_managers(root, memory):
     child, _ = start(root, memory)
     held = tree_state(root)
     second = make_board(SysFs(root), memory)
-    with pytest.raises(LeaseError, match=f"process {child.pid};"), second:
+    with pytest.raises(MachineError, match=f"process {child.pid};"), second:
         pytest.fail("two managers on one board")
     other, _ = start(root, memory)
     assert f"process {child.pid}" in other.communicate(timeout=20)[1]
@@ -312,7 +316,7 @@ def test_fault_14_pid_was_used_again(root, memory):
     outer = json.loads(lease.read_text())
     body = json.loads(outer["body"])
     body["holder"] = f"{os.getpid()}:1"  # a living process, but not the one that held it
-    from dynlib.hardware.lease import _digest
+    from dynlib.machine.lease import _digest
 
     text = json.dumps(body)
     lease.write_text(json.dumps({"sha256": _digest(text), "body": text}))
@@ -478,7 +482,7 @@ def test_fault_29_path_outside_the_root(memory, path):
     root = write_tree(memory / "root", {"sys/file": 1})
     (root / "sys/link").symlink_to(secret)
     for act in (SysFs(root).read, lambda p: SysFs(root).write(p, "2")):
-        with pytest.raises(ControlError, match="outside"):
+        with pytest.raises(MachineError, match="outside"):
             act(path)
     assert secret.read_text() == "1"
 

@@ -12,8 +12,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from runtime_cases import NOISY, periodic
 
-from dynlib.points import DecisionLog, TableError, make_table, read_table
-from dynlib.runtime import Manager, PointTable, run, summarise
+from dynlib.errors import TableError
+from dynlib.log import DecisionLog
+from dynlib.manager.manager import Manager
+from dynlib.points import PointTable, make_table, read_table
+from dynlib.runtime.engine import run
+from dynlib.runtime.summary import summarise
 
 pytestmark = pytest.mark.faults
 
@@ -103,7 +107,7 @@ class Bomb:
 
 def test_fault_28_a_checkpoint_is_a_pickle_bomb(memory, monkeypatch):
     net, file = saved(memory)
-    from dynlib.nets.supernet import CheckpointError
+    from dynlib.errors import CheckpointError
 
     monkeypatch.setenv("BOMB", str(memory / "exploded"))
     file.write_bytes(pickle.dumps(Bomb()))
@@ -115,7 +119,7 @@ def test_fault_28_a_checkpoint_is_a_pickle_bomb(memory, monkeypatch):
 
 def test_fault_28_a_bit_flips_in_the_header_of_a_checkpoint(memory):
     net, file = saved(memory)
-    from dynlib.nets.supernet import CheckpointError
+    from dynlib.errors import CheckpointError
 
     whole, refused = bytearray(file.read_bytes()), 0
     before = {k: v.clone() for k, v in net.net.state_dict().items()}
@@ -136,7 +140,7 @@ def test_fault_28_a_bit_flips_in_the_header_of_a_checkpoint(memory):
 
 def test_fault_28_a_bit_flips_in_the_tensors_of_a_checkpoint(memory):
     net, file = saved(memory)
-    from dynlib.nets.supernet import CheckpointError
+    from dynlib.errors import CheckpointError
 
     whole = bytearray(file.read_bytes())
     for at in range(8 + int.from_bytes(whole[:8], "little"), len(whole), 499):

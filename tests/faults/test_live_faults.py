@@ -21,15 +21,12 @@ from live_cases import (
 )
 from runtime_cases import NOISY, NOISY_TABLES, events, queue_lengths
 
-from dynlib.hardware.control import Sensor
-from dynlib.points import DecisionLog
-from dynlib.runtime import (
-    App,
-    Manager,
-    Workload,
-    run,
-    summarise,
-)
+from dynlib.log import DecisionLog
+from dynlib.machine.control import Sensor
+from dynlib.manager.manager import Manager
+from dynlib.runtime.engine import run
+from dynlib.runtime.summary import summarise
+from dynlib.workload import App, Workload
 
 pytestmark = pytest.mark.faults
 

@@ -11,17 +11,12 @@ from pathlib import Path
 import pytest
 from runtime_cases import NOISY, NOISY_TABLES, events, periodic, queue_lengths
 
-from dynlib.hardware.board import load_board
-from dynlib.runtime import (
-    App,
-    Change,
-    Manager,
-    Workload,
-    frames_of,
-    published_tables,
-    run,
-    summarise,
-)
+from dynlib.machine.bind import load_board
+from dynlib.manager.manager import Manager
+from dynlib.runtime.engine import run
+from dynlib.runtime.summary import frames_of, summarise
+from dynlib.workload import App, Change, Workload
+from suite.papers.dynamic_ofa import published_tables
 
 pytestmark = pytest.mark.faults
 TESTS = Path(__file__).parents[1]

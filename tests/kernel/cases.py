@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from dynlib.hardware.sysfs import CPU
+from dynlib.machine.knobs import CPU
 
 KHZ = (800_000, 1_000_000, 1_200_000, 1_600_000, 2_000_000, 2_400_000)
 GOVERNORS = ("conservative", "ondemand", "userspace", "powersave", "performance", "schedutil")

@@ -12,7 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from dynlib.report.files import atomic_write
+from dynlib.files import atomic_write
 
 HERE = Path(__file__).parent
 REPO = HERE.parents[1]

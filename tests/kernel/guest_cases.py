@@ -11,11 +11,12 @@ import pytest
 from board_contract import BoardContract
 from cases import CASES, KHZ, path, reset, run
 
-from dynlib.hardware.control import Reading, SysFs
-from dynlib.hardware.lease import lease_file
-from dynlib.hardware.live import LiveBoard
-from dynlib.hardware.sensors import find_sensors
-from dynlib.hardware.sysfs import find_knobs
+from dynlib.machine.control import Reading
+from dynlib.machine.knobs import find_knobs
+from dynlib.machine.lease import lease_file
+from dynlib.machine.machine import Machine
+from dynlib.machine.sensors import find_sensors
+from dynlib.sysfs import SysFs
 
 FS = SysFs("/")
 STATE = [f"{p}/{n}" for p in ("policy0", "policy1") for n in
@@ -24,9 +25,7 @@ STATE = [f"{p}/{n}" for p in ("policy0", "policy1") for n in
 
 def make_board(folder):
     knobs = find_knobs(FS)
-    return LiveBoard(
-        "guest", knobs + find_sensors(FS, knobs.knobs), FS, folder=folder, settle_s=0.3
-    )
+    return Machine("guest", knobs + find_sensors(FS, knobs.knobs), FS, folder=folder, settle_s=0.3)
 
 
 def state():

@@ -8,7 +8,7 @@ import guest
 import pytest
 from fake_tree import FakeKernel
 
-from dynlib.hardware.knobbench import cpu_files, write_tree
+from suite.studies.knobs import cpu_files, write_tree
 
 
 @pytest.mark.parametrize("case", cases.CASES, ids=lambda case: case.name)

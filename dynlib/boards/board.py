@@ -1,0 +1,330 @@
+"""A board: its units, their clocks, and what running them costs.
+
+Power follows the kernel's energy model (`drivers/opp/of.c`): one fully busy core draws
+``P_mw = C * f_mhz * V_mv**2 / 1e9`` with C in uW/MHz/V^2. The kernel knows no static power; a board
+adds it. Every coefficient says whether it was published, fitted or estimated, so that each number
+computed from a board can be labelled.
+"""
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+from dynlib.errors import BoardError, near
+
+STATUSES = ("published", "fitted", "estimated")
+_TOLERANCE = 1e-9
+
+
+@dataclass(frozen=True, slots=True)
+class Opp:
+    """An operating performance point; `voltage_mv` is 0 where nobody knows it."""
+
+    freq_mhz: float
+    voltage_mv: float
+
+
+@dataclass(frozen=True, slots=True)
+class LayerCost:
+    """What a layer costs on a unit at its highest clock; see `dynlib.boards.latency`.
+
+    `asynchronous`: the launch of a layer overlaps the work of the one before (GPU), so that the
+    larger of the two counts; else (CPU) they add. `cores`: how many cores ran in the measurement.
+    """
+
+    overhead_us: float
+    us_per_mmac: float
+    us_per_mmac_depthwise: float
+    us_per_kweight_depthwise: float
+    us_per_mbyte: float
+    asynchronous: bool
+    cores: int
+    status: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """A CPU cluster or a GPU: everything that shares one clock.
+
+    Args:
+        c_uw_mhz_v2: dynamic-power coefficient of one core (CPU) or of the whole unit (GPU); None
+            where no power model exists.
+        idle_fraction: share of the dynamic power that a clocked unit draws while it waits.
+        memory_share: share of the run time, at the highest clock, that no clock of this unit
+            changes.
+        freqs: all clocks in MHz, ascending.
+        noise_cv: coefficient of variation of execution times (specs: 0.036 GPU, 0.10 CPU).
+        stall_ms: the unit stands still so long when its clock changes.
+        settle_ms: a new clock acts after so long (arXiv 2606.16106: CPU 1, GPU 5).
+        transition_latency_us: what the driver tells the kernel; sets schedutil's rate limit.
+    """
+
+    name: str
+    kind: str
+    cores: int
+    opps: tuple[Opp, ...]
+    c_uw_mhz_v2: float | None
+    idle_fraction: float
+    stall_ms: float
+    settle_ms: float
+    governor: str
+    model: str = ""
+    cpus: tuple[int, ...] = ()
+    capacity: int = 1024
+    transition_latency_us: float = 0.0
+    memory_share: float = 0.0
+    noise_cv: float = 0.0
+    cost: LayerCost | None = None
+    c_status: str = "estimated"
+    voltage_status: str = "estimated"
+    idle_status: str = "estimated"
+    memory_share_status: str = "estimated"
+    freqs: tuple[float, ...] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self):
+        # Not a property: every lookup of a simulation goes through it.
+        object.__setattr__(self, "freqs", tuple(opp.freq_mhz for opp in self.opps))
+
+    @property
+    def min_mhz(self) -> float:
+        """Lowest clock."""
+        return self.opps[0].freq_mhz
+
+    @property
+    def max_mhz(self) -> float:
+        """Highest clock."""
+        return self.opps[-1].freq_mhz
+
+    @property
+    def power_source(self) -> str:
+        """`simulated`, or `estimated` when a power coefficient is a guess."""
+        return _source(self.c_status, self.voltage_status, self.idle_status)
+
+    @property
+    def latency_source(self) -> str:
+        """`simulated`, or `estimated` when a latency coefficient is a guess or missing."""
+        return _source(self.memory_share_status, self.cost.status if self.cost else "estimated")
+
+    @property
+    def source(self) -> str:
+        """The weaker of `power_source` and `latency_source`."""
+        return _source(self.power_source, self.latency_source)
+
+    def at_or_above(self, mhz: float) -> float:
+        """Lowest clock that is at least `mhz`, else the highest (the kernel's RELATION_L)."""
+        return self.freqs[min(bisect_left(self.freqs, mhz - _TOLERANCE), len(self.freqs) - 1)]
+
+    def at_or_below(self, mhz: float) -> float:
+        """Highest clock that is at most `mhz`, else the lowest (the kernel's RELATION_H)."""
+        return self.freqs[max(bisect_right(self.freqs, mhz + _TOLERANCE) - 1, 0)]
+
+    def clock_scale(self, freq_mhz: float) -> float:
+        """Run time at `freq_mhz` over run time at the highest clock: ``a + (1 - a) * max / f``."""
+        if not 0 < freq_mhz <= self.max_mhz * (1 + _TOLERANCE):
+            raise BoardError(
+                f"{self.name}: clock of {freq_mhz} MHz; "
+                f"expected above 0 and up to {self.max_mhz} MHz"
+            )
+        return self.memory_share + (1 - self.memory_share) * self.max_mhz / freq_mhz
+
+    def memory_scale(self, freq_mhz: float, emc: float) -> float:
+        """Run time with the memory clock lowered by `emc`, over that at its highest: the share of a
+        frame that no clock of the unit changes waits for memory."""
+        if emc == 1:
+            return 1.0
+        memory, compute = self.memory_share, (1 - self.memory_share) * self.max_mhz / freq_mhz
+        return (memory * emc + compute) / (memory + compute)
+
+    def voltage_mv(self, freq_mhz: float) -> float:
+        """Voltage of the OPP at or above `freq_mhz`; raises above the highest clock."""
+        if not 0 <= freq_mhz <= self.max_mhz + _TOLERANCE:
+            raise BoardError(
+                f"{self.name}: {freq_mhz} MHz is outside 0..{self.max_mhz} MHz, its highest clock"
+            )
+        return self.opps[bisect_left(self.freqs, freq_mhz - _TOLERANCE)].voltage_mv
+
+    def dynamic_mw(self, freq_mhz: float, busy: float = 1.0) -> float:
+        """C * f * V^2 in mW for `busy` cores (CPU) or a utilisation of `busy` (GPU, 0..1)."""
+        if self.c_uw_mhz_v2 is None:
+            raise BoardError(f"{self.name}: no power model for this unit")
+        if not 0 <= busy <= self.cores + _TOLERANCE:
+            raise BoardError(f"{self.name}: busy = {busy}; expected 0..{self.cores}")
+        return busy * self.c_uw_mhz_v2 * freq_mhz * self.voltage_mv(freq_mhz) ** 2 / 1e9
+
+    def idle_mw(self, freq_mhz: float) -> float:
+        """Power of the clocked unit with nothing to do, above the board's static power."""
+        return self.idle_fraction * self.dynamic_mw(freq_mhz, self.cores)
+
+    def power_mw(self, freq_mhz: float, busy: float = 1.0) -> float:
+        """Idle power, plus what `busy` adds: the whole of `dynamic_mw` when nothing idles."""
+        return self.idle_mw(freq_mhz) + (1 - self.idle_fraction) * self.dynamic_mw(freq_mhz, busy)
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryController:
+    """The memory controller: its clocks (voltage 0 = not public) and when a new one acts."""
+
+    model: str
+    opps: tuple[Opp, ...]
+    settle_ms: float
+    status: str
+
+
+@dataclass(frozen=True, slots=True)
+class Mode:
+    """A vendor's power mode: cores per cluster, and caps on the clocks."""
+
+    name: str
+    cores: tuple[tuple[str, int], ...]
+    cpu_mhz: float
+    gpu_mhz: float | None
+    emc_mhz: float | None
+    budget_w: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Thermal:
+    """Trip points and, where published, the power that can be sustained."""
+
+    zones: str
+    status: str
+    passive_c: tuple[float, ...] = ()
+    fan_active_c: tuple[float, ...] = ()
+    hysteresis_c: float | None = None
+    critical_c: float | None = None
+    polling_ms: float | None = None
+    passive_polling_ms: float | None = None
+    sustainable_power_mw: float | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Meter:
+    """A power meter: what it is, what its channels are called, where to read it."""
+
+    kind: str
+    label: str
+    path: str = ""
+    unit: str = ""
+    shunt_uohm: float | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A table somebody measured on this board; units are in the column names."""
+
+    what: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[float, ...], ...]
+
+    def column(self, name: str) -> tuple[float, ...]:
+        """One column; raises `BoardError` when there is none of that name."""
+        if name not in self.columns:
+            raise BoardError(f"measured table: no column {name!r}; {near(name, self.columns)}")
+        return tuple(row[self.columns.index(name)] for row in self.rows)
+
+
+@dataclass(frozen=True, slots=True)
+class Board:
+    """A board as its file describes it; `digest` is the SHA-256 of that file.
+
+    `static_slope_per_c`: relative growth of static power per degree above `reference_c`.
+    """
+
+    name: str
+    soc: str
+    units: tuple[Unit, ...]
+    memory: MemoryController | None
+    static_mw: float | None
+    static_status: str
+    modes: tuple[Mode, ...]
+    thermal: Thermal | None
+    sensors: tuple[Meter, ...]
+    measured: tuple[Measured, ...]
+    digest: str
+    sources: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    static_slope_per_c: float = 0.0
+    static_slope_status: str = "estimated"
+    reference_c: float = 40.0
+
+    @property
+    def gpu(self) -> Unit | None:
+        """The GPU, if the board has one whose clocks are known."""
+        return next((unit for unit in self.units if unit.kind == "gpu"), None)
+
+    @property
+    def cpus(self) -> tuple[Unit, ...]:
+        """The CPU clusters."""
+        return tuple(unit for unit in self.units if unit.kind == "cpu")
+
+    @property
+    def power_source(self) -> str:
+        """`simulated`, or `estimated` when any power coefficient of the board is a guess."""
+        return _source(self.static_status, *(unit.power_source for unit in self.units))
+
+    def unit(self, name: str) -> Unit:
+        """The unit of that name; raises `BoardError` naming the ones there are."""
+        for unit in self.units:
+            if unit.name == name:
+                return unit
+        known = near(name, (unit.name for unit in self.units))
+        raise BoardError(f"board {self.name!r} has no unit {name!r}; {known}")
+
+    def source(self, units_used: Iterable[str]) -> str:
+        """Label of a number computed from the static power and these units' coefficients."""
+        return _source(self.static_status, *(self.unit(name).source for name in units_used))
+
+    def power_mw(
+        self, clocks: Mapping[str, float], busy: Mapping[str, float], temp_c: float | None = None
+    ) -> float:
+        """Power of the whole board.
+
+        Args:
+            clocks: MHz per unit; a unit left out sits at its lowest clock.
+            busy: busy cores (CPU) or utilisation 0..1 (GPU) per unit; left out means idle.
+            temp_c: of the die, for the static power; None is `reference_c`. The slope is a guess.
+
+        Raises `BoardError` for an unknown unit, and without a power model.
+        """
+        if self.static_mw is None:
+            raise BoardError(f"board {self.name!r}: no power model (its static power is unknown)")
+        for name in (*clocks, *busy):
+            self.unit(name)
+        warmer_c = 0.0 if temp_c is None else temp_c - self.reference_c
+        return self.static_mw * (1 + self.static_slope_per_c * warmer_c) + sum(
+            unit.power_mw(clocks.get(unit.name, unit.min_mhz), busy.get(unit.name, 0.0))
+            for unit in self.units
+        )
+
+    def perturbed(self, factor: float) -> "Board":
+        """The same board with every estimated coefficient multiplied by `factor`.
+
+        C and V enter power only as C*V^2, so a guess of either is varied once, through C; shares
+        stay at most 1. What was published or fitted is left alone.
+        """
+        units = tuple(_perturbed_unit(unit, factor) for unit in self.units)
+        guessed = self.static_mw is not None and self.static_status == "estimated"
+        static = {"static_mw": self.static_mw * factor} if guessed else {}
+        return replace(self, units=units, **static)
+
+
+def _source(*statuses: str) -> str:
+    return "estimated" if "estimated" in statuses else "simulated"
+
+
+def _perturbed_unit(unit: Unit, factor: float) -> Unit:
+    changes: dict[str, object] = {}
+    guessed = "estimated" in (unit.c_status, unit.voltage_status)
+    if guessed and unit.c_uw_mhz_v2 is not None:
+        changes["c_uw_mhz_v2"] = unit.c_uw_mhz_v2 * factor
+    for name, status in (("idle_fraction", unit.idle_status),
+                         ("memory_share", unit.memory_share_status)):  # fmt: skip
+        if status == "estimated":
+            changes[name] = min(getattr(unit, name) * factor, 1.0)
+    if unit.cost and unit.cost.status == "estimated":
+        times = [name for name in LayerCost.__slots__ if "us" in name.split("_")]
+        scaled = {name: getattr(unit.cost, name) * factor for name in times}
+        changes["cost"] = replace(unit.cost, **scaled)
+    return replace(unit, **changes)

@@ -1,0 +1,151 @@
+"""Temperature of a board, and the kernel's two thermal governors (Linux 6.12).
+
+One thermal resistance and one capacity: ``C dT/dt = P - (T - ambient)/R``. Where a board publishes
+its sustainable power at its highest passive trip, R follows; the time constant is a guess.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dynlib.errors import DynlibError
+
+AMBIENT_C = 25.0  # of a room
+
+
+@dataclass
+class ThermalRC:
+    """A board as one warm body.
+
+    Args:
+        r_k_w: thermal resistance to the air, K/W.
+        tau_s: time constant ``R * C``.
+    """
+
+    r_k_w: float
+    tau_s: float
+    ambient_c: float = AMBIENT_C
+    temp_c: float = math.nan
+
+    def __post_init__(self):
+        if self.r_k_w <= 0 or self.tau_s <= 0:
+            raise DynlibError(f"R = {self.r_k_w} K/W, tau = {self.tau_s} s; expected above 0")
+        if math.isnan(self.temp_c):
+            self.temp_c = self.ambient_c
+
+    @classmethod
+    def of(cls, board, tau_s: float, ambient_c: float = AMBIENT_C) -> "ThermalRC":
+        """R from the sustainable power and the highest passive trip of a board's file."""
+        thermal = board.thermal
+        if thermal is None or not thermal.sustainable_power_mw or not thermal.passive_c:
+            raise DynlibError(f"board {board.name!r} publishes no sustainable power and trip")
+        rise_k = max(thermal.passive_c) - ambient_c
+        return cls(rise_k / (thermal.sustainable_power_mw / 1e3), tau_s, ambient_c)
+
+    def step(self, power_mw: float, seconds: float) -> float:
+        """Temperature after `seconds` at constant power; exact, so any step length will do."""
+        final_c = self.ambient_c + self.r_k_w * power_mw / 1e3
+        self.temp_c = final_c + (self.temp_c - final_c) * math.exp(-seconds / self.tau_s)
+        return self.temp_c
+
+
+class StepWise:
+    """The default governor for one trip: a cooling state up at each poll above it while warming.
+
+    State 0 is no cooling; each further state is one OPP less. `hysteresis_c` below the trip the
+    zone counts as cool again.
+    """
+
+    def __init__(self, trip_c: float, states: int, hysteresis_c: float = 0.0, lower: int = 0):
+        self.trip_c, self.upper, self.lower = trip_c, states, lower
+        self.hysteresis_c = hysteresis_c
+        self.state: int | None = None
+        self._last_c: float | None = None
+        self._hot = False
+
+    def update(self, temp_c: float) -> int:
+        """The cooling state after a poll."""
+        self._hot = temp_c >= self.trip_c - (self.hysteresis_c if self._hot else 0.0)
+        trend = 0.0 if self._last_c is None else temp_c - self._last_c
+        first, self._last_c = self._last_c is None, temp_c
+        current = self.state or 0
+        if self._hot and (first or self.state is None or trend > 0):
+            self.state = min(max(current + 1, self.lower), self.upper)
+        elif self._hot and trend < 0:
+            self.state = max(current - 1, min(self.lower + 1, self.upper))
+        elif not self._hot and trend < 0:
+            self.state = None
+        return self.state or 0
+
+
+@dataclass(frozen=True, slots=True)
+class Actor:
+    """Something that draws power and can be told to draw less."""
+
+    request_mw: int
+    max_mw: int
+    weight: float = 1.0
+
+
+class PowerAllocator:
+    """The IPA governor: a PID controller of the power budget, in the kernel's integers.
+
+    Args:
+        switch_on_c: below it full power is allowed and the controller forgets.
+        control_c: the temperature it holds.
+        sustainable_mw: the power that can be sustained there.
+    """
+
+    _BITS = 10
+
+    def __init__(self, switch_on_c: float, control_c: float, sustainable_mw: int):
+        self.switch_on, self.control = round(1000 * switch_on_c), round(1000 * control_c)
+        if self.control <= self.switch_on:
+            raise DynlibError(
+                f"control at {control_c} C, switch-on at {switch_on_c} C; expected it above"
+            )
+        self.sustainable_mw = sustainable_mw
+        scaled = sustainable_mw << self._BITS
+        self.k_po = scaled // (self.control - self.switch_on)
+        self.k_pu = 2 * scaled // (self.control - self.switch_on)
+        self.k_i = max(self.k_pu // 10, 1)
+        self.error_sum = 0
+
+    def budget_mw(self, temp_c: float, max_mw: int) -> int:
+        """Power that may be drawn until the next poll, at most `max_mw`.
+
+        Errors are summed only above the control temperature (cutoff 0) and only while the integral
+        term stays below the highest power.
+        """
+        temp = round(1000 * temp_c)
+        if temp < self.switch_on:
+            self.error_sum = 0
+            return max_mw
+        error = self.control - temp
+        proportional = (self.k_po if error < 0 else self.k_pu) * error
+        integral = self.k_i * self.error_sum
+        if error < 0:
+            grown = integral + self.k_i * error
+            if abs(grown) < max_mw << self._BITS:
+                integral, self.error_sum = grown, self.error_sum + error
+        budget = self.sustainable_mw + ((proportional + integral) >> self._BITS)
+        return min(max(budget, 0), max_mw)
+
+    def grants_mw(self, temp_c: float, actors: Sequence[Actor]) -> list[int]:
+        """The budget shared by weighted requests; what one cannot use goes to the others."""
+        budget = self.budget_mw(temp_c, sum(actor.max_mw for actor in actors))
+        wanted = [actor.weight * actor.request_mw for actor in actors]
+        total = sum(wanted) or 1.0
+        fair = [round(want * budget / total) for want in wanted]
+        grants = [min(g, actor.max_mw) for g, actor in zip(fair, actors, strict=True)]
+        room = [actor.max_mw - g for g, actor in zip(grants, actors, strict=True)]
+        extra = min(sum(fair) - sum(grants), sum(room))
+        if extra > 0:
+            grants = [g + r * extra // sum(room) for g, r in zip(grants, room, strict=True)]
+        return grants
+
+
+def granted_mhz(unit, grant_mw: float, load: float) -> float:
+    """Highest clock whose power at the last `load` (busy cores, or 0..1 for a GPU) fits a grant."""
+    fits = [f for f in unit.freqs if unit.dynamic_mw(f, load) <= grant_mw]
+    return fits[-1] if fits else unit.min_mhz

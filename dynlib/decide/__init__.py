@@ -1,0 +1,1 @@
+"""Who decides inside a network: exits."""

@@ -1,0 +1,52 @@
+"""Where files are, and how to write them so that they are either whole or not there."""
+
+import hashlib
+import os
+import secrets
+from pathlib import Path
+
+FIGURE_SUFFIXES = (".png", ".pdf", ".csv")  # what a figure is kept as, the last its table
+
+
+def repo_root() -> Path:
+    """The repository: `$DYNLIB_ROOT` if set, else the folder that holds the package."""
+    given = os.environ.get("DYNLIB_ROOT")
+    return Path(given).resolve() if given else Path(__file__).resolve().parents[1]
+
+
+def data_places(data_dir: str | Path = "") -> list[Path]:
+    """Where data are looked for: `data_dir`, ``$DYNLIB_DATA``, the repository's ``data/``."""
+    named = data_dir, os.environ.get("DYNLIB_DATA", "")
+    return [*(Path(place) for place in named if place), repo_root() / "data"]
+
+
+def atomic_write(path: str | Path, content: str | bytes | memoryview) -> Path:
+    """Replace the file at `path` in one step, so that no reader and no crash ever sees half of it.
+
+    Makes the folder if it is missing. Raises `OSError`, and then the old file is still there.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = content.encode() if isinstance(content, str) else content
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        with part.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+    return path
+
+
+def sha256(path: str | Path) -> str:
+    """Hash of a file, or of a folder's files with their names; hexadecimal."""
+    path = Path(path)
+    if path.is_dir():
+        files = sorted(p for p in path.rglob("*") if p.is_file())
+        listing = "\n".join(f"{sha256(p)} {p.relative_to(path).as_posix()}" for p in files)
+        return hashlib.sha256(listing.encode()).hexdigest()
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,48 @@
+"""Images and their labels, split for training, validation and test."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+
+@dataclass(frozen=True)
+class Images:
+    """Images (N, 3, H, W) uint8, labels (N,) int64, and where it is known their difficulty (N,)."""
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    difficulty: torch.Tensor | None = None
+
+    @classmethod
+    def of(cls, images: np.ndarray, labels: np.ndarray, difficulty=None) -> "Images":
+        """From arrays, whose memory they share."""
+        hard = None if difficulty is None else torch.from_numpy(difficulty)
+        return cls(torch.from_numpy(images), torch.from_numpy(labels), hard)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, index) -> "Images":
+        """The images at `index` (a slice or an index tensor)."""
+        hard = None if self.difficulty is None else self.difficulty[index]
+        return Images(self.images[index], self.labels[index], hard)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Training, validation and test images; `mean`, `std` (3,) of the training pixels, 0 to 1."""
+
+    name: str
+    classes: tuple[str, ...]
+    train: Images
+    val: Images
+    test: Images
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def normalise(self, images: torch.Tensor) -> torch.Tensor:
+        """(N, 3, H, W) uint8 -> float32, zero mean and unit variance per channel, channels_last."""
+        scale = (1 / (255 * self.std)).to(images.device).view(1, 3, 1, 1)
+        shift = (self.mean / self.std).to(images.device).view(1, 3, 1, 1)
+        return (images * scale - shift).contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,85 @@
+"""The decision log: one event a line, from which every number of a run can be computed again."""
+
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+from dynlib.errors import TableError
+from dynlib.files import atomic_write
+
+LOG_SCHEMA = 1
+LOG_EVENTS = ("arrive", "start", "finish", "drop", "decide", "set", "sample")
+LOG_FIELDS = (
+    "t_s", "event", "app", "frame", "subnet", "exit_threshold", "unit", "cores", "quota", "batch",
+    "cpu_mhz", "gpu_mhz", "emc_mhz", "deadline_ms", "latency_ms", "power_mw", "energy_mj",
+    "temp_c", "reason",
+)  # fmt: skip
+_LOG_FIELDS = frozenset(LOG_FIELDS)
+_LOG = logging.getLogger(__name__)
+
+
+class DecisionLog:
+    """Collects the events of one run in time order; `write` stores them as JSON lines."""
+
+    def __init__(self, **header: Any):
+        self.header = {"schema": LOG_SCHEMA, **header}
+        self.events: list[dict[str, Any]] = []
+        self._journal: TextIO | None = None
+
+    def add(self, t_s: float, event: str, **values: Any) -> None:
+        """Append an event; raises `TableError` for unknown names and for time going back."""
+        if event not in LOG_EVENTS:
+            raise TableError(f"unknown log event {event!r}; expected one of {LOG_EVENTS}")
+        if not _LOG_FIELDS.issuperset(values):
+            raise TableError(f"unknown log fields {sorted(set(values) - _LOG_FIELDS)}")
+        if self.events and t_s < self.events[-1]["t_s"]:
+            raise TableError(f"log time goes back: {t_s} s after {self.events[-1]['t_s']} s")
+        self.events.append({"t_s": t_s, "event": event, **values})
+        if self._journal:
+            try:
+                self._journal.write(_line(self.events[-1]))
+            except OSError as error:  # a full disk ends the journal, not the run
+                _LOG.warning("%s ends here: %s", self._journal.name, error)
+                self._journal = None
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return iter(self.events)
+
+    def write(self, path: str | Path) -> Path:
+        """Write header and events in one step."""
+        return atomic_write(path, "".join(map(_line, (self.header, *self.events))))
+
+    def journal(self, path: str | Path) -> Path:
+        """Write what there is, and from now on append every event as it comes: of a run that is
+        killed only the line under way is lost. What `read` saved of one can be continued so."""
+        self._journal = self.write(path).open("a", buffering=1, encoding="utf-8")
+        return Path(path)
+
+    @classmethod
+    def read(cls, path: str | Path) -> "DecisionLog":
+        """Read a log back; raises `TableError` naming file and line. A cut last line is dropped."""
+        path = Path(path)
+        lines = path.read_text().splitlines()
+        parsed = []
+        for number, line in enumerate(lines, 1):
+            try:
+                parsed.append(json.loads(line))
+            except ValueError as error:
+                if number == len(lines):
+                    break
+                raise TableError(f"{path}, line {number}: not JSON: {error}") from error
+        if not parsed or not isinstance(parsed[0], dict) or parsed[0].get("schema") != LOG_SCHEMA:
+            raise TableError(f"{path}: no header of a decision log with schema {LOG_SCHEMA}")
+        log = cls(**parsed[0])
+        for number, event in enumerate(parsed[1:], 2):
+            try:
+                log.add(**event)
+            except (TypeError, TableError) as error:
+                raise TableError(f"{path}, line {number}: no event: {error}") from error
+        return log
+
+
+def _line(values: Mapping[str, Any]) -> str:
+    return json.dumps(values, sort_keys=True) + "\n"

@@ -1,0 +1,1 @@
+"""The real thing: knobs, sensors, process limits, a lease that puts everything back."""

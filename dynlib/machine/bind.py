@@ -1,0 +1,99 @@
+"""A board, and the machine this runs on."""
+
+import contextlib
+import hashlib
+import platform
+from pathlib import Path
+
+import psutil
+
+from dynlib.boards.board import Board, Opp, Unit
+from dynlib.boards.file import BOARD_DIR, list_boards, read_board
+from dynlib.errors import BoardError, near
+from dynlib.machine.control import Clock
+from dynlib.machine.knobs import CPU, CPUFREQ, ClockKnob, find_knobs
+from dynlib.machine.machine import Machine
+from dynlib.machine.nvml import nvml_parts
+from dynlib.machine.process import process_parts
+from dynlib.machine.sensors import find_sensors
+from dynlib.machine.virtual import VirtualClock, virtual_parts
+from dynlib.sysfs import SysFs
+
+
+def load_board(name_or_path: str | Path) -> Board:
+    """Load a board: a built-in name, the path of a TOML file, or `auto` (this machine).
+
+    Raises `BoardError` naming file, key and what was expected; never returns half a board.
+    """
+    name = str(name_or_path)
+    if name == "auto":
+        return host_board()
+    if name in list_boards():
+        return read_board(BOARD_DIR / f"{name}.toml")
+    path = Path(name_or_path)
+    if path.suffix != ".toml" and not path.is_file():
+        known = near(name, list_boards())
+        raise BoardError(f"unknown board {name!r}; {known}, or 'auto', or a .toml file")
+    return read_board(path)
+
+
+def host_board(cpufreq: str | Path = f"/{CPU}/cpufreq") -> Board:
+    """The machine this runs on; its `power_mw` raises, because nobody fitted a power model.
+
+    One unit per cpufreq policy with its table of clocks (lowest and highest where the driver has no
+    table); without cpufreq a single CPU unit with one clock.
+    """
+    fs = SysFs(cpufreq)
+    units = tuple(filter(None, (_policy_unit(fs, folder) for folder in fs.glob("policy*"))))
+    if not units:
+        freq = psutil.cpu_freq()
+        # Where even the clock is hidden (some virtual machines), 1000 MHz stands for "its clock".
+        mhz = (freq and (freq.max or freq.current)) or 1000.0
+        units = (_unit("cpu", tuple(range(psutil.cpu_count() or 1)), (mhz,), "performance", 0.0),)
+    name = platform.node() or "this machine"
+    digest = hashlib.sha256(repr((name, units)).encode()).hexdigest()
+    return Board(
+        name, platform.machine(), units, memory=None, static_mw=None, static_status="estimated",
+        modes=(), thermal=None, sensors=(), measured=(), digest=digest,
+    )  # fmt: skip
+
+
+def _policy_unit(fs: SysFs, folder: str) -> Unit | None:
+    mhz = ClockKnob(fs, folder, CPUFREQ, folder).choices
+    cpus = tuple(int(word) for word in fs.words(f"{folder}/related_cpus") if word.isdigit())
+    if not mhz or not cpus:
+        return None
+    latency_ns = 0
+    with contextlib.suppress(OSError, ValueError):
+        latency_ns = fs.number(f"{folder}/cpuinfo_transition_latency")
+    governor = (fs.words(f"{folder}/scaling_governor") or ["performance"])[0]
+    known = latency_ns < 2**32 - 1  # else the driver gives none
+    return _unit(folder, cpus, mhz, governor, latency_ns / 1000 if known else 0.0)
+
+
+def _unit(name: str, cpus, mhz, governor: str, latency_us: float) -> Unit:
+    return Unit(
+        name, "cpu", len(cpus), tuple(Opp(float(f), 0.0) for f in mhz), c_uw_mhz_v2=None,
+        idle_fraction=0.0, stall_ms=0.1, settle_ms=1.0, governor=governor, cpus=cpus,
+        model=platform.processor() or platform.machine(), transition_latency_us=latency_us,
+        noise_cv=0.10,
+    )  # fmt: skip
+
+
+def open_machine(
+    source: str = "auto", *, root: str | Path = "/", clock: Clock | None = None, **options
+) -> Machine:
+    """The live board of a machine: `auto` is the one this runs on, with all that is found.
+
+    A board's name or file gives its model in simulated time. `lacks` of the result says what was
+    not found, and why. `options` go to `Machine`.
+    """
+    if source != "auto":
+        board = load_board(source)
+        clock = clock or VirtualClock()
+        return Machine(board.name, virtual_parts(board, clock), None, clock=clock, **options)
+    fs = SysFs(root)
+    knobs = find_knobs(fs)
+    parts = knobs + find_sensors(fs, knobs.knobs) + process_parts(fs) + nvml_parts()
+    name = (fs.words("proc/sys/kernel/hostname") or ["this machine"])[0]
+    return Machine(name, parts, fs, clock=clock, **options)

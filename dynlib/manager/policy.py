@@ -1,0 +1,109 @@
+"""What a policy sees and what it answers. Deciding is pure; only the engine acts.
+
+A policy has `governors` (unit -> kernel governor; units not named obey `Action.clocks`), `order`
+(how waiting frames queue: fifo, edf or priority), `static` (asked only at the start and when
+something announced or capped changes, not for frames), and ``decide(state, limits) -> Action``, a
+pure function: what it wants to remember it returns in `Action.memory` and finds in `State.memory`.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+from dynlib.workload import Requirement
+
+
+class Placement(NamedTuple):
+    """The sub-network an app's next frames run, and where."""
+
+    subnet: str
+    unit: str
+
+
+class Waiting(NamedTuple):
+    """A frame that has arrived and not started."""
+
+    arrival_ms: float
+    deadline_at_ms: float
+    floor_pct: float
+
+
+class Running(NamedTuple):
+    """A frame that has started; `ran` is how long it spent at each clock: ((MHz, ms), ...)."""
+
+    subnet: str
+    unit: str
+    deadline_at_ms: float
+    floor_pct: float
+    ran: tuple[tuple[float, float], ...]
+
+
+class Finished(NamedTuple):
+    """A measurement: one frame's whole execution, as (MHz, ms) pairs."""
+
+    app: str
+    subnet: str
+    unit: str
+    ran: tuple[tuple[float, float], ...]
+
+
+class AppState(NamedTuple):
+    """One app that is there, or announced (`start_ms` in the future)."""
+
+    name: str
+    model: str
+    need: Requirement
+    arrival: str
+    priority: int
+    start_unit: str
+    start_ms: float
+    last_arrival_ms: float | None
+    waiting: tuple[Waiting, ...]
+    running: tuple[Running, ...]
+    upcoming: tuple[tuple[float, Requirement], ...]
+
+
+class State(NamedTuple):
+    """Everything observable at one time: no contention, no noise, no future but the announced."""
+
+    t_ms: float
+    apps: tuple[AppState, ...]
+    clocks: Mapping[str, float]
+    targets: Mapping[str, float]
+    power_mw: float
+    finished: tuple[Finished, ...]
+    memory: Any
+    emc: float = 1.0  # highest clock of the memory over its present one
+    memory_mb: float = math.inf  # what the apps may hold together
+    temp_c: float = math.nan  # of the board, where heat plays a part
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """What to do now; units and apps left out stay as they are.
+
+    Args:
+        placements: per app; None refuses it (its frames are dropped).
+        clocks: MHz per unit, OPPs of the unit.
+        wake_ms: ask again at this time even when nothing happens; replaces an earlier such wish.
+        reason: goes into the log.
+    """
+
+    placements: Mapping[str, Placement | None] = field(default_factory=dict)
+    clocks: Mapping[str, float] = field(default_factory=dict)
+    wake_ms: float | None = None
+    memory: Any = None
+    reason: str = ""
+
+
+class Policy(Protocol):
+    """See the module's docstring."""
+
+    name: str
+    order: str
+    static: bool
+    governors: Mapping[str, str]
+
+    def decide(self, state: State, limits: Mapping[str, float]) -> Action:
+        """`limits`: the highest clock each unit may have now, in MHz; 0 where it is lost."""

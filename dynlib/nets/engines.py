@@ -1,0 +1,212 @@
+"""Engines that run a prepared sub-network: one small contract, whatever the library behind it.
+
+What a back end needs (folded BatchNorm, an exported or compiled graph) it computes once, never per
+frame, and it runs an example before it hands the callable out: memory is allocated and kernels are
+chosen before the first real frame.
+"""
+
+import io
+import tempfile
+import threading
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from dynlib.errors import ModelError
+
+PRIMING_RUNS = 3  # TorchScript profiles twice before it settles
+OPSET = 18
+
+Answer = Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """An engine: name and precisions as in an operating-point table, the package it needs."""
+
+    name: str
+    precisions: tuple[str, ...]
+    package: str
+    build: Callable[[nn.Module, torch.Tensor, str], Answer]  # unchecked; use `prepare`
+
+    def prepare(self, net: nn.Module, example: torch.Tensor, precision: str = "fp32") -> Answer:
+        """A callable ``(N, 3, H, W) float32 images -> (N, classes) float32 logits``, primed.
+
+        Args:
+            net: a static network in eval mode; it is not changed.
+            example: images of the size that will be served; one primes, int8 is calibrated on all.
+            precision: one of `precisions`.
+
+        Raises `ModelError` if it has no such precision, or its package is not installed.
+        """
+        if precision not in self.precisions:
+            raise ModelError(
+                f"back end {self.name} has no precision {precision!r}; it has "
+                f"{', '.join(self.precisions)}"
+            )
+        if not self.installed:
+            raise ModelError(
+                f"back end {self.name} needs the package {self.package}, which is not installed "
+                f"(requirements-peers.txt pins it)"
+            )
+        with torch.no_grad():  # tensors made in inference mode cannot be traced
+            run = self.build(net, example, precision)
+            for _ in range(PRIMING_RUNS):
+                run(example[:1])
+        return run
+
+    @property
+    def installed(self) -> bool:
+        """Whether its package is there."""
+        return find_spec(self.package) is not None
+
+
+def backend(name: str) -> Backend:
+    """The back end called `name`; raises `ModelError` naming the ones there are."""
+    try:
+        return BACKENDS[name]
+    except KeyError:
+        raise ModelError(f"no back end {name!r}; there are {', '.join(BACKENDS)}") from None
+
+
+def _views(net: nn.Module, example: torch.Tensor, precision: str) -> Answer:
+    """The network as it is: its parameters stay views of the super-network."""
+    run = torch.autocast("cpu", torch.bfloat16)(net)
+    return net if precision == "fp32" else lambda images: run(images).float()
+
+
+def _folded(net: nn.Module, example: torch.Tensor, precision: str) -> Answer:
+    """A frozen TorchScript graph: BatchNorm is folded into copies of the weights before it."""
+    with _quiet(), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        frozen = torch.jit.freeze(torch.jit.trace(net, example[:1], check_trace=False))
+    return lambda images: frozen(images).float()
+
+
+def _onnxruntime(net: nn.Module, example: torch.Tensor, precision: str) -> Answer:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3  # warnings are about its own optimisations
+    options.enable_cpu_mem_arena = False  # one per sub-network; a sixth of the memory, no faster
+    session = onnxruntime.InferenceSession(_exported(net, example, precision), options)
+
+    def run(images: torch.Tensor) -> torch.Tensor:
+        return torch.from_numpy(session.run(None, {"images": images.contiguous().numpy()})[0])
+
+    return run
+
+
+def _openvino(net: nn.Module, example: torch.Tensor, precision: str) -> Answer:
+    """Compiled for one image, which is fastest; those of a batch follow one another."""
+    import openvino
+
+    core = openvino.Core()
+    model = core.read_model(_exported(net, example, precision))
+    model.reshape([1, *example.shape[1:]])
+    settings = {
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
+        "PERFORMANCE_HINT": "LATENCY",
+    }
+    request = core.compile_model(model, "CPU", settings).create_infer_request()
+    lock = threading.Lock()
+
+    def run(images: torch.Tensor) -> torch.Tensor:
+        # A request holds the tensors of one frame: it reads the image where it lies, and its answer
+        # lasts until the next one.
+        with lock:
+            answers = (
+                request.infer({0: image}, share_inputs=True, share_outputs=True)[0]
+                for image in images[:, None].contiguous().numpy()
+            )
+            return torch.cat([torch.from_numpy(answer).clone() for answer in answers])
+
+    return run
+
+
+def _exported(net: nn.Module, example: torch.Tensor, precision: str) -> bytes:
+    """The network as an ONNX graph for any number of images, BatchNorm folded.
+
+    Exported by tracing: that takes 0.3 s, the exporter on torch.export ten times as long.
+    """
+    import onnx
+
+    file = io.BytesIO()
+    with _quiet():
+        torch.onnx.export(
+            net, (example[:1].contiguous(),), file, dynamo=False, opset_version=OPSET,
+            input_names=["images"], output_names=["logits"],
+            dynamic_axes={"images": {0: "n"}, "logits": {0: "n"}},
+        )  # fmt: skip
+    model = onnx.load_from_string(file.getvalue())
+    _pool_globally(model.graph)
+    return (_quantised(model, example) if precision == "int8" else model).SerializeToString()
+
+
+def _pool_globally(graph) -> None:
+    """Say "global average pool" where the graph says "mean over the last two axes".
+
+    ONNX Runtime has a blocked kernel for the first only, and would convert the layout around the
+    second in every squeeze-and-excitation.
+    """
+    from onnx import helper, numpy_helper
+
+    constants = (n for n in graph.node if n.op_type == "Constant")
+    tensors = {n.output[0]: a.t for n in constants for a in n.attribute if a.name == "value"}
+    tensors |= {tensor.name: tensor for tensor in graph.initializer}
+    nodes = []
+    for node in graph.node:
+        axes = tensors.get(node.input[1]) if node.op_type == "ReduceMean" else None
+        if axes is None or sorted(numpy_helper.to_array(axes)) not in ([2, 3], [-2, -1]):
+            nodes.append(node)
+            continue
+        keeps = next((a.i for a in node.attribute if a.name == "keepdims"), 1)
+        pooled = node.output[0] if keeps else f"{node.output[0]}_pooled"
+        nodes.append(helper.make_node("GlobalAveragePool", node.input[:1], [pooled]))
+        if not keeps:
+            nodes.append(helper.make_node("Flatten", [pooled], node.output))
+    used = {name for node in nodes for name in node.input}
+    del graph.node[:]
+    graph.node.extend(n for n in nodes if n.op_type != "Constant" or n.output[0] in used)
+
+
+def _quantised(model, example: torch.Tensor):
+    """Weights and activations in 8 bits, ranges from the example images (static quantisation)."""
+    import onnx
+    from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
+
+    class Images(CalibrationDataReader):
+        feeds = iter([{"images": image[None].contiguous().numpy()} for image in example])
+
+        def get_next(self):
+            return next(self.feeds, None)
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "int8.onnx"
+        quantize_static(
+            model, path, Images(), per_channel=True,
+            activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
+        )  # fmt: skip
+        return onnx.load(path)
+
+
+def _quiet():
+    """Both tracers warn that a newer, far slower one exists, and of every constant they meet."""
+    return warnings.catch_warnings(action="ignore")
+
+
+BACKENDS = {
+    backend.name: backend
+    for backend in (
+        Backend("torch", ("fp32", "bf16"), "torch", _views),
+        Backend("torch-folded", ("fp32", "bf16"), "torch", _folded),
+        Backend("onnxruntime", ("fp32", "int8"), "onnxruntime", _onnxruntime),
+        Backend("openvino", ("fp32", "bf16", "int8"), "openvino", _openvino),
+    )
+}

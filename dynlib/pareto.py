@@ -1,0 +1,57 @@
+"""Fronts: which points no other point beats, and how much a front covers."""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import pandas as pd
+
+
+def pareto_mask(values: np.ndarray) -> np.ndarray:
+    """Which rows of `values` (points, objectives), all minimised, no other row dominates.
+
+    Of several equal rows the first is kept. Rows with NaN never belong.
+    """
+    values = np.asarray(values, dtype=float)
+    keep = np.zeros(len(values), dtype=bool)
+    front = np.empty((0, values.shape[1]))
+    # In lexicographic order nobody is dominated by a later row, so one growing front is enough.
+    for i in np.lexsort(values.T[::-1]):
+        row = values[i]
+        if np.isnan(row).any() or (front <= row).all(axis=1).any():
+            continue
+        keep[i] = True
+        front = np.vstack([front, row])
+    return keep
+
+
+def pareto_front(table: pd.DataFrame, minimise: Sequence[str], maximise: Sequence[str] = ()):
+    """The rows of `table` that no other row dominates, sorted by the first column."""
+    columns = [*minimise, *maximise]
+    signs = np.array([1.0] * len(minimise) + [-1.0] * len(maximise))
+    mask = pareto_mask(table[columns].to_numpy(float) * signs)
+    return table[mask].sort_values(columns[0]).reset_index(drop=True)
+
+
+def lower_hull(corners: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The corners of the lower left hull: nothing takes less energy in no more time."""
+    hull: list[tuple[float, float]] = []
+    for x, y in sorted(corners):
+        if hull and y >= hull[-1][1]:
+            continue
+        while len(hull) > 1 and (hull[-1][1] - hull[-2][1]) * (x - hull[-2][0]) >= (
+            y - hull[-2][1]
+        ) * (hull[-1][0] - hull[-2][0]):
+            hull.pop()
+        hull.append((x, y))
+    return hull
+
+
+def hypervolume(values: np.ndarray, reference: Sequence[float]) -> float:
+    """Area that the points (n, 2), both objectives minimised, dominate below `reference`."""
+    values = np.asarray(values, dtype=float)
+    reference = np.asarray(reference, dtype=float)
+    inside = values[(values < reference).all(axis=1)]
+    front = inside[pareto_mask(inside)] if len(inside) else inside
+    front = front[np.argsort(front[:, 0])]
+    right = np.append(front[1:, 0], reference[0])
+    return float(((right - front[:, 0]) * (reference[1] - front[:, 1])).sum())

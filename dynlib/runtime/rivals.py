@@ -1,0 +1,235 @@
+"""What a manager is compared with: the Linux default, and the best static setting in hindsight."""
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from itertools import product
+
+from dynlib.boards.board import Board
+from dynlib.errors import DynlibError
+from dynlib.manager.manager import Manager
+from dynlib.manager.policy import Action, Placement, State
+from dynlib.points import PointTable, Tables
+from dynlib.runtime.engine import run
+from dynlib.runtime.summary import MISS_LIMIT_PCT, summarise
+from dynlib.workload import Workload
+
+TRIAL_SEEDS = (9001, 9002, 9003)
+MAX_TRIALS = 400
+
+
+@dataclass(frozen=True)
+class Static:
+    """Fixed sub-networks and placements, with fixed clocks (MHz per unit) or kernel governors."""
+
+    name: str
+    placements: Mapping[str, Placement]
+    clocks: Mapping[str, float] = field(default_factory=dict)
+    governors: Mapping[str, str] = field(default_factory=dict)
+    order: str = "fifo"
+    static: bool = True
+
+    def decide(self, state: State, limits: Mapping[str, float]) -> Action:
+        """Always the same; see `dynlib.manager.policy`."""
+        here = {app.name: self.placements[app.name] for app in state.apps}
+        return Action(placements=here, clocks=self.clocks, reason=self.name)
+
+
+def linux_default(
+    make: Callable[[int], Workload],
+    board: Board,
+    tables: Tables,
+    seeds: Iterable[int] = TRIAL_SEEDS,
+    name: str = "linux",
+    governor: str = "",
+) -> Static:
+    """The Linux default: the board's own governors and a fixed set-up.
+
+    Every app stays on its start unit and runs the largest *static* network with which this whole
+    set-up misses at most 1 % of frames. That is found by simulating: all start with the largest,
+    and while too many frames are missed the app that misses most takes its next smaller network;
+    if even the smallest miss too many, the smallest it is. With one app this is the exact answer.
+
+    Args:
+        make: seed -> workload, e.g. ``lambda seed: scenario("S2", tables, board, seed)``.
+        seeds: of the trials; keep them apart from those of the evaluation.
+        governor: one kernel governor for all units, instead of the board's own.
+    """
+    seeds = list(seeds)
+    workloads = [make(seed) for seed in seeds]
+    governors = {unit.name: governor or unit.governor for unit in board.units}
+    # Largest first: a network no more accurate than a faster one is of no use to anybody.
+    ladders = {app.name: _ladder(tables[app.model], app.start_unit) for app in workloads[0].apps}
+    step = dict.fromkeys(ladders, 0)
+    while True:
+        placements = {name: ladders[name][i] for name, i in step.items()}
+        policy = Static(name, placements, governors=governors)
+        offered, missed = 0, dict.fromkeys(ladders, 0)
+        for workload, seed in zip(workloads, seeds, strict=True):
+            summary = summarise(run(workload, board, tables, policy, seed), workload, tables, board)
+            offered += summary["offered"]
+            for app, values in summary["apps"].items():
+                missed[app] += values["missed"]
+        movable = [name for name, i in step.items() if i + 1 < len(ladders[name])]
+        if 100 * sum(missed.values()) <= MISS_LIMIT_PCT * offered or not movable:
+            return policy
+        step[max(movable, key=lambda name: missed[name])] += 1
+
+
+POLICY_KNOBS = ("clocks", "network", "placement")
+
+
+def only(
+    knob: str, make: Callable[[int], Workload], board: Board, tables: Tables, **options
+) -> Manager:
+    """The manager with one of `POLICY_KNOBS`; the others stay as the Linux default has them.
+
+    Where a unit does not know the network that the default runs, placement alone may take the one
+    of nearest accuracy there.
+    """
+    if knob not in POLICY_KNOBS:
+        raise DynlibError(f"unknown knob {knob!r}; expected one of {POLICY_KNOBS}")
+    base = linux_default(make, board, tables, **options)
+    mine = dict(tables)
+    for app, (subnet, unit) in base.placements.items():
+        table = tables[make(TRIAL_SEEDS[0]).app(app).model]
+        aim = table.point(subnet, unit).accuracy_val_pct
+        near = {u: min(table.on(u), key=lambda p: abs(p.accuracy_val_pct - aim)).subnet
+                for u in table.units}  # fmt: skip
+        keep = {"clocks": {(subnet, unit)}, "placement": {(subnet, unit)} | {
+            (s, u) for u, s in near.items() if u != unit
+        }, "network": {(p.subnet, unit) for p in table.on(unit)}}[knob]  # fmt: skip
+        rows = [
+            pair in keep for pair in zip(table.frame["subnet"], table.frame["unit"], strict=True)
+        ]
+        mine[app] = PointTable(table.frame[rows], board)
+    manager = Manager(board, mine, governors={} if knob == "clocks" else base.governors)
+    manager.name = f"{knob} only"
+    return manager
+
+
+class Reactive:
+    """Dynamic-OFA's loop (demo in its repository): feedback alone, on the network alone.
+
+    The mean of the last 20 latencies of an app above its deadline: one level down, and that level
+    is never tried again. Below the floor or never failed, and the mean below 0.9 deadlines: one up.
+    """
+
+    name, order, static = "reactive", "fifo", False
+
+    def __init__(self, board: Board, tables: Tables, samples: int = 20):
+        self.tables, self.samples = tables, samples
+        self.governors = {unit.name: unit.governor for unit in board.units}
+
+    def decide(self, state: State, limits: Mapping[str, float]) -> Action:
+        """See `dynlib.manager.policy`."""
+        memory, placements = dict(state.memory or {}), {}
+        for app in state.apps:
+            ladder = _ladder(self.tables[app.model], app.start_unit)
+            level, ceiling, seen = memory.get(app.name, (0, 0, ()))
+            seen += tuple(sum(ms for _, ms in f.ran) for f in state.finished if f.app == app.name)
+            if len(seen) >= self.samples:
+                mean_ms = sum(seen) / len(seen)
+                if mean_ms > app.need.deadline_ms and level + 1 < len(ladder):
+                    level, seen = level + 1, ()
+                    ceiling = level
+                elif mean_ms < 0.9 * app.need.deadline_ms and level > ceiling:
+                    level, seen = level - 1, ()
+                seen = seen[-self.samples :]
+            memory[app.name], placements[app.name] = (level, ceiling, seen), ladder[level]
+        return Action(placements, memory=memory, reason=self.name)
+
+
+def best_static(
+    make: Callable[[int], Workload],
+    board: Board,
+    tables: Tables,
+    seeds: Iterable[int] = TRIAL_SEEDS,
+    name: str = "static",
+) -> Static | None:
+    """The best fixed networks, placements and clocks for a scenario, in hindsight.
+
+    Settings are simulated in the order of the energy a run without misses would take, so the first
+    that misses at most 1 % is the best. Where none does (T6 asks for what cannot be done), it is
+    the one of least energy per on-time frame among those that miss at most 1 % more than the one
+    that misses fewest. None when no setting could serve every app, and when there are more than
+    `MAX_TRIALS` and none of those is good enough.
+    """
+    seeds = list(seeds)
+    workloads = [make(seed) for seed in seeds]
+    policies = sorted(_settings(name, workloads[0], board, tables), key=lambda item: item[0])
+    tried, fewest_pct = [], math.inf
+    for _, policy in policies[:MAX_TRIALS]:
+        offered, missed, energy_mj = 0, 0, 0.0
+        for workload, seed in zip(workloads, seeds, strict=True):
+            summary = summarise(run(workload, board, tables, policy, seed), workload, tables, board)
+            offered, missed = offered + summary["offered"], missed + summary["missed"]
+            energy_mj += summary["energy_mj"]
+            # The other seeds offer about as much: this one cannot get below the limit any more.
+            missed_pct = 100 * missed / max(offered, 1)
+            if missed_pct / len(seeds) > MISS_LIMIT_PCT + min(fewest_pct, 100):
+                break
+        else:
+            if missed_pct <= MISS_LIMIT_PCT:
+                return policy
+            fewest_pct = min(fewest_pct, missed_pct)
+            tried.append((energy_mj / max(offered - missed, 1e-9), missed_pct, policy))
+    if not tried or len(policies) > MAX_TRIALS:
+        return None
+    near = [entry for entry in tried if entry[1] <= fewest_pct + MISS_LIMIT_PCT]
+    return min(near, key=lambda entry: entry[0])[2]
+
+
+def _ladder(table, start_unit: str) -> list[Placement]:
+    unit = start_unit or table.main_unit
+    best, ladder = -1.0, []
+    for point in table.on(unit):
+        if point.accuracy_val_pct > best:
+            best = point.accuracy_val_pct
+            ladder.append(Placement(point.subnet, unit))
+    return ladder[::-1]
+
+
+def _settings(name: str, workload: Workload, board: Board, tables: Tables):
+    """(energy per second of use at full time, policy) of all settings that are not hopeless."""
+    choices = []
+    for app in workload.apps:
+        steps = [need for _, need in workload.timeline(app)]
+        loosest_ms = max(need.deadline_ms for need in steps)
+        floor_pct = min(need.floor_pct for need in steps)
+        choices.append([
+            p
+            for p in tables[app.model].points.values()
+            if p.accuracy_val_pct >= floor_pct and p.latency_ms[-1] <= loosest_ms
+        ])  # fmt: skip
+    for points in product(*choices):
+        used = sorted({p.unit for p in points})
+        specs = [board.unit(unit) for unit in used]
+        for index in product(*(range(len(spec.freqs)) for spec in specs)):
+            clock = dict(zip(used, index, strict=True))
+            load, late = dict.fromkeys(used, 0.0), False
+            waiting_mw = {
+                spec.name: spec.idle_mw(spec.freqs[i]) - spec.idle_mw(spec.min_mhz)
+                for spec, i in zip(specs, index, strict=True)
+            }
+            mw = sum(waiting_mw.values())
+            for app, point in zip(workload.apps, points, strict=True):
+                steps = workload.timeline(app)
+                i = clock[point.unit]
+                late |= point.latency_ms[i] > max(need.deadline_ms for _, need in steps)
+                share = point.latency_ms[i] / _mean_period_ms(workload, app, steps)
+                load[point.unit] += share
+                mw += (point.active_mw[i] - waiting_mw[point.unit]) * share
+            if not late and max(load.values()) <= 1:
+                clocks = {unit: board.unit(unit).freqs[i] for unit, i in clock.items()}
+                placements = {a.name: Placement(p.subnet, p.unit)
+                              for a, p in zip(workload.apps, points, strict=True)}  # fmt: skip
+                yield mw, Static(name, placements, clocks)
+
+
+def _mean_period_ms(workload: Workload, app, steps) -> float:
+    end_ms = workload.end_ms(app)
+    starts = [max(t, app.start_s * 1000) for t, _ in steps]
+    spans = zip(starts, [*starts[1:], end_ms], steps, strict=True)
+    frames = sum(max(min(b, end_ms) - a, 0.0) / need.period_ms for a, b, (_, need) in spans)
+    return workload.horizon_s * 1000 / max(frames, 1e-9)

@@ -1,0 +1,1 @@
+"""What makes the numbers of this project: the runner, records and figures, papers and studies."""

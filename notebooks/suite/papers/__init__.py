@@ -1,0 +1,1 @@
+"""Reproductions, one file a paper."""

@@ -1,0 +1,60 @@
+"""Dynamic-OFA (arXiv 2105.03596): the operating points it publishes."""
+
+import pandas as pd
+
+from dynlib.boards.board import Board
+from dynlib.points import PointTable, make_table
+
+# DynamicOFA (its repository): (name, measured top-1 %, measured ms on the GPU, MMAC, M parameters).
+GPU_LEVELS = (
+    ("level0", 74.202, 41.159, 235.5, 5.339), ("level1", 74.968, 45.421, 254.0, 5.900),
+    ("level2", 76.134, 49.436, 288.8, 6.340), ("level3", 77.540, 51.079, 375.5, 7.121),
+    ("level4", 78.346, 56.747, 522.1, 7.766), ("level5", 79.030, 61.735, 731.1, 9.718),
+)  # fmt: skip
+# Dynamic-OFA (arXiv 2105.03596), figure 4b: (name, top-1 %, ms on the CPU).
+CPU_LEVELS = (
+    ("cpu0", 72.5, 501.0), ("cpu1", 76.3, 683.0), ("cpu2", 77.1, 875.0), ("cpu3", 77.5, 1173.0),
+    ("cpu4", 78.1, 1555.0), ("cpu5", 78.4, 1639.0), ("cpu6", 78.5, 1858.0),
+)  # fmt: skip
+PUBLISHED_MODEL = "ofa-mbv3-w1.2"
+
+
+def published_frame(board: Board) -> pd.DataFrame:
+    """The points that Dynamic-OFA publishes, over the clocks of `board`.
+
+    GPU: six measured levels (`GPU_LEVELS`). CPU: the seven of `CPU_LEVELS`. How
+    many cores ran is not published: they are taken as the fastest cluster, all cores busy; a slower
+    one takes longer in proportion to capacity, clock and cores. Only the latency at the highest
+    clock is published; the other clocks follow a + b/f, and power and energy are the board's, so
+    the whole table is labelled with the board's own source.
+    """
+    rows = []
+    speed = {u.name: u.capacity * u.max_mhz * u.cores for u in board.cpus}
+    for unit in board.units:
+        gpu = unit.kind == "gpu"
+        slower = 1.0 if gpu else max(speed.values()) / speed[unit.name]
+        busy = 1.0 if gpu else float(unit.cores)
+        idle_mw = board.power_mw({}, {})
+        for name, accuracy_pct, latency_ms, *size in GPU_LEVELS if gpu else CPU_LEVELS:
+            for mhz in unit.freqs:
+                scale = slower * unit.clock_scale(mhz)
+                scaled_ms = latency_ms * scale
+                power_mw = board.power_mw({unit.name: mhz}, {unit.name: busy})
+                rows.append(
+                    {
+                        "model": PUBLISHED_MODEL, "subnet": name, "board": board.name,
+                        "unit": unit.name, "cores": busy, "batch": 1,
+                        "gpu_mhz" if gpu else "cpu_mhz": mhz,
+                        "accuracy_val_pct": accuracy_pct, "accuracy_test_pct": accuracy_pct,
+                        "latency_ms": scaled_ms, "power_mw": power_mw,
+                        "idle_power_mw": idle_mw, "energy_mj": power_mw * scaled_ms / 1000,
+                        "source": board.source([unit.name]),
+                        **dict(zip(("macs_m", "params_m"), size, strict=False)),
+                    }
+                )  # fmt: skip
+    return make_table(rows)
+
+
+def published_tables(board: Board) -> dict[str, PointTable]:
+    """`published_frame` as the tables a run takes: one model, `ofa-mbv3-w1.2`."""
+    return {PUBLISHED_MODEL: PointTable(published_frame(board), board)}

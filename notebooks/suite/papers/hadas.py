@@ -1,0 +1,94 @@
+"""HADAS (arXiv 2212.03354): its space, and the exact optimum of its inner problem."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from itertools import combinations
+from math import factorial
+
+import numpy as np
+import pandas as pd
+
+from dynlib.errors import InfeasibleError
+from dynlib.search.codesign import _TIE, DIRECTIONS, _miss
+from dynlib.search.lookup import DESIGN_KNOBS, Lookup
+from dynlib.search.study import BETTER, best_within
+from dynlib.space import SearchSpace
+
+# HADAS's outer space: AttentiveNAS widths, depths, kernels and expansions (4.40e11 networks).
+HADAS_SPACE = SearchSpace(
+    resolution=(192, 224, 256, 288),
+    width=((16, 24), (16, 24), (24, 32), (32, 40), (64, 72), (112, 120, 128),
+           (192, 200, 208, 216), (216, 224), (1792, 1984)),
+    depth=((1, 2), (3, 4, 5), (3, 4, 5, 6), (3, 4, 5, 6), (3, 4, 5, 6, 7, 8), (3, 4, 5, 6, 7, 8),
+           (1, 2)),
+    kernel=((3, 5),) * 7,
+    expand=((1,), *((4, 5, 6),) * 4, (6,), (6,)),
+)  # fmt: skip
+_CHUNK = 200_000  # points that an exhaustive search holds at a time
+
+
+def exhaustive(
+    lookup: Lookup, objective: str = "score", limits: Mapping[str, float] | None = None,
+    knobs: Sequence[str] = DESIGN_KNOBS,
+) -> pd.Series:  # fmt: skip
+    """The best of all exit choices at all efficient settings; a row of `Lookup.table`.
+
+    Raises `InfeasibleError` naming the limit in the way, the best value reachable and the point
+    that comes nearest.
+    """
+    limits, sign = dict(limits or {}), BETTER[DIRECTIONS[objective]]
+    k, f = lookup.free(knobs)
+    f = lookup.efficient(f)
+
+    def scan(k: np.ndarray, picks: Callable) -> list[tuple[int, int]]:
+        """The best pair of every chunk under each criterion that `picks` makes of the measures."""
+        found = []
+        for part in np.array_split(k, 1 + len(k) * len(f) // _CHUNK) if len(k) else ():
+            for gain in picks(lookup.measure(part[:, None], f[None])):
+                i, j = divmod(int(gain.argmax()), len(f))
+                found.append((part[i], f[j]))
+        return found
+
+    def kept(values, limits, gain):
+        return np.where(_miss(values, limits) == 0, gain, -np.inf)
+
+    enough = lookup.accuracy_pct[k] >= limits.get("accuracy_val_pct", 0)  # no clock changes it
+    if found := scan(k[enough], lambda v: [kept(v, limits, sign * v[objective])]):
+        with suppress(InfeasibleError):
+            return best_within(lookup.table(*np.array(found).T), objective, DIRECTIONS, limits)
+    but = {name: {n: v for n, v in limits.items() if n != name} for name in limits}
+    found = scan(k, lambda v: [
+        gain for n in limits
+        for gain in (v[n], -v[n], kept(v, but[n], BETTER[DIRECTIONS[n]] * v[n]))
+    ])  # fmt: skip
+    ends = lookup.table(*np.array(found).T)[list(limits)]
+    span = (ends.max() - ends.min()).replace(0, 1)  # as `best_within` weighs misses
+    found += scan(k, lambda v: [_TIE * sign * v[objective] - _miss(v, limits, span)])
+    table = lookup.table(*np.array(found).T).sort_values(objective, ascending=sign < 0)
+    return best_within(table, objective, DIRECTIONS, limits)
+
+
+def split_gain(lookup: Lookup, limits: Mapping[str, float]) -> pd.DataFrame:
+    """How much energy each knob saves within `limits`, exactly, against no exits at full clocks.
+
+    `alone_pct` is the saving of that knob by itself, `last_pct` what it adds to all others, and
+    `gain_pct` its Shapley value, the mean over all orders in which knobs can be freed, which sum up
+    to the saving of all. In percent of the energy of an image with no knob free.
+
+    Raises `InfeasibleError` if the limits cannot be kept without any knob.
+    """
+    subsets = [
+        frozenset(s) for n in range(len(DESIGN_KNOBS) + 1) for s in combinations(DESIGN_KNOBS, n)
+    ]
+    energy = {s: exhaustive(lookup, "energy_mj", limits, tuple(s))["energy_mj"] for s in subsets}
+    saved = {s: 100 * (1 - value / energy[frozenset()]) for s, value in energy.items()}
+    rows, n = [], len(DESIGN_KNOBS)
+    for knob in DESIGN_KNOBS:
+        gains = [
+            factorial(len(s)) * factorial(n - 1 - len(s)) / factorial(n) * (saved[s | {knob}] - v)
+            for s, v in saved.items() if knob not in s
+        ]  # fmt: skip
+        everything = frozenset(DESIGN_KNOBS)
+        rows.append({"knob": knob, "gain_pct": sum(gains), "alone_pct": saved[frozenset({knob})],
+                     "last_pct": saved[everything] - saved[everything - {knob}]})  # fmt: skip
+    return pd.DataFrame(rows).assign(source=str(lookup.platform.source))

@@ -1,0 +1,132 @@
+"""Figures of serving: one set of weights at many speeds, switching, engines and peers."""
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+
+from suite.plots.style import WIDE, panels, plain_log
+from suite.record.figures import figure
+
+
+@figure("serve_overhead")
+def serve_overhead(table: pd.DataFrame) -> Figure:
+    """Run time of prepared views over that of a static copy, per round, and the limits set."""
+    drawn, axes = plt.subplots()
+    sns.boxplot(table, x="ratio", y="subnet", color="C0", fliersize=2, width=0.6, ax=axes)
+    for value, style in ((1, "-"), (1.03, "--"), (1.10, ":")):
+        axes.axvline(value, color="0.3" if value == 1 else "C3", lw=0.8, ls=style)
+    axes.set(ylabel="", xlabel="run time in the super-network / run time of the static copy")
+    axes.set_title("dashed: aim for the median, dotted: for the worst")
+    return drawn
+
+
+@figure("serve_backends")
+def serve_backends(table: pd.DataFrame) -> Figure:
+    """Accuracy over latency of every engine and precision; their memory; their preparation."""
+    drawn, axes = plt.subplots(1, 3, figsize=(10.8, 3.8), width_ratios=(2, 1, 1))
+    sns.lineplot(
+        table, x="latency_ms", y="accuracy_test_pct", hue="backend", style="precision",
+        markers=True, markersize=7, lw=0.8, sort=False, ax=axes[0],
+    )  # fmt: skip
+    axes[0].set(xlabel="latency of one frame, CPU time (ms)", ylabel="test accuracy (%)")
+    axes[0].set_xscale("log")
+    plain_log(axes[0].xaxis)
+    if "images" in table:  # not in tables of earlier versions
+        share, count = table["accuracy_test_pct"].mean() / 100, table["images"].iloc[0]
+        error_pct = 100 * (share * (1 - share) / count) ** 0.5
+        axes[0].set_title(f"{count:.0f} test images: standard error {error_pct:.1f} points")
+    handles, labels = axes[0].get_legend_handles_labels()
+    axes[0].get_legend().remove()
+    drawn.legend(handles, labels, loc="outside upper center", ncols=len(labels))
+    engines = table.assign(engine=table["backend"] + " " + table["precision"])
+    for panel, column, label in (
+        (axes[1], "memory_mb", "memory per point (MB)"),
+        (axes[2], "prepare_s", "preparation per point,\nCPU time (s)"),
+    ):
+        sns.barplot(
+            engines, y="engine", x=column, hue="backend", errorbar=None, legend=False, ax=panel
+        )
+        panel.set(xlabel=label, ylabel="")
+        for bars in panel.containers if column == "memory_mb" else ():
+            panel.bar_label(bars, [" 0" if w < 0.05 else "" for w in bars.datavalues])
+    axes[2].set_yticklabels([])
+    return drawn
+
+
+@figure("peer_times")
+def peer_times(table: pd.DataFrame) -> Figure:
+    """Time of each sub-network in once-for-all, in every engine here, and at the roof."""
+    drawn, axes = plt.subplots(figsize=(10.8, 3.8))
+    roof = table["engine"] == "roofline"
+    sns.barplot(table[~roof], x="subnet", y="latency_ms", hue="engine", ax=axes)
+    axes.plot(
+        table.loc[roof, "subnet"], table.loc[roof, "latency_ms"], "k_", ms=38, mew=1.5,
+        label="all MACs at the rate of\nthe best matrix product",
+    )  # fmt: skip
+    axes.set(xlabel="sub-network (kernel, expansion, depth)", ylabel="one image, CPU time (ms)")
+    axes.set_title("the same sub-networks and outputs, float32, one thread")
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), markerscale=0.4)
+    return drawn
+
+
+@figure("quickstart_tradeoff")
+def quickstart_tradeoff(table: pd.DataFrame) -> Figure:
+    """One super-network: accuracy over work, and over latency on this machine."""
+    drawn, axes = panels(2, sharey=True)
+    for panel, x, label in zip(
+        axes, ("macs_m", "latency_ms"), ("work (MMACs)", "latency of one frame (ms)"), strict=True
+    ):
+        panel.plot(table[x], table["accuracy_test_pct"], "o-", color="C0")
+        panel.set(xlabel=label, xscale="log")
+        plain_log(panel.xaxis)
+    axes[0].set(ylabel="test accuracy (%)")
+    static = table["params_m"].sum()
+    shared = table["params_m"].max()
+    axes[1].set_title(f"{len(table)} networks: {shared:.1f} M weights instead of {static:.1f} M")
+    axes[0].set_title("every point is the same set of weights")
+    return drawn
+
+
+@figure("quickstart_frames")
+def quickstart_frames(table: pd.DataFrame) -> Figure:
+    """A stream of frames: latency of each, coloured by the sub-network that served it."""
+    drawn, axes = plt.subplots(figsize=WIDE)
+    sns.scatterplot(
+        table, x="frame", y="latency_ms", hue="subnet", palette="viridis", s=14, ax=axes, lw=0,
+        hue_order=table.groupby("subnet")["latency_ms"].median().sort_values().index,
+    )  # fmt: skip
+    changes = table.index[table["subnet"] != table["subnet"].shift()][1:]
+    for change in changes:
+        axes.axvline(table["frame"][change], color="0.8", lw=0.8, zorder=0)
+    axes.set(xlabel="frame", ylabel="latency (ms)", ylim=(0, None))
+    axes.set_title("the sub-network changes every 40 frames, between two frames")
+    sns.move_legend(axes, "center left", bbox_to_anchor=(1, 0.5), title=None)
+    return drawn
+
+
+@figure("switch_times")
+def switch_times(table: pd.DataFrame) -> Figure:
+    """How long a switch takes, and the first frame after it against a later one."""
+    drawn, axes = panels(2)
+    switch = table[table["what"] == "switch"]
+    sns.ecdfplot(switch, x="time_us", ax=axes[0])
+    axes[0].set(xlabel="switch (µs)", ylabel="share of switches", xscale="log")
+    plain_log(axes[0].xaxis)
+    frames = table[table["what"] != "switch"]
+    sns.ecdfplot(frames.assign(ms=frames["time_us"] / 1e3), x="ms", hue="what", ax=axes[1])
+    axes[1].set(xlabel="frame latency (ms)", ylabel="share of frames", xscale="log")
+    plain_log(axes[1].xaxis)
+    sns.move_legend(axes[1], "upper left", title=None)
+    return drawn
+
+
+@figure("switch_overhead")
+def switch_overhead(table: pd.DataFrame) -> Figure:
+    """Run time of a sub-network in the super-network over that of its static copy, per round."""
+    drawn, axes = plt.subplots(figsize=WIDE)
+    sns.boxplot(table, x="ratio", y="subnet", hue="frame", fliersize=2, width=0.6, ax=axes)
+    axes.legend(title=None)
+    axes.axvline(1, color="0.3", lw=0.8)
+    axes.set(ylabel="", xlabel="run time in the super-network / run time of the static copy")
+    return drawn

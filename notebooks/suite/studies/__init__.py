@@ -1,0 +1,1 @@
+"""Our experiments, one file a study."""

@@ -1,0 +1,106 @@
+"""What a recipe is worth: recipes side by side, and sub-networks against their twins alone."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+import pandas as pd
+import torch
+from tqdm.auto import tqdm
+
+from dynlib.images import Dataset, Images
+from dynlib.nets.supernet import Supernet
+from dynlib.space import SearchSpace, SubnetConfig
+from dynlib.training.recipes import Recipe, single
+from dynlib.training.step import bf16_pays
+from dynlib.training.trainer import evaluate, train
+
+Build = Callable[[SearchSpace], Supernet]
+
+
+def compare_recipes(
+    recipes: Mapping[str, Recipe], configs: Sequence[SubnetConfig], build: Build,
+    space: SearchSpace, dataset: Dataset, *, seed: int = 0,
+) -> pd.DataFrame:  # fmt: skip
+    """Train a super-network by each recipe from the same start and evaluate the same sub-networks.
+
+    Args:
+        recipes: by the name that the table shows.
+        configs: sub-networks to evaluate on all validation images.
+        build: makes an untrained super-network of a space.
+
+    Returns:
+        One row per recipe and sub-network: ``recipe, subnet, accuracy_val_pct, seconds``.
+    """
+    rows = []
+    for name, recipe in tqdm(recipes.items(), desc="recipes", disable=None):
+        supernet, history = _trained(build, space, dataset, recipe, seed)
+        for config in configs:
+            accuracy = _accuracy(supernet, config, dataset, dataset.val)
+            rows.append((name, str(config), accuracy, float(history["seconds"].sum())))
+    return pd.DataFrame(rows, columns=["recipe", "subnet", "accuracy_val_pct", "seconds"])
+
+
+def compare_alone(
+    recipes: Mapping[str, Recipe], rates: Sequence[float], configs: Sequence[SubnetConfig],
+    build: Build, space: SearchSpace, dataset: Dataset, *, seed: int = 0,
+) -> pd.DataFrame:  # fmt: skip
+    """Each sub-network inside the super-network, trained alone, and trained alone by a teacher.
+
+    All see the same images for the same epochs with the same augmentation, those of the first
+    recipe. Each network alone, and each super-network as a whole, takes the learning rate of
+    `rates` that is best on validation images; the teacher of the third kind is the largest network
+    trained alone.
+
+    Returns:
+        One row per recipe and sub-network: ``recipe, subnet, accuracy_val_pct`` (validation, in the
+        super-network), and on the test images ``supernet_pct, alone_pct, distilled_alone_pct``;
+        ``supernet_lr, alone_lr``.
+    """
+    recipe = next(iter(recipes.values()))
+    largest = [space.largest]
+    teacher, _ = _best(recipe, rates, single(space.largest), largest, build, dataset, seed)
+    guide = teacher.prepare(space.largest)
+    apart = {}
+    for config in tqdm(configs, desc="alone", disable=None):
+        alone, lr = _best(recipe, rates, single(config), [config], build, dataset, seed)
+        taught, _ = _trained(build, single(config), dataset, replace(recipe, lr=lr), seed, guide)
+        apart[config] = {
+            "alone_pct": _accuracy(alone, config, dataset, dataset.test),
+            "distilled_alone_pct": _accuracy(taught, config, dataset, dataset.test),
+            "alone_lr": lr,
+        }
+    rows = []
+    for name, recipe in tqdm(recipes.items(), desc="together", disable=None):
+        supernet, lr = _best(recipe, rates, space, configs, build, dataset, seed)
+        rows += [
+            {
+                "recipe": name, "subnet": str(config),
+                "accuracy_val_pct": _accuracy(supernet, config, dataset, dataset.val),
+                "supernet_pct": _accuracy(supernet, config, dataset, dataset.test),
+                **apart[config], "supernet_lr": lr,
+            }
+            for config in configs
+        ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def _best(recipe, rates, space, configs, build, dataset, seed) -> tuple[Supernet, float]:
+    """The (super-)network whose `configs` do best on validation images on average, and its rate."""
+    tried = []
+    for lr in rates:
+        net, _ = _trained(build, space, dataset, replace(recipe, lr=lr), seed)
+        tried.append((sum(_accuracy(net, c, dataset, dataset.val) for c in configs), lr, net))
+    _, lr, net = max(tried, key=lambda entry: entry[0])
+    return net, lr
+
+
+def _trained(build, space, dataset, recipe, seed, guide=None):
+    torch.manual_seed(seed)
+    supernet = build(space)
+    if guide is not None:
+        guide = torch.no_grad()(guide)
+    return supernet, train(supernet, dataset, recipe, seed=seed, watch=0, guide=guide)
+
+
+def _accuracy(supernet: Supernet, config: SubnetConfig, dataset: Dataset, images: Images) -> float:
+    return evaluate(supernet, config, dataset, images, bf16=bf16_pays())

@@ -1,0 +1,324 @@
+"""Many runs at once: policies against scenarios over seeds, and how much guesses matter."""
+
+import gc
+import math
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from functools import partial
+from time import process_time
+
+import numpy as np
+import pandas as pd
+
+from dynlib.boards.board import Board
+from dynlib.errors import DynlibError
+from dynlib.manager.manager import Manager
+from dynlib.manager.policy import Policy
+from dynlib.points import PointTable, Tables, make_table
+from dynlib.runtime.engine import run
+from dynlib.runtime.oracle import oracle
+from dynlib.runtime.rivals import POLICY_KNOBS, Reactive, best_static, linux_default, only
+from dynlib.runtime.summary import frames_of, summarise
+from dynlib.workload import App, Change, Workload
+from suite.papers.dynamic_ofa import GPU_LEVELS, PUBLISHED_MODEL
+from suite.studies.compare import compare_policies, recovery_frames
+from suite.studies.foresight import foresight
+from suite.studies.scenarios import scenario
+
+Maker = Callable[[int], Workload]
+Scenarios = Mapping[str, Maker] | Iterable[str]
+
+
+def contenders(board: Board, tables: Tables) -> dict[str, Callable[[Maker], Policy]]:
+    """Who is compared: the Linux default, and the manager for each of its objectives."""
+    return {
+        "linux": lambda make: linux_default(make, board, tables),
+        "manager": lambda make: Manager(board, tables),
+        "accuracy": lambda make: Manager(board, tables, objective="accuracy"),
+        "latency": lambda make: Manager(board, tables, objective="latency"),
+    }
+
+
+def rivals(board: Board, tables: Tables) -> dict[str, Callable[[Maker], Policy | None]]:
+    """What else the manager is compared with: the best static setting, Dynamic-OFA's loop, the
+    manager with one knob alone, and each kernel governor alone."""
+    found: dict[str, Callable] = {
+        "best static": lambda make: best_static(make, board, tables),
+        "reactive": lambda make: Reactive(board, tables),
+    }
+    for knob in POLICY_KNOBS:
+        found[f"{knob} only"] = lambda make, knob=knob: only(knob, make, board, tables)
+    for governor in ("performance", "powersave", "ondemand", "conservative", "schedutil"):
+        found[governor] = lambda make, governor=governor: linux_default(
+            make, board, tables, name=governor, governor=governor
+        )
+    return found
+
+
+def tables_by_work(board: Board) -> Tables:
+    """The six published networks where nobody timed them: their work at the rate that the board's
+    cost model gives each of its units. Left out, so too fast: launches, traffic, and that
+    depth-wise layers are slower."""
+    rows = [
+        {"model": PUBLISHED_MODEL, "subnet": name, "board": board.name, "unit": unit.name,
+         "cores": unit.cost.cores, "batch": 1, "accuracy_val_pct": accuracy_pct,
+         "latency_ms": macs_m * unit.cost.us_per_mmac / 1000, "macs_m": macs_m,
+         "params_m": params_m, "source": "estimated"}
+        for unit in board.units if unit.cost
+        for name, accuracy_pct, _, macs_m, params_m in GPU_LEVELS
+    ]  # fmt: skip
+    return {PUBLISHED_MODEL: PointTable(make_table(rows), board)}
+
+
+def simulate_many(
+    scenarios: Scenarios,
+    board: Board,
+    tables: Tables,
+    policies: Mapping[str, Callable[[Maker], Policy | None]] | None = None,
+    seeds: Iterable[int] = range(20),
+) -> pd.DataFrame:
+    """Run every policy on every scenario and seed; one row each, columns as `summarise` gives them.
+
+    Args:
+        scenarios: names from `SCENARIOS`, or name -> (seed -> workload).
+        policies: name -> (function of seed -> workload that builds the policy, once per scenario;
+            None: it has none for this one). Default: `contenders`.
+        seeds: of the evaluation; building a policy must use others.
+
+    Everybody meets the same frames: same horizon, same arrivals, same noise per seed. The column
+    `source` labels the numbers.
+    """
+    scenarios = _makers(scenarios, board, tables)
+    policies = policies or contenders(board, tables)
+    seeds, rows = list(seeds), []
+    for scenario_name, make in scenarios.items():
+        workloads = {seed: make(seed) for seed in seeds}
+        for policy_name, build in policies.items():
+            policy = build(make)
+            if policy is None:
+                continue
+            for seed, workload in workloads.items():
+                log = run(workload, board, tables, policy, seed)
+                row = summarise(log, workload, tables, board)
+                rows.append(row | {"scenario": scenario_name, "policy": policy_name})
+    return pd.DataFrame(rows).drop(columns="apps")
+
+
+def sensitivity(
+    scenarios: Scenarios,
+    board: Board,
+    make_tables: Callable[[Board], Tables],
+    seeds: Iterable[int] = range(5),
+    factors: Iterable[float] = (0.7, 1.0, 1.3),
+) -> pd.DataFrame:
+    """`compare_policies` with every guessed coefficient of the board scaled, per factor and
+    scenario.
+
+    The scenarios and the manager keep believing in `board`; the runs, and the trials that find the
+    baseline, happen on the board whose guesses are wrong. `make_tables` gives the operating points
+    on a board (`published_tables` does). Column `factor`, then those of `compare_policies`.
+    """
+    believed = make_tables(board)
+    makers = _makers(scenarios, board, believed)
+    results = []
+    for factor in factors:
+        real = board.perturbed(factor)
+        tables = make_tables(real)
+        policies = {
+            "linux": lambda make, real=real, tables=tables: linux_default(make, real, tables),
+            "manager": lambda make: Manager(board, believed),
+        }
+        table = compare_policies(simulate_many(makers, real, tables, policies, list(seeds)))
+        table.insert(0, "factor", factor)
+        results.append(table)
+    return pd.concat(results, ignore_index=True)
+
+
+def against_optimum(
+    scenarios: Scenarios,
+    board: Board,
+    tables: Tables,
+    build: Callable[[Maker], Policy] | None = None,
+    seeds: Iterable[int] = range(3),
+) -> pd.DataFrame:
+    """How far a policy (default: the manager) is from `oracle`: one row per scenario and seed.
+
+    Columns: scenario, seed, energy_over_oracle (board energy per on-time frame over that of the
+    optimum), above_idle_over_oracle (energy above idle, for the frames that the policy served in
+    time), above_idle_least (the least of it without foreknowledge of the noise, see `foresight`;
+    NaN where that does not apply), deadline_miss_pct (outside the spans that the optimum calls
+    infeasible), infeasible_pct (frames in these spans), optimum_gap, source.
+    """
+    rows = []
+    for name, make in _makers(scenarios, board, tables).items():
+        policy = build(make) if build else Manager(board, tables)
+        least = _least(make(0), board, tables)
+        for seed in seeds:
+            workload = make(seed)
+            log = run(workload, board, tables, policy, seed)
+            summary, frames = (
+                summarise(log, workload, tables, board),
+                frames_of(log, workload, tables),
+            )
+            best = oracle(workload, board, tables, seed)
+            served = frames[frames["on_time"]]
+            same = oracle(
+                workload, board, tables, seed, zip(served["app"], served["frame"], strict=True)
+            )
+            start_s, end_s = frames["arrival_s"], frames["arrival_s"] + frames["deadline_ms"] / 1000
+            inside = pd.Series(False, frames.index)
+            for first_s, last_s in best.spans_s:
+                inside |= (start_s < last_s) & (end_s > first_s)
+            outside = frames[~inside]
+            per_frame_mj = best.energy_mj / best.served if best.served else math.nan
+            rows.append({
+                "scenario": name, "seed": seed, "policy": policy.name,
+                "energy_over_oracle": summary["energy_per_frame_mj"] / per_frame_mj,
+                "above_idle_over_oracle": (summary["energy_mj"] - same.idle_mj)
+                / max(same.energy_mj - same.idle_mj, 1e-9),
+                "above_idle_least": least,
+                "deadline_miss_pct": 100 * (~outside["on_time"]).mean() if len(outside) else 0.0,
+                "infeasible_pct": 100 * inside.mean(), "optimum_gap": max(best.gap, same.gap),
+                "source": summary["source"],
+            })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def _least(workload: Workload, board: Board, tables: Tables) -> float:
+    alone = len(workload.apps) == 1 and workload.apps[0].arrival == "periodic"
+    if not alone or not all(change.app for change in workload.changes):
+        return math.nan  # somebody else is there too
+    with suppress(DynlibError):
+        return foresight(workload, board, tables)
+    return math.nan
+
+
+def over_linux(runs: pd.DataFrame) -> pd.DataFrame:
+    """Energy per on-time frame of every policy over the Linux default's: a row per policy and
+    scenario, with deadline_miss_pct and source."""
+    means = runs.groupby(["policy", "scenario"], sort=False)
+    table = means[["energy_per_frame_mj", "deadline_miss_pct"]].mean().reset_index()
+    linux = table[table["policy"] == "linux"].set_index("scenario")["energy_per_frame_mj"]
+    ratio = table["energy_per_frame_mj"] / table["scenario"].map(linux)
+    return table.assign(energy_over_linux=ratio, source=runs["source"].iloc[0])
+
+
+def levels(board: Board, tables: Tables, workload: Workload, span_s: float = 0.6) -> pd.DataFrame:
+    """What the two levels of the manager do with a workload of one app, for a figure.
+
+    Columns panel, kind, x, y, source. `upper`: every network of the chosen unit at every clock, by
+    planned time over deadline and mean power (mW). `lower`: clock (MHz), frames (start, end in s)
+    and deadlines over `span_s` seconds.
+    """
+    manager = Manager(board, tables)
+    log = run(workload, board, tables, manager)
+    app, table = workload.apps[0], tables[workload.apps[0].model]
+    need = workload.timeline(app)[0][1]
+    first = next(e for e in log if e["event"] == "decide")
+    unit, rows = board.unit(first["unit"]), []
+    changes = [e for e in log if e["event"] == "set" and e["reason"] == "acts"
+               and e["unit"] == unit.name]  # fmt: skip
+    mhz = "gpu_mhz" if unit.kind == "gpu" else "cpu_mhz"
+    for point in table.on(unit.name):
+        for i, ms in enumerate(point.latency_ms):
+            planned_ms = ms * manager.planner.margin(point)
+            fits = planned_ms <= need.deadline_ms and point.accuracy_val_pct >= need.floor_pct
+            kind = "feasible" if fits else "misses deadline or floor"
+            rows.append(("upper", kind, planned_ms / need.deadline_ms,
+                         point.active_mw[i] * ms / need.period_ms))  # fmt: skip
+    feasible = [row for row in rows if row[1] == "feasible" and row[2] <= 1]
+    chosen = min(feasible, key=lambda row: row[3])
+    rows.append(("upper", "chosen", *chosen[2:]))
+    start_s = 1.0
+    now = [e[mhz] for e in changes if e["t_s"] <= start_s] or [unit.min_mhz]
+    inside = [(e["t_s"], e[mhz]) for e in changes if start_s < e["t_s"] < start_s + span_s]
+    steps = [(start_s, now[-1]), *inside, (start_s + span_s, (inside or [(0, now[-1])])[-1][1])]
+    rows += [("lower", "clock", *step) for step in steps]
+    for frame in frames_of(log, workload, tables).itertuples():
+        end_s = start_s + span_s
+        if start_s < frame.finish_s and frame.start_s < end_s:
+            rows.append(("lower", "frame", max(frame.start_s, start_s), min(frame.finish_s, end_s)))
+            due_s = frame.arrival_s + frame.deadline_ms / 1000
+            rows += [("lower", "deadline", due_s, 0.0)] if due_s < end_s else []
+    source = log.header["source"]
+    return pd.DataFrame(rows, columns=["panel", "kind", "x", "y"]).assign(source=source)
+
+
+def recoveries(
+    board: Board, tables: Tables, build: Callable[[Maker], Policy], seeds: Iterable[int]
+) -> list[int]:
+    """`recovery_frames` of S4 over all seeds, without frames that the optimum calls infeasible."""
+    make = partial(_scenario, "S4", board, tables)
+    policy, found = build(make), []
+    for seed in seeds:
+        workload = make(seed)
+        frames = frames_of(run(workload, board, tables, policy, seed), workload, tables)
+        hopeless = oracle(workload, board, tables, seed).infeasible
+        fair = [key not in hopeless for key in zip(frames["app"], frames["frame"], strict=True)]
+        found += recovery_frames(frames[fair], workload)
+    return found
+
+
+def simulation_speed(
+    board: Board, tables: Tables, policy: Policy, horizon_s: float = 60.0
+) -> float:
+    """Simulated seconds per second of CPU time: two periodic apps that fill a third of the main
+    unit each, at 30 fps once times are scaled; with the full log."""
+    model, table = next(iter(tables.items()))
+    period_ms = 3 * table.smallest.latency_ms[-1]
+    apps = tuple(App(n, model, period_ms, period_ms=period_ms, start_unit=table.main_unit)
+                 for n in "ab")  # fmt: skip
+    workload = Workload("speed", horizon_s * period_ms * 30 / 1000, apps)
+    begin = process_time()
+    run(workload, board, tables, policy)
+    return horizon_s / (process_time() - begin)
+
+
+def decision_us(
+    board: Board, apps: int, points: int, seed: int = 0, repeats: int = 5
+) -> list[float]:
+    """CPU time of every decision, in us: `apps` apps with `points` sub-networks of their own on the
+    fastest unit, all clocks, and requirements that change, announced or not, every second.
+
+    The same run is made `repeats` times by a manager that starts anew; each decision counts with
+    its median, so that what else a shared machine does is not counted as the manager's.
+    """
+    unit = next((u for u in board.units if u.kind == "gpu"), board.units[-1])
+    rng, rows = np.random.default_rng(seed), []
+    for i in range(points):
+        ms, accuracy_pct = 10 + 10 * i / points, 70 + 10 * (i / points) ** 0.5
+        for mhz in unit.freqs:
+            rows.append({
+                "model": "many", "subnet": f"n{i}", "board": board.name, "unit": unit.name,
+                "cores": 1, "batch": 1, f"{unit.kind}_mhz": mhz, "accuracy_val_pct": accuracy_pct,
+                "latency_ms": ms * unit.clock_scale(mhz),
+                "source": "estimated",
+            })  # fmt: skip
+    tables = {"many": PointTable(make_table(rows), board)}
+    who = tuple(
+        App(f"app{i}", "many", 40.0 * apps, period_ms=40.0 * apps + 3 * i) for i in range(apps)
+    )
+    changes = tuple(
+        Change(float(t), who[t % apps].name, deadline_ms=float(rng.uniform(30, 50)) * apps,
+               accuracy_floor_pct=float(rng.uniform(70, 78)), announced=bool(t % 2))
+        for t in range(1, 30)
+    )  # fmt: skip
+    times: list[list[float]] = [[] for _ in range(repeats)]
+    workload = Workload("many", 30.0, who, changes)
+    gc.disable()  # what the collector would look through is the log of the simulator
+    try:
+        for taken in times:
+            run(workload, board, tables, Manager(board, tables), seed, decision_ms=taken)
+    finally:
+        gc.enable()
+    return (1000 * np.median(times, axis=0)).tolist()
+
+
+def _makers(scenarios: Scenarios, board: Board, tables: Tables) -> dict[str, Maker]:
+    if isinstance(scenarios, Mapping):
+        return dict(scenarios)
+    return {name: partial(_scenario, name, board, tables) for name in scenarios}
+
+
+def _scenario(name: str, board: Board, tables: Tables, seed: int) -> Workload:
+    return scenario(name, tables, board, seed)
