@@ -6,20 +6,21 @@
 import hashlib
 import logging
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from dynlib.errors import TableError
+from dynlib.errors import TableError, near
 from dynlib.files import atomic_write
 from dynlib.source import weakest
 
 if TYPE_CHECKING:
-    from dynlib.boards.board import Board
+    from dynlib.boards.board import Board, Unit
 
 TEXT_COLUMNS = ("model", "subnet", "backend", "precision", "board", "unit", "source")
 KEY_COLUMNS = (
@@ -109,12 +110,40 @@ def read_table(path: str | Path) -> pd.DataFrame:
 _LOG = logging.getLogger(__name__)
 
 
+class Setting(NamedTuple):
+    """How a sub-network runs on its unit; None where the table does not say.
+
+    Args:
+        exit_threshold: confidence from which on an image leaves at an exit, 0 to 1.
+        backend, precision: the engine, and the numbers it computes with.
+        threads: of the engine; how many cores they keep busy is the point's `cores`.
+        quota: share of one core that the process may use, in percent.
+        batch: images that run together.
+    """
+
+    exit_threshold: float | None = None
+    backend: str | None = None
+    precision: str | None = None
+    threads: float | None = None
+    quota: float | None = None
+    batch: float = 1
+
+
+PLAIN = Setting()
+_LOGGED = ("subnet", "unit", "cores", *(name for name in Setting._fields if name != "threads"))
+
+
 @dataclass(frozen=True, slots=True, eq=False)  # compared by identity: it is part of cache keys
 class Point:
-    """A sub-network on a unit; the tuples have one entry per clock of the unit, ascending.
+    """A sub-network on a unit in a setting; tuples have one entry per clock of the unit, ascending.
 
-    `active_mw` is what running draws above the same unit waiting at its lowest clock; `sigma` is
-    the standard deviation of the logarithm of the noise.
+    Args:
+        cores: kept busy while it runs; 1 on a GPU.
+        noise_cv: coefficient of variation of its time.
+        active_mw: what running draws above the same unit waiting at its lowest clock.
+        segments: shares of the time between which it can be preempted, summing to 1.
+        sigma: standard deviation of the logarithm of the noise.
+        logged: what a decision log says of it: where, and what of its setting is known.
     """
 
     subnet: str
@@ -126,10 +155,18 @@ class Point:
     latency_ms: tuple[float, ...]
     active_mw: tuple[float, ...]
     memory_mb: float = 0.0
+    setting: Setting = PLAIN
+    segments: tuple[float, ...] = (1.0,)
     sigma: float = field(init=False)
+    logged: Mapping[str, Any] = field(init=False, repr=False)
 
     def __post_init__(self):
+        logged: dict[str, Any] = {"subnet": self.subnet, "unit": self.unit, "cores": self.cores}
+        for name, value, plain in zip(Setting._fields, self.setting, PLAIN, strict=True):
+            if value != plain and name != "threads":  # the cores say it
+                logged[name] = value
         object.__setattr__(self, "sigma", math.sqrt(math.log1p(self.noise_cv**2)))
+        object.__setattr__(self, "logged", logged)
 
     def noise(self, draw: float) -> float:
         """Log-normal factor of mean 1 on the latency, of a standard normal number."""
@@ -137,22 +174,29 @@ class Point:
 
 
 class PointTable:
-    """The operating points of one model on `board`.
+    """The operating points of one model on `board`: sub-network x unit x setting.
 
     Args:
-        table: an operating-point table with one row per sub-network, unit and clock (`gpu_mhz` for
-            a GPU, `cpu_mhz` for a CPU cluster; neither: measured at the highest clock).
-        board: gives the clocks, and the power the manager expects; latency at a clock the table
-            lacks is taken from the next measured clock by a + b/f with the unit's memory share.
+        table: an operating-point table with one row per sub-network, unit, setting and clock
+            (`gpu_mhz` for a GPU, `cpu_mhz` for a CPU cluster; neither: at the highest clock).
+        board: gives the clocks, and the power the manager expects (where it has no power model, the
+            table's own power counts); latency at a clock the table lacks is taken from the next
+            measured clock by a + b/f with the unit's memory share.
+        segments: sub-network -> times (ms) of its blocks, between which it can be preempted; one
+            that is left out runs in one piece.
 
     Decisions use the validation accuracy; the test accuracy is for reporting (it falls back on the
     other where it is unknown). A clock at which a network was slower than at a lower one (noise) is
     taken to be as fast as that one, so that nobody chooses it. Raises `TableError`, naming row and
-    column, for what `check_table` finds, another board, and two rows for one sub-network, unit and
-    clock.
+    column, for what `check_table` finds, another board, and two rows for one point and clock.
     """
 
-    def __init__(self, table: pd.DataFrame, board: "Board"):
+    def __init__(
+        self,
+        table: pd.DataFrame,
+        board: "Board",
+        segments: Mapping[str, Sequence[float]] = MappingProxyType({}),
+    ):
         table = check_table(table)
         self.model: str = table["model"].iloc[0]
         one = f"{self.model!r}, the table of one model"
@@ -161,29 +205,64 @@ class PointTable:
         self.frame = table
         self.source = str(weakest(*set(table["source"])))
         self.digest = hashlib.sha256(table.to_csv(index=False).encode()).hexdigest()
-        self.points: dict[tuple[str, str], Point] = {}
+        # A log names cores, not threads.
+        logged = [column for column in KEY_COLUMNS if column != "threads"]
+        busy = table.assign(cores=table["cores"].fillna(table["threads"]))
+        require(~busy.duplicated(logged), table, "threads", "as many as cores", self.model)
+        self.points: dict[tuple[str, str, Setting], Point] = {}
+        self._first: dict[tuple[str, str], Point] = {}
+        self._logged: dict[frozenset, Point] = {}
+        by_unit: dict[str, list[Point]] = {}
         noisy: list[str] = []
-        for (subnet, unit), rows in table.groupby(["subnet", "unit"], sort=False):
-            self.points[subnet, unit] = _point(subnet, unit, rows, board, noisy)
+        columns = ["subnet", "unit", *Setting._fields]
+        for _, rows in table.groupby(columns, sort=False, dropna=False):
+            point = _point(rows, board, segments, noisy)
+            self.points[point.subnet, point.unit, point.setting] = point
+            self._first.setdefault((point.subnet, point.unit), point)
+            self._logged[frozenset(point.logged.items())] = point
+            if point.setting.batch == table["batch"].min():
+                by_unit.setdefault(point.unit, []).append(point)
         if noisy:
             _LOG.warning("%s: slower at a higher clock: %s", self.model, ", ".join(noisy))
-        by_unit: dict[str, list[Point]] = {}
-        for point in self.points.values():
-            by_unit.setdefault(point.unit, []).append(point)
-        self._on = {unit: tuple(sorted(points, key=lambda p: p.latency_ms[-1]))
-                    for unit, points in by_unit.items()}  # fmt: skip
+        self._on = {
+            unit: tuple(sorted(points, key=lambda p: p.latency_ms[-1]))
+            for unit, points in by_unit.items()
+        }
+
+    @classmethod
+    def of_models(cls, table: pd.DataFrame, board: "Board") -> dict[str, "PointTable"]:
+        """Model -> its points on `board`, of a table of several models and boards."""
+        here = table[table["board"] == board.name]
+        if here.empty:
+            known = near(board.name, set(table["board"]))
+            raise TableError(f"the table has no points on board {board.name!r}; {known}")
+        return {model: cls(rows, board) for model, rows in here.groupby("model", sort=False)}
 
     def on(self, unit: str) -> tuple[Point, ...]:
-        """The points on `unit`, fastest first; none where the model does not run there."""
+        """The points on `unit`, fastest first; none where the model does not run there.
+
+        A frame is what the smallest batch of the table takes; larger ones, which have to gather
+        frames first, are in `points` alone.
+        """
         return self._on.get(unit, ())
 
-    def point(self, subnet: str, unit: str) -> Point:
-        """One point; raises `TableError` when the model has none there."""
-        try:
-            return self.points[subnet, unit]
-        except KeyError:
-            where = f"sub-network {subnet!r} on {unit!r}"
-            raise TableError(f"model {self.model!r} has no {where}") from None
+    def point(self, subnet: str, unit: str, setting: Setting = PLAIN) -> Point:
+        """One point; where nothing is set, the first of the table. Raises `TableError` without."""
+        found = self.points.get((subnet, unit, setting))
+        if found is None and setting == PLAIN:
+            found = self._first.get((subnet, unit))
+        if found is None:
+            how = "" if setting == PLAIN else f" with {setting}"
+            where = f"sub-network {subnet!r} on {unit!r}{how}"
+            raise TableError(f"model {self.model!r} has no {where}")
+        return found
+
+    def named(self, event: Mapping[str, Any]) -> Point:
+        """The point that an event of a decision log names; raises `TableError` without one."""
+        known = [(name, event[name]) for name in _LOGGED if name in event]
+        if (found := self._logged.get(frozenset(known))) is None:
+            raise TableError(f"model {self.model!r} has no point with {dict(known)}")
+        return found
 
     @property
     def units(self) -> tuple[str, ...]:
@@ -209,7 +288,14 @@ class PointTable:
 Tables = Mapping[str, PointTable]
 
 
-def _point(subnet: str, unit_name: str, rows: pd.DataFrame, board: "Board", noisy: list[str]):
+def read_points(path: str | Path, board: "Board") -> dict[str, PointTable]:
+    """The operating points of a CSV table (`read_table`): model -> its points on `board`."""
+    return PointTable.of_models(read_table(path), board)
+
+
+def _point(rows: pd.DataFrame, board: "Board", segments: Mapping, noisy: list[str]) -> Point:
+    """The point whose clocks are `rows`; its name goes to `noisy` if a higher one was slower."""
+    subnet, unit_name = rows["subnet"].iloc[0], rows["unit"].iloc[0]
     who, units = f"{subnet!r} on {unit_name!r}", [unit.name for unit in board.units]
     require(rows["unit"].isin(units), rows, "unit", f"one of {units}", who)
     unit = board.unit(unit_name)
@@ -219,34 +305,52 @@ def _point(subnet: str, unit_name: str, rows: pd.DataFrame, board: "Board", nois
     what = f"a clock of the unit: {column} {rows[column][off.idxmax()]:g} is none of {unit.freqs}"
     require(~off, rows, column, what, who)
     require(~mhz.duplicated(), rows, column, "one setting: two rows for one clock", who)
-    measured = dict(zip(mhz, rows["latency_ms"], strict=True))
-    latency_ms = np.array([_latency_ms(measured, f, unit) for f in unit.freqs])
+    measured_ms = dict(zip(mhz, rows["latency_ms"], strict=True))
+    latency_ms = np.array([_latency_ms(measured_ms, f, unit) for f in unit.freqs])
     fastest_ms = np.minimum.accumulate(latency_ms)
-    if (slower := latency_ms > fastest_ms * (1 + 1e-9)).any():
+    slower = latency_ms > fastest_ms * (1 + 1e-9)
+    if slower.any():
         noisy.append(who)
         latency_ms[slower] = fastest_ms[slower]
-    cores = rows["cores"].iloc[0]
-    busy = 1.0 if unit.kind == "gpu" else float(unit.cores if np.isnan(cores) else cores)
-    std = (rows["latency_std_ms"] / rows["latency_ms"]).median()
-    val, test = (float(rows[c].iloc[0]) for c in ("accuracy_val_pct", "accuracy_test_pct"))
-    val = test if np.isnan(val) else val
-    known = rows["accuracy_val_pct"].notna() | (not np.isnan(val))
+    cores = rows["cores"].fillna(rows["threads"]).iloc[0]
+    busy = float(unit.cores if np.isnan(cores) else cores)
+    busy = 1.0 if unit.kind == "gpu" else busy
+    relative_std = (rows["latency_std_ms"] / rows["latency_ms"]).median()
+    val_pct, test_pct = (float(rows[c].iloc[0]) for c in ("accuracy_val_pct", "accuracy_test_pct"))
+    val_pct = test_pct if np.isnan(val_pct) else val_pct
+    known = rows["accuracy_val_pct"].notna() | (not np.isnan(val_pct))
     require(known, rows, "accuracy_val_pct", "a number: it has no accuracy", who)
+    blocks_ms = np.array(segments.get(subnet, (1.0,)), float)
     return Point(
         subnet=subnet,
         unit=unit_name,
         cores=busy,
-        accuracy_val_pct=val,
-        accuracy_test_pct=val if np.isnan(test) else test,
-        noise_cv=unit.noise_cv if np.isnan(std) else float(std),
+        accuracy_val_pct=val_pct,
+        accuracy_test_pct=val_pct if np.isnan(test_pct) else test_pct,
+        noise_cv=unit.noise_cv if np.isnan(relative_std) else float(relative_std),
         latency_ms=tuple(latency_ms.tolist()),
-        active_mw=tuple(unit.power_mw(f, busy) - unit.idle_mw(unit.min_mhz) for f in unit.freqs),
+        active_mw=_active_mw(rows, unit, busy),
         memory_mb=float(rows["memory_mb"].fillna(0.0).max()),
+        setting=_setting(rows),
+        segments=tuple((blocks_ms / blocks_ms.sum()).tolist()),
     )
 
 
-def _latency_ms(measured: dict[float, float], mhz: float, unit) -> float:
-    if mhz in measured:
-        return measured[mhz]
-    near = min((f for f in measured if f >= mhz), default=max(measured))
-    return measured[near] * (unit.clock_scale(mhz) / unit.clock_scale(near))
+def _setting(rows: pd.DataFrame) -> Setting:
+    values = (rows[name].iloc[0] for name in Setting._fields)
+    return Setting(*(None if pd.isna(value) else value for value in values))
+
+
+def _active_mw(rows: pd.DataFrame, unit: "Unit", busy: float) -> tuple[float, ...]:
+    """Power of running above waiting, at every clock: the model's, else the table's, else 0."""
+    if unit.c_uw_mhz_v2 is None:
+        measured_mw = float((rows["power_mw"] - rows["idle_power_mw"]).mean())
+        return (0.0 if np.isnan(measured_mw) else max(measured_mw, 0.0),) * len(unit.freqs)
+    return tuple(unit.power_mw(f, busy) - unit.idle_mw(unit.min_mhz) for f in unit.freqs)
+
+
+def _latency_ms(measured_ms: dict[float, float], mhz: float, unit: "Unit") -> float:
+    if mhz in measured_ms:
+        return measured_ms[mhz]
+    next_mhz = min((f for f in measured_ms if f >= mhz), default=max(measured_ms))
+    return measured_ms[next_mhz] * (unit.clock_scale(mhz) / unit.clock_scale(next_mhz))

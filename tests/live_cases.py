@@ -8,9 +8,9 @@ from dynlib.manager.manager import Manager
 from dynlib.manager.policy import Placement
 from dynlib.points import PointTable
 from dynlib.runtime import live as live_module
-from dynlib.runtime.live import Served, run_live
+from dynlib.runtime.case import Case
+from dynlib.runtime.live import Served
 from dynlib.runtime.rivals import Static
-from dynlib.runtime.summary import frames_of
 from dynlib.workload import App, Workload
 from suite.studies import live as livebench
 from suite.studies.live import live_board, profile_live
@@ -78,8 +78,8 @@ def go(clock, policy, workload=None, stretch=lambda t_s: 1.0, knobs=None, on=Non
     nets = {app.name: make(clock, stretch) for app in workload.apps}
     served = {name: Served(net.switch, net.answer) for name, net in nets.items()}
     policy = policy(on, tables) if callable(policy) else policy
-    run = run_live(workload, on, tables, policy, served, knobs, **options)
-    return run, frames_of(run.log, workload, tables)
+    run = Case(workload, on, tables).serve(policy, served, machine=knobs, **options)
+    return run, run.frames()
 
 
 def fixed(subnet):

@@ -5,7 +5,10 @@ from hypothesis import strategies as st
 from dynlib.boards.board import Board, Opp, Unit
 from dynlib.manager.policy import Placement
 from dynlib.points import PointTable, make_table
+from dynlib.runtime import oracle
+from dynlib.runtime.case import Case
 from dynlib.runtime.rivals import Static
+from dynlib.runtime.summary import Run
 from dynlib.workload import App, Workload
 
 MHZ = (250.0, 500.0, 1000.0)
@@ -55,6 +58,36 @@ def periodic(period_ms=100.0, name="app", horizon_s=10.0, changes=(), **values):
 def fixed(subnet="large", mhz=1000.0, where="gpu", app="app", **values):
     clocks = {} if mhz is None else {where: mhz}
     return Static("fixed", {app: Placement(subnet, where)}, clocks, **values)
+
+
+def run(workload, on, points, policy, seed=0, **options):
+    """The log of a simulated run."""
+    return Case(workload, on, points).simulate(policy, seed, **options).log
+
+
+def cases(make, on, points):
+    """Seed -> case, of seed -> workload."""
+    return lambda seed: Case(make(seed), on, points)
+
+
+def optimum(workload, on, points, seed=0, only=None):
+    return oracle.optimum(Case(workload, on, points), seed, only)
+
+
+def energy_mj(log):
+    return Run(None, log).energy_mj
+
+
+def timeline(log, workload, points, bin_s=0.25):
+    return Run(Case(workload, board(), points), log).timeline(bin_s)
+
+
+def summarise(log, workload, points, on):
+    return Run(Case(workload, on, points), log).summary()
+
+
+def frames_of(log, workload, points):
+    return Run(Case(workload, board(), points), log).frames()
 
 
 def events(log, kind):

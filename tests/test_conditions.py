@@ -1,14 +1,23 @@
 import pytest
-from runtime_cases import board, events, fixed, periodic, tables, unit
+from runtime_cases import (
+    board,
+    cases,
+    events,
+    fixed,
+    frames_of,
+    periodic,
+    run,
+    summarise,
+    tables,
+    unit,
+)
 
 from dynlib.errors import WorkloadError
 from dynlib.machine.bind import load_board
 from dynlib.manager.manager import Manager
 from dynlib.manager.policy import Placement
 from dynlib.runtime.conditions import conditions
-from dynlib.runtime.engine import run
 from dynlib.runtime.rivals import Reactive, Static, only
-from dynlib.runtime.summary import frames_of, summarise
 from dynlib.workload import App, Change, Workload, dump_workload, load_workload
 from suite.papers.dynamic_ofa import published_tables
 from suite.studies.compare import recovery_frames
@@ -94,7 +103,7 @@ def test_a_memory_cap_forces_points_out():
 def test_new_scenarios_survive_a_file_and_are_met(name, tmp_path):
     on = load_board("jetson-xavier-nx")
     points = published_tables(on)
-    workload = scenario(name, points, on, 1)
+    workload = scenario(name, on, points, 1).workload
     assert load_workload(dump_workload(workload, tmp_path / "w.toml")) == workload
     log = run(workload, on, points, Manager(on, points), 1)
     assert summarise(log, workload, points, on)["deadline_miss_pct"] <= 1.0
@@ -118,14 +127,14 @@ def test_one_knob_moves_nothing_else(knob):
     def make(seed):
         return periodic(100.0, deadline_ms=60.0, horizon_s=3.0)
 
-    manager = only(knob, make, BOARD, TABLES)
+    manager = only(knob, cases(make, BOARD, TABLES))
     log = run(make(0), BOARD, TABLES, manager)
     placed = {(e["subnet"], e["unit"]) for e in events(log, "start")}
     policy = {e["reason"] for e in events(log, "set")} - {"acts"}
     assert placed == {("small" if knob == "network" else "large", "gpu")}
     assert ("policy" in policy) == (knob == "clocks")
     with pytest.raises(Exception, match="clocks"):
-        only("colour", make, BOARD, TABLES)
+        only("colour", cases(make, BOARD, TABLES))
 
 
 def test_any_static_placement_may_be_refused():

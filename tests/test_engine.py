@@ -5,15 +5,15 @@ from time import process_time
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from runtime_cases import board, events, fixed, periodic, tables, unit
+from runtime_cases import board, energy_mj, events, fixed, periodic, run, summarise, tables, unit
 
 from dynlib.errors import DynlibError, PolicyError
 from dynlib.log import DecisionLog
 from dynlib.machine.bind import load_board
-from dynlib.manager.policy import Action, Placement
-from dynlib.runtime.engine import Engine, run
+from dynlib.manager.policy import Action, Placement, edf
+from dynlib.points import PointTable
 from dynlib.runtime.rivals import Static
-from dynlib.runtime.summary import energy_mj, summarise
+from dynlib.runtime.simulate import Simulation
 from dynlib.workload import App, Change, Workload
 from suite.papers.dynamic_ofa import published_tables
 from suite.studies.scenarios import scenario
@@ -239,9 +239,10 @@ def test_an_urgent_frame_overtakes_at_a_segment_boundary_only():
     long = App("long", "net", 900.0, period_ms=1000.0, start_s=0.1)
     workload = Workload("w", 1.0, (long, urgent))
     policy = Static("s", {n: Placement("large", "gpu") for n in ("long", "urgent")},
-                    {"gpu": 1000.0}, order="edf")  # fmt: skip
+                    {"gpu": 1000.0}, choose=edf)  # fmt: skip
     whole = events(run(workload, BOARD, TABLES, policy), "finish")
-    halves = events(run(workload, BOARD, TABLES, policy, segments={"net": (0.5, 0.5)}), "finish")
+    in_two = {"net": PointTable(TABLES["net"].frame, BOARD, {"large": (1.0, 1.0)})}
+    halves = events(run(workload, BOARD, in_two, policy), "finish")
     assert [(e["app"], round(e["latency_ms"], 6)) for e in whole] == [("long", 20), ("urgent", 35)]
     assert [(e["app"], round(e["latency_ms"], 6)) for e in halves] == [("urgent", 25), ("long", 40)]
 
@@ -249,12 +250,12 @@ def test_an_urgent_frame_overtakes_at_a_segment_boundary_only():
 def test_a_sleeping_governor_makes_no_difference(monkeypatch):
     on = load_board("jetson-xavier-nx")
     points = published_tables(on)
-    workload = scenario("T2", points, on, 1)
+    workload = scenario("T2", on, points, 1).workload
     placements = {"a": Placement("level5", "gpu"), "b": Placement("cpu3", "carmel0")}
     policy = Static("linux", placements, governors={u.name: u.governor for u in on.units})
     asleep = run(workload, on, points, policy, 5)
 
-    tick = Engine._on_tick
+    tick = Simulation.on_tick
 
     def always(self, run):
         tick(self, run)
@@ -262,7 +263,7 @@ def test_a_sleeping_governor_makes_no_difference(monkeypatch):
             run.asleep = False
             self._push(self.now_ms + run.governor.period_ms, 4, run)
 
-    monkeypatch.setattr(Engine, "_on_tick", always)
+    monkeypatch.setattr(Simulation, "on_tick", always)
     awake = run(workload, on, points, policy, 5)
     assert asleep.events == awake.events
 

@@ -8,6 +8,7 @@ from runtime_cases import board, periodic, tables, unit
 from dynlib.boards.board import Opp
 from dynlib.errors import DynlibError
 from dynlib.machine.bind import load_board
+from dynlib.runtime.case import Case
 from suite.papers.dynamic_ofa import published_tables
 from suite.studies import foresight
 from suite.studies.manage import against_optimum
@@ -18,7 +19,7 @@ OPPS = tuple(Opp(f, 400 + f / 2) for f in (250.0, 400.0, 500.0, 625.0, 800.0, 10
 def worth(noise_cv, period_ms=50.0, late_pct=1.0):
     on = board(unit(opps=OPPS, noise_cv=noise_cv))
     workload = periodic(period_ms, accuracy_floor_pct=75.0)
-    return foresight(workload, on, tables(on), late_pct=late_pct)
+    return foresight(Case(workload, on, tables(on)), late_pct=late_pct)
 
 
 def test_without_noise_it_is_worth_nothing():

@@ -7,7 +7,18 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from runtime_cases import board, events, fixed, periodic, tables, unit
+from runtime_cases import (
+    board,
+    cases,
+    events,
+    fixed,
+    periodic,
+    run,
+    summarise,
+    tables,
+    timeline,
+    unit,
+)
 
 from dynlib.boards.board import Thermal
 from dynlib.boards.thermal import AMBIENT_C
@@ -15,11 +26,9 @@ from dynlib.errors import WorkloadError
 from dynlib.machine.bind import load_board
 from dynlib.manager.manager import Manager
 from dynlib.runtime.conditions import conditions
-from dynlib.runtime.engine import run
 from dynlib.runtime.heat import TAU_S, Heat
-from dynlib.runtime.jobs import UnitRun
 from dynlib.runtime.rivals import linux_default
-from dynlib.runtime.summary import summarise, timeline
+from dynlib.runtime.units import UnitRun
 from dynlib.workload import Change
 from suite.papers.dynamic_ofa import published_tables
 from suite.studies.manage import tables_by_work
@@ -188,7 +197,7 @@ def test_a_policy_is_told_caps_and_temperature():
 def test_a_board_without_facts_is_refused():
     nx = load_board("jetson-xavier-nx")
     for attempt in (
-        lambda: scenario("S6", published_tables(nx), nx),
+        lambda: scenario("S6", nx, published_tables(nx)),
         lambda: conditions(periodic(changes=air((1, 40))), nx),
     ):
         with pytest.raises(WorkloadError, match=r"ambient_c.*Xavier NX.*sustainable_power_mw"):
@@ -202,8 +211,8 @@ def test_s6_throttles_linux_on_hikey960_and_not_the_manager():
     on = load_board("hikey960")
     points = tables_by_work(on)
     assert points["ofa-mbv3-w1.2"].largest.latency_ms[-1] == pytest.approx(731.1 * 0.0529)
-    make = lambda seed: scenario("S6", points, on, seed)  # noqa: E731
-    both = {"linux": linux_default(make, on, points, seeds=(9001,)),
+    make = lambda seed: scenario("S6", on, points, seed).workload  # noqa: E731
+    both = {"linux": linux_default(cases(make, on, points), seeds=(9001,)),
             "accuracy": Manager(on, points, objective="accuracy")}  # fmt: skip
     found = {}
     for name, policy in both.items():

@@ -4,14 +4,13 @@ import math
 
 from hypothesis import given
 from hypothesis import strategies as st
-from runtime_cases import board, tables, unit
+from runtime_cases import board, frames_of, run, tables, unit
 from test_pace import MHZ, POINTS, UNIT
 
 from dynlib.machine.bind import load_board
 from dynlib.manager.manager import Manager
 from dynlib.manager.pace import Ladder
-from dynlib.runtime.engine import run
-from dynlib.runtime.summary import frames_of
+from dynlib.runtime.case import Case
 from suite.papers.dynamic_ofa import published_tables
 from suite.studies.foresight import _blind_uj, foresight
 from suite.studies.scenarios import scenario
@@ -89,9 +88,9 @@ def test_on_a_board_it_comes_near_the_least_that_noise_allows():
     """HiKey960: slow CPUs that scatter, and clocks that change within a millisecond."""
     on = load_board("hikey960")
     points = published_tables(on)
-    workload = scenario("S1", points, on, 0)
+    workload = scenario("S1", on, points, 0).workload
     log = run(workload, on, points, Manager(on, points), 0)
     assert frames_of(log, workload, points)["on_time"].all()
     clocks = [e["cpu_mhz"] for e in log if e["event"] == "set" and e["reason"] == "acts"]
     assert len(set(clocks)) >= 4
-    assert 1 < foresight(workload, on, points) < 1.2
+    assert 1 < foresight(Case(workload, on, points)) < 1.2

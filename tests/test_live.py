@@ -2,6 +2,7 @@
 
 import math
 
+import pandas as pd
 import psutil
 import pytest
 from live_cases import (
@@ -25,8 +26,9 @@ from dynlib.errors import ProfileError, WorkloadError
 from dynlib.log import DecisionLog
 from dynlib.machine.bind import load_board
 from dynlib.manager.manager import Manager
-from dynlib.runtime.live import Served, run_live
-from dynlib.runtime.summary import frames_of
+from dynlib.points import PointTable
+from dynlib.runtime.case import Case
+from dynlib.runtime.live import Served
 from dynlib.workload import App, Change, Workload
 from suite.studies.live import Burst, background, live_board, profile_live
 
@@ -37,7 +39,7 @@ def clock(monkeypatch):
 
 
 def test_what_was_logged_is_what_ran(clock):
-    run, frames = go(clock, managed)
+    _, frames = go(clock, managed)
     assert len(frames) == len(list(camera().arrivals(camera().apps[0], 0)))
     assert frames["on_time"].all()
     for frame in frames.to_dict("records"):
@@ -62,7 +64,7 @@ def test_the_manager_gives_way_to_a_load_and_comes_back(clock):
     def stretch(t_s):
         return 2.0 if 2 <= t_s < 4 else 1.0
 
-    run, frames = go(clock, managed, stretch=stretch)
+    _, frames = go(clock, managed, stretch=stretch)
     _, always = go(clock, fixed("large"), stretch=stretch)
     assert (~frames["on_time"]).sum() == 1  # the frame that met the load first
     assert (~always["on_time"]).sum() > 0.3 * len(always)
@@ -75,7 +77,7 @@ def test_the_manager_gives_way_to_a_load_and_comes_back(clock):
 
 def test_frames_that_wait_too_long_are_dropped_and_none_is_lost(clock):
     workload = camera(deadline_ms=30.0, period_ms=15.0)
-    run, frames = go(clock, fixed("large"), workload, lambda t_s: 5.0)
+    _, frames = go(clock, fixed("large"), workload, lambda t_s: 5.0)
     assert set(frames["reason"]) <= {"late", "deadline passed", ""}
     dropped = frames["reason"] == "deadline passed"
     assert dropped.any()
@@ -90,19 +92,97 @@ def test_the_more_urgent_of_two_apps_goes_first(clock):
     workload, tables = Workload("two", 1.0, apps), measured(Net(clock), on)
     nets = {name: Net(clock) for name in ("slow", "fast")}
     served = {name: Served(net.switch, net.answer) for name, net in nets.items()}
-    run = run_live(workload, on, tables, Manager(on, tables, objective="accuracy"), served)
-    assert frames_of(run.log, workload, tables)["on_time"].all()
+    run = Case(workload, on, tables).serve(Manager(on, tables, objective="accuracy"), served)
+    assert run.frames()["on_time"].all()
     starts = [e["app"] for e in run.log if e["event"] == "start"]
     assert starts[::2] == ["fast"] * len(starts[::2])
 
 
-@pytest.mark.parametrize("workload", [
-    camera(arrival="single-stream"),
-    Workload("w", 1.0, camera().apps, (Change(0.5, "cam", deadline_ms=3.0),)),
+@pytest.mark.parametrize("change", [
+    Change(0.5, unit="cpu-1", stretch=2.0), Change(0.5, emc_mhz=100.0), Change(0.5, ambient_c=40.0)
 ])  # fmt: skip
-def test_what_it_cannot_do_it_says(clock, workload):
-    with pytest.raises(WorkloadError, match="neither changes nor closed loops"):
-        go(clock, fixed("large"), workload)
+def test_what_it_cannot_do_it_says(clock, change):
+    with pytest.raises(WorkloadError, match=r"at 0\.5 s: a live run cannot set"):
+        go(clock, fixed("large"), Workload("w", 1.0, camera().apps, (change,)))
+
+
+def test_requirements_change_as_in_a_simulation(clock):
+    changes = (
+        Change(1.0, "cam", deadline_ms=4.0),
+        Change(2.0, "cam", deadline_ms=12.0, accuracy_floor_pct=85.0),
+        Change(3.0, "cam", period_ms=48.0),
+    )
+    _, frames = go(clock, managed, Workload("w", 4.0, camera().apps, changes))
+    second = frames["arrival_s"].astype(int)
+    assert frames["on_time"].all()
+    assert frames.groupby(second)["subnet"].unique().map(list).to_dict() == {
+        0: ["large"], 1: ["small"], 2: ["large"], 3: ["large"]
+    }  # fmt: skip
+    assert frames.groupby(second)["floor_pct"].max().to_dict() == {0: 0, 1: 0, 2: 85, 3: 85}
+    assert [frames[second == s]["arrival_s"].diff().median() for s in (2, 3)] == pytest.approx(
+        [0.024, 0.048]
+    )
+
+
+def test_an_announced_change_is_known_before_it_comes(clock):
+    seen = []
+
+    class Watching(Manager):
+        def decide(self, state, limits):
+            seen.append((state.t_ms, bool(state.apps and state.apps[0].upcoming)))
+            return super().decide(state, limits)
+
+    change = Change(3.0, "cam", deadline_ms=4.0)
+    go(
+        clock, lambda on, tables: Watching(on, tables, objective="accuracy"),
+        Workload("w", 4.0, camera().apps, (change,)),
+    )  # fmt: skip
+    known = [t_ms for t_ms, upcoming in seen if upcoming]
+    assert 2000 <= min(known) < 2030
+    assert max(known) < 3000
+
+
+def test_the_next_query_of_a_closed_loop_waits_for_the_answer(clock):
+    _, frames = go(clock, fixed("large"), camera(arrival="single-stream", horizon_s=1.0))
+    assert len(frames) == pytest.approx(100, abs=2)  # one after the other, of 10 ms
+    gaps = frames["arrival_s"].to_numpy()[1:] - frames["finish_s"].to_numpy()[:-1]
+    assert abs(gaps).max() < 1e-9
+
+
+def test_apps_come_and_go(clock):
+    apps = (*camera().apps, App("late", "net", 40.0, period_ms=100.0, start_s=1.0, end_s=2.0))
+    _, frames = go(clock, managed, Workload("w", 3.0, apps))
+    late = frames[frames["app"] == "late"]
+    assert (late["arrival_s"].min(), len(late)) == (pytest.approx(1.0), 10)
+    assert late["on_time"].all()
+
+
+def test_a_unit_that_may_not_be_used_gets_no_frames(clock):
+    on = machine(1, 2)
+    changes = (Change(1.0, unit="cpu-1", lost=True), Change(2.0, unit="cpu-1", lost=False))
+    _, frames = go(clock, managed, Workload("w", 3.0, camera().apps, changes), on=on)
+    inside = frames["arrival_s"].between(1.0, 1.99)
+    assert frames["on_time"].mean() > 0.97
+    assert "cpu-1" not in set(frames[inside]["unit"])
+
+
+def test_settings_are_switched_like_networks(clock):
+    on, asked = machine(), []
+    rows = measured(Net(clock), on)["net"].frame
+    slow = rows.assign(backend="slow", latency_ms=3 * rows["latency_ms"])
+    tables = {"net": PointTable(pd.concat([slow, rows.assign(backend="fast")]), on)}
+    net = Net(clock)
+
+    def switch(subnet, setting):
+        asked.append((subnet, setting.backend))
+        net.switch(subnet)
+
+    served = {"cam": Served(switch, net.answer, takes_setting=True)}
+    case = Case(camera(horizon_s=1.0), on, tables)
+    run = case.serve(Manager(on, tables, objective="accuracy"), served)
+    assert asked == [("large", "fast")]
+    assert {e["backend"] for e in run.log if e["event"] in ("start", "finish")} == {"fast"}
+    assert run.frames()["on_time"].all()
 
 
 def test_threads_and_quota_follow_the_plan_and_are_put_back(clock):
@@ -120,7 +200,7 @@ def test_threads_and_quota_follow_the_plan_and_are_put_back(clock):
 
 def test_a_knob_that_is_refused_is_named_and_the_run_goes_on(clock):
     with knobbed(quota(error=PermissionError(1, "not permitted"))) as knobs:
-        run, frames = go(clock, managed, knobs=knobs)
+        _, frames = go(clock, managed, knobs=knobs)
     assert run.problems == {"quota_pct": "not permitted"}
     assert frames["on_time"].all()
 

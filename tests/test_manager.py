@@ -5,7 +5,19 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from runtime_cases import NOISY, NOISY_TABLES, board, events, fixed, periodic, tables, unit
+from runtime_cases import (
+    NOISY,
+    NOISY_TABLES,
+    board,
+    events,
+    fixed,
+    frames_of,
+    periodic,
+    run,
+    summarise,
+    tables,
+    unit,
+)
 
 from dynlib._vision import timm
 from dynlib.boards.simulated import fitting_batch, simulate_points
@@ -13,15 +25,13 @@ from dynlib.errors import DynlibError
 from dynlib.machine.bind import load_board
 from dynlib.manager.manager import Manager
 from dynlib.manager.planner import schedulable
-from dynlib.manager.policy import Placement
+from dynlib.manager.policy import Placement, edf
 from dynlib.nets.supernet import Supernet
 from dynlib.nets.trace import record
 from dynlib.nets.vit import ViT
 from dynlib.nets.vit import layers as vit_layers
 from dynlib.points import PointTable
-from dynlib.runtime.engine import run
 from dynlib.runtime.rivals import Static
-from dynlib.runtime.summary import frames_of, summarise
 from dynlib.space import SearchSpace
 from dynlib.workload import App, Change, Workload
 from suite.papers.dynamic_ofa import published_tables
@@ -33,7 +43,7 @@ class Recorder:
 
     def __init__(self, policy):
         self.policy, self.calls = policy, []
-        self.name, self.order = policy.name, policy.order
+        self.name, self.choose = policy.name, policy.choose
         self.static, self.governors = policy.static, policy.governors
 
     def decide(self, state, limits):
@@ -59,7 +69,7 @@ def test_published_points_at_most_one_percent_missed(name, xavier):
     on, points = xavier
     # S4's competitor leaves a frame 5 ms of slack and comes unannounced three times.
     for seed in (200, 201):
-        _, summary = managed(scenario(name, points, on, seed), seed, on, points)
+        _, summary = managed(scenario(name, on, points, seed).workload, seed, on, points)
         assert summary["deadline_miss_pct"] <= (1.5 if name == "S4" else 1.0)
         assert summary["below_floor"] == 0
 
@@ -67,7 +77,7 @@ def test_published_points_at_most_one_percent_missed(name, xavier):
 def test_decisions_are_a_function_of_state_alone(xavier):
     on, points = xavier
     recorder = Recorder(Manager(on, points))
-    run(scenario("S4", points, on, 3), on, points, recorder, 3)
+    run(scenario("S4", on, points, 3).workload, on, points, recorder, 3)
     assert len(recorder.calls) > 1000
     fresh = Manager(on, points)
     for state, limits, action in recorder.calls[::7]:
@@ -77,7 +87,7 @@ def test_decisions_are_a_function_of_state_alone(xavier):
 def test_the_manager_never_sees_contention_or_noise(xavier):
     on, points = xavier
     recorder = Recorder(Manager(on, points))
-    workload = scenario("S4", points, on, 3)
+    workload = scenario("S4", on, points, 3).workload
     run(workload, on, points, recorder, 3)
     # The first competitor comes at 2.5 s: until a frame has felt it, all is as without it.
     alone = Recorder(Manager(on, points))
@@ -231,7 +241,7 @@ def test_what_is_schedulable_is_never_late(tasks):
         return
     placed = {app.name: Placement(net, "gpu") for app, (net, *_) in zip(apps, tasks, strict=True)}
     workload = Workload("w", 1.5, apps)
-    log = run(workload, on, points, Static("s", placed, {"gpu": 1000.0}, order="edf"))
+    log = run(workload, on, points, Static("s", placed, {"gpu": 1000.0}, choose=edf))
     assert summarise(log, workload, points, on)["missed"] == 0
 
 
@@ -255,7 +265,7 @@ def test_any_demand_gets_an_answer(needs, stretch):
 def test_a_decision_takes_well_under_a_millisecond(xavier):
     on, points = xavier
     times = []
-    run(scenario("T2", points, on), on, points, Manager(on, points), 0, decision_ms=times)
+    run(scenario("T2", on, points).workload, on, points, Manager(on, points), 0, decision_ms=times)
     assert sorted(times)[len(times) // 2] < 1.0
 
 

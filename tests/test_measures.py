@@ -1,12 +1,21 @@
 import numpy as np
 import pandas as pd
 import pytest
-from runtime_cases import board, fixed, periodic, tables, unit
+from runtime_cases import (
+    board,
+    energy_mj,
+    fixed,
+    frames_of,
+    periodic,
+    run,
+    summarise,
+    tables,
+    timeline,
+    unit,
+)
 
 from dynlib.errors import DynlibError
 from dynlib.log import DecisionLog
-from dynlib.runtime.engine import run
-from dynlib.runtime.summary import energy_mj, frames_of, summarise, timeline
 from dynlib.workload import Change
 from suite.record.statistics import mean_interval
 from suite.studies.compare import compare_policies, headline, published_ladder, reductions

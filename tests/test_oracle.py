@@ -1,22 +1,34 @@
-import sys
 from dataclasses import replace
 from itertools import pairwise, product
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from runtime_cases import NOISY, NOISY_TABLES, board, events, fixed, periodic, tables, unit
+from runtime_cases import (
+    NOISY,
+    NOISY_TABLES,
+    board,
+    cases,
+    energy_mj,
+    events,
+    fixed,
+    frames_of,
+    optimum,
+    periodic,
+    run,
+    tables,
+    unit,
+)
 
 from dynlib.boards.board import Thermal
 from dynlib.errors import DynlibError
 from dynlib.machine.bind import load_board
 from dynlib.manager.manager import Manager
-from dynlib.manager.policy import Placement
-from dynlib.runtime import oracle
-from dynlib.runtime.engine import run
+from dynlib.manager.policy import Placement, edf
+from dynlib.runtime import oracle as oracle_module
+from dynlib.runtime.case import Case
 from dynlib.runtime.oracle import offered
 from dynlib.runtime.rivals import Static, linux_default
-from dynlib.runtime.summary import energy_mj, frames_of
 from dynlib.workload import App, Change, Workload
 from suite.papers.dynamic_ofa import published_tables
 from suite.studies.manage import against_optimum
@@ -29,7 +41,7 @@ def bound(workload, log, seed=0, on=NOISY, points=NOISY_TABLES):
     """Optimum for the frames that a run served in time."""
     frames = frames_of(log, workload, points)
     done = frames[frames["on_time"]]
-    return oracle(workload, on, points, seed, zip(done["app"], done["frame"], strict=True))
+    return optimum(workload, on, points, seed, zip(done["app"], done["frame"], strict=True))
 
 
 @settings(deadline=None, max_examples=20)
@@ -51,8 +63,8 @@ def test_no_policy_takes_less(needs, subnet, mhz, governed, stretch, seed):
     placed = {app.name: Placement(subnet, "gpu") for app in apps}
     governors = {"gpu": "simple_ondemand"} if governed else {}
     rivals = (Manager(NOISY, NOISY_TABLES), Manager(NOISY, NOISY_TABLES, objective="accuracy"),
-              Static("fixed", placed, {"gpu": mhz}, governors, order="edf"))  # fmt: skip
-    best = oracle(workload, NOISY, NOISY_TABLES, seed)
+              Static("fixed", placed, {"gpu": mhz}, governors, choose=edf))  # fmt: skip
+    best = optimum(workload, NOISY, NOISY_TABLES, seed)
     for policy in rivals:
         log = run(workload, NOISY, NOISY_TABLES, policy, seed)
         assert energy_mj(log) >= bound(workload, log, seed).energy_mj * (1 - 1e-9)
@@ -72,14 +84,14 @@ def test_heat_only_adds_to_it(air_c, period_ms, subnet):
                     passive_polling_ms=100.0, sustainable_power_mw=3000.0)  # fmt: skip
     warm = replace(NOISY, thermal=facts, static_slope_per_c=0.01)
     workload = periodic(period_ms, horizon_s=8.0, changes=[Change(1.0, ambient_c=air_c)])
-    best = oracle(workload, warm, NOISY_TABLES)
+    best = optimum(workload, warm, NOISY_TABLES)
     for policy in (Manager(warm, NOISY_TABLES), fixed(subnet, 1000.0)):
         log = run(workload, warm, NOISY_TABLES, policy)
         assert energy_mj(log) >= bound(workload, log, 0, warm).energy_mj * (1 - 1e-9)
         served = int(frames_of(log, workload, NOISY_TABLES)["on_time"].sum())
         assert served <= best.served + 1e-6
     coldest_c = min(air_c, 25.0)
-    nobody = oracle(replace(workload, apps=()), warm, NOISY_TABLES)
+    nobody = optimum(replace(workload, apps=()), warm, NOISY_TABLES)
     assert nobody.energy_mj == pytest.approx(8 * warm.power_mw({}, {}, coldest_c))
 
 
@@ -98,7 +110,7 @@ def test_equals_brute_force_where_a_frame_runs_at_one_clock(floor_pct):
             if ms <= deadline_ms and point.accuracy_val_pct >= floor_pct:
                 gpu = on.unit("gpu")
                 found.append(ms * (gpu.power_mw(mhz) - gpu.idle_mw(250.0)) / 1000)
-        best = oracle(workload, on, points)
+        best = optimum(workload, on, points)
         assert best.energy_mj == pytest.approx(best.idle_mj + 10 * min(found))
         assert best.served == 10
 
@@ -106,7 +118,7 @@ def test_equals_brute_force_where_a_frame_runs_at_one_clock(floor_pct):
 def test_a_window_between_two_clocks_mixes_them():
     on = board(unit(settle_ms=0.0))
     workload = periodic(100.0, deadline_ms=30.0, horizon_s=1.0, accuracy_floor_pct=75.0)
-    gpu, best = on.unit("gpu"), oracle(workload, on, tables(on))
+    gpu, best = on.unit("gpu"), optimum(workload, on, tables(on))
     cost = {mhz: ms * (gpu.power_mw(mhz) - gpu.idle_mw(250.0)) / 1000
             for mhz, ms in ((1000.0, 20.0), (500.0, 40.0))}  # fmt: skip
     assert best.energy_mj - best.idle_mj == pytest.approx(10 * (cost[1000.0] + cost[500.0]) / 2)
@@ -119,18 +131,18 @@ def test_a_frame_stays_on_its_unit_where_that_can_be_decided(monkeypatch):
     points = tables(on, nets=(("large", 80.0, 20.0),), units=("gpu", "cpu"))
     workload = periodic(1000.0, deadline_ms=150.0, horizon_s=10.0)
     on_gpu = tables(on, nets=(("large", 80.0, 20.0),))
-    stays, alone = oracle(workload, on, points), oracle(workload, on, on_gpu)
+    stays, alone = optimum(workload, on, points), optimum(workload, on, on_gpu)
     assert stays.energy_mj == pytest.approx(alone.energy_mj)
     assert stays.served == 10
     assert 0 <= stays.gap <= 1e-4
-    monkeypatch.setattr(sys.modules[oracle.__module__], "MOST_BINARIES", 0)
-    assert oracle(workload, on, points).energy_mj < stays.energy_mj - 1
+    monkeypatch.setattr(oracle_module, "MOST_BINARIES", 0)
+    assert optimum(workload, on, points).energy_mj < stays.energy_mj - 1
 
 
 def test_only_the_optimum_says_what_is_infeasible():
     changes = [Change(1.0, "app", deadline_ms=15.0), Change(2.0, "app", deadline_ms=100.0)]
     workload = periodic(100.0, horizon_s=3.0, changes=changes, accuracy_floor_pct=75.0)
-    best = oracle(workload, board(), tables(board()))
+    best = optimum(workload, board(), tables(board()))
     assert {frame for _, frame in best.infeasible} == set(range(10, 20))
     assert best.spans_s[0][0] == pytest.approx(1.0)
     assert best.spans_s[-1][1] == pytest.approx(1.915)
@@ -140,7 +152,7 @@ def test_only_the_optimum_says_what_is_infeasible():
 def test_two_frames_at_once_share_the_unit():
     on = board(unit(settle_ms=0.0))
     apps = tuple(App(n, "net", 40.0, period_ms=100.0, accuracy_floor_pct=75.0) for n in "ab")
-    one, two = (oracle(Workload("w", 1.0, apps[:n]), on, tables(on)) for n in (1, 2))
+    one, two = (optimum(Workload("w", 1.0, apps[:n]), on, tables(on)) for n in (1, 2))
     # Alone each would run at 500 MHz; together only the highest clock is in time.
     assert two.energy_mj - two.idle_mj > 2.5 * (one.energy_mj - one.idle_mj)
     assert not two.infeasible
@@ -150,12 +162,13 @@ def test_offered_frames_are_those_of_the_engine():
     workload = Workload("w", 5.0, (App("a", "net", 100.0, "server", 60.0),))
     log = run(workload, NOISY, NOISY_TABLES, fixed(app="a"), 4)
     expected = [(e["frame"], e["t_s"] * 1000) for e in events(log, "arrive")]
-    found = [(f.frame, f.start_ms) for f in offered(workload, NOISY_TABLES, 4)]
+    found = [(f.frame, f.start_ms) for f in offered(Case(workload, NOISY, NOISY_TABLES), 4)]
     assert [n for n, _ in found] == [n for n, _ in expected]
     assert [t for _, t in found] == pytest.approx([t for _, t in expected])
+    closed = Workload("w", 1.0, (App("a", "net", 9.0, "single-stream"),))
     with pytest.raises(DynlibError, match="closed loop"):
-        offered(Workload("w", 1.0, (App("a", "net", 9.0, "single-stream"),)), NOISY_TABLES, 0)
-    nobody = oracle(Workload("w", 2.0, ()), NOISY, NOISY_TABLES)
+        offered(Case(closed, NOISY, NOISY_TABLES), 0)
+    nobody = optimum(Workload("w", 2.0, ()), NOISY, NOISY_TABLES)
     assert nobody.energy_mj == nobody.idle_mj == pytest.approx(2 * NOISY.power_mw({}, {}))
 
 
@@ -165,14 +178,14 @@ def test_the_manager_is_near_and_linux_is_not_below(name):
     points = published_tables(on)
 
     def make(seed):
-        return scenario(name, points, on, seed)
+        return scenario(name, on, points, seed).workload
 
     near = against_optimum([name], on, points, seeds=[200]).iloc[0]
     assert 1 <= near["energy_over_oracle"] <= 1.15
     assert near["above_idle_over_oracle"] <= 1.35
     assert near["deadline_miss_pct"] <= 1.0
     assert (near["infeasible_pct"] > 5) == (name == "T6")
-    linux = linux_default(make, on, points, seeds=[9001])
+    linux = linux_default(cases(make, on, points), seeds=[9001])
     log = run(make(200), on, points, linux, 200)
     assert energy_mj(log) >= bound(make(200), log, 200, on, points).energy_mj
     times = [e["t_s"] for e in log]

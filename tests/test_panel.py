@@ -7,13 +7,14 @@ import pandas as pd
 import pytest
 from runtime_cases import NOISY, NOISY_TABLES
 
+from dynlib.runtime.case import Case
 from dynlib.workload import App, Workload
 from suite.errors import SuiteError
 from suite.studies.panel import Panel
 
 APPS = (App("a", "net", 100.0, period_ms=100.0, accuracy_floor_pct=75.0),
         App("b", "net", 100.0, period_ms=100.0))  # fmt: skip
-PANEL = Panel(Workload("case", 4.0, APPS), NOISY, NOISY_TABLES)
+PANEL = Panel(Case(Workload("case", 4.0, APPS), NOISY, NOISY_TABLES))
 
 
 def after(table, what, name):

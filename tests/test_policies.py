@@ -1,12 +1,10 @@
 import pytest
-from runtime_cases import board, fixed, periodic, tables, unit
+from runtime_cases import board, cases, fixed, periodic, run, summarise, tables, unit
 
 from dynlib.errors import TableError
 from dynlib.machine.bind import load_board
 from dynlib.points import PointTable, make_table
-from dynlib.runtime.engine import run
 from dynlib.runtime.rivals import best_static, linux_default
-from dynlib.runtime.summary import summarise
 from dynlib.workload import App, Change, Workload
 from suite.papers.dynamic_ofa import published_frame, published_tables
 from suite.studies.compare import compare_policies
@@ -20,7 +18,7 @@ TABLES = tables(BOARD)
 def test_linux_default_takes_the_largest_network_that_misses_at_most_one_percent():
     for period_ms in (12.0, 17.0, 25.0, 60.0):
         make = lambda seed, p=period_ms: periodic(p, horizon_s=20.0)  # noqa: E731
-        policy = linux_default(make, BOARD, TABLES)
+        policy = linux_default(cases(make, BOARD, TABLES))
         chosen = policy.placements["app"].subnet
         misses = {}
         for net in ("large", "small"):
@@ -38,7 +36,7 @@ def test_linux_default_takes_the_largest_network_that_misses_at_most_one_percent
 def test_linux_default_keeps_every_app_where_it_starts():
     on = load_board("jetson-xavier-nx")
     points = published_tables(on)
-    policy = linux_default(lambda seed: scenario("T2", points, on, seed), on, points, seeds=(9001,))
+    policy = linux_default(lambda seed: scenario("T2", on, points, seed), seeds=(9001,))
     assert [policy.placements[app].unit for app in "ab"] == ["gpu", "carmel0"]
     assert policy.governors == {"gpu": "nvhost_podgov", "carmel0": "schedutil",
                                 "carmel1": "schedutil", "carmel2": "schedutil"}  # fmt: skip
@@ -46,18 +44,18 @@ def test_linux_default_keeps_every_app_where_it_starts():
 
 def test_best_static_is_the_cheapest_of_all_settings_without_misses():
     make = lambda seed: periodic(45.0, horizon_s=10.0, accuracy_floor_pct=75.0)  # noqa: E731
-    policy = best_static(make, BOARD, TABLES, seeds=(9001,))
+    policy = best_static(cases(make, BOARD, TABLES), seeds=(9001,))
     assert policy.clocks == {"gpu": 500.0}
     assert policy.placements["app"].subnet == "large"
     hopeless = lambda seed: periodic(5.0, horizon_s=1.0)  # noqa: E731
-    assert best_static(hopeless, BOARD, TABLES, seeds=(9001,)) is None
+    assert best_static(cases(hopeless, BOARD, TABLES), seeds=(9001,)) is None
 
 
 def test_best_static_of_what_cannot_be_done_misses_about_as_few_as_can_be():
     # The large network is too slow for the first half, the small one below the floor in the second.
     steps = (Change(5.0, "app", accuracy_floor_pct=75.0), Change(5.0, "app", period_ms=60.0))
     workload = periodic(15.0, changes=steps, horizon_s=10.0, deadline_ms=50.0)
-    chosen = best_static(lambda seed: workload, BOARD, TABLES, seeds=(9001,))
+    chosen = best_static(cases(lambda seed: workload, BOARD, TABLES), seeds=(9001,))
     missed = {}
     for net in ("small", "large"):
         for mhz in BOARD.units[0].freqs:
@@ -70,7 +68,7 @@ def test_best_static_of_what_cannot_be_done_misses_about_as_few_as_can_be():
 def test_best_static_of_two_apps_shares_the_clock():
     apps = tuple(App(n, "net", 60.0, period_ms=60.0) for n in "ab")
     make = lambda seed: Workload("w", 5.0, apps)  # noqa: E731
-    policy = best_static(make, BOARD, TABLES, seeds=(9001,))
+    policy = best_static(cases(make, BOARD, TABLES), seeds=(9001,))
     assert {p.subnet for p in policy.placements.values()} == {"small"}
     assert policy.clocks == {"gpu": 500.0}
 

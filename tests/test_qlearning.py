@@ -5,13 +5,13 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from runtime_cases import board, periodic, tables, unit
+from runtime_cases import board, cases, periodic, run, summarise, tables, unit
 
 from dynlib.boards.board import Opp
 from dynlib.errors import DynlibError
-from dynlib.runtime.engine import Engine, run
+from dynlib.runtime.case import Case
 from dynlib.runtime.rivals import linux_default
-from dynlib.runtime.summary import summarise
+from dynlib.runtime.simulate import Simulation
 from suite.papers.ztt import QAgent, is_flat, matches, q_update, train_agent
 from suite.record.figures import save
 from suite.studies.manage import simulate_many
@@ -27,12 +27,12 @@ def make(seed):
 
 @pytest.fixture(scope="module")
 def trained():
-    return train_agent(make, BOARD, TABLES)
+    return train_agent(cases(make, BOARD, TABLES))
 
 
 @pytest.fixture(scope="module")
 def runs(trained):
-    fixed = {name: (lambda make, name=name: linux_default(make, BOARD, TABLES, SEEDS, name, name))
+    fixed = {name: (lambda make, name=name: linux_default(make, SEEDS, name, name))
              for name in ("performance", "schedutil")}  # fmt: skip
     policies = fixed | {"q-learning": lambda make: trained[0]}
     return simulate_many({"toy": make}, BOARD, TABLES, policies, SEEDS)
@@ -84,7 +84,7 @@ def test_deciding_is_pure(trained, training):
 
 def test_same_seed_same_agent_and_another_seed_another(trained):
     (one, curve), (again, same), (other, _) = (
-        train_agent(make, BOARD, TABLES, episodes=5, seed=seed) for seed in (0, 0, 1)
+        train_agent(cases(make, BOARD, TABLES), episodes=5, seed=seed) for seed in (0, 0, 1)
     )
     assert (one.values["gpu"] == again.values["gpu"]).all()
     assert (one.values["gpu"] != other.values["gpu"]).any()
@@ -132,7 +132,7 @@ def test_kept_only_with_less_energy_as_few_misses_and_equal_work(runs):
 def test_a_longer_frame_and_less_time_ask_for_more_clock(trained):
     """The state that the agent sees: the load falls with the deadline, and lateness raises it."""
     agent, _ = trained
-    engine = Engine(make(300), BOARD, TABLES, agent, 300)
+    engine = Simulation(Case(make(300), BOARD, TABLES), agent, 300)
     engine.run()
     cycles, trail = engine.memory
     assert trail == ()
@@ -143,9 +143,9 @@ def test_a_longer_frame_and_less_time_ask_for_more_clock(trained):
 def test_refuses_what_it_cannot_learn_from():
     single = board(unit(opps=(Opp(1000.0, 1000.0),)))
     with pytest.raises(DynlibError, match=r"'tiny'.*'gpu' has one clock, expected more"):
-        train_agent(make, single, tables(single))
+        train_agent(cases(make, single, tables(single)))
     with pytest.raises(DynlibError, match=r"table of 'net'.*board tiny, expected 'other'"):
-        train_agent(make, replace(BOARD, name="other"), TABLES)
+        train_agent(cases(make, replace(BOARD, name="other"), TABLES))
 
 
 def test_a_learnt_table_is_for_its_board_alone(trained):
@@ -181,7 +181,7 @@ def test_the_learning_curve_is_drawn(trained, runs, tmp_path):
 
 def test_summaries_and_curves_count_alike(trained):
     """The curve's energy and misses are those of `summarise` for the same run."""
-    agent, curve = train_agent(make, BOARD, TABLES, episodes=1)
+    agent, curve = train_agent(cases(make, BOARD, TABLES), episodes=1)
     visits = {u: np.zeros_like(v) for u, v in agent.values.items()}
     first = {u: np.full_like(v, -50.0) for u, v in agent.values.items()}
     for value in first.values():

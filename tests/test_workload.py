@@ -150,7 +150,7 @@ def test_poisson_arrivals_have_their_rate_and_are_nobody_elses():
 def test_every_scenario_is_a_valid_workload(name, xavier, tmp_path):
     board = load_board("hikey960") if name == "S6" else xavier[0]  # who publishes its heat
     tables = published_tables(board)
-    workload = scenario(name, tables, board, seed=1)
+    workload = scenario(name, board, tables, seed=1).workload
     assert workload.horizon_s == 60
     assert load_workload(dump_workload(workload, tmp_path / "w.toml")) == workload
     for app in workload.apps:
@@ -160,23 +160,23 @@ def test_every_scenario_is_a_valid_workload(name, xavier, tmp_path):
 
 def test_scenarios_are_relative_to_the_table(xavier):
     board, tables = xavier
-    s2 = scenario("S2", tables, board)
+    s2 = scenario("S2", board, tables).workload
     assert s2.apps[0].period_ms == pytest.approx(2.5 * 61.735)
     assert s2.apps[0].accuracy_floor_pct == pytest.approx(74.202)
     assert [(c.t_s, round(c.deadline_ms / 61.735, 9)) for c in s2.changes] == [(20, 1.25), (40, 4)]
-    s3 = scenario("S3", tables, board)
+    s3 = scenario("S3", board, tables).workload
     assert [c.accuracy_floor_pct for c in s3.changes] == pytest.approx([74.202, 76.616])
     hikey = load_board("hikey960")
-    s6 = scenario("S6", published_tables(hikey), hikey)
+    s6 = scenario("S6", hikey, published_tables(hikey)).workload
     assert s6.apps[0].deadline_ms == pytest.approx(1.5 * 1858)
     assert [(c.t_s, c.ambient_c, c.announced) for c in s6.changes] == [(10, 40, False)]
-    t2 = scenario("T2", tables, board)
+    t2 = scenario("T2", board, tables).workload
     assert [a.start_unit for a in t2.apps] == ["gpu", "carmel0"]
 
 
 def test_s4_draws_its_later_visits_from_the_seed(xavier):
     board, tables = xavier
-    times = {seed: [c.t_s for c in scenario("S4", tables, board, seed).changes]
+    times = {seed: [c.t_s for c in scenario("S4", board, tables, seed).workload.changes]
              for seed in (1, 1, 2)}  # fmt: skip
     assert times[1][:2] == times[2][:2] == [2.5, 10.0]
     assert times[1] != times[2]
@@ -189,4 +189,4 @@ def test_s4_draws_its_later_visits_from_the_seed(xavier):
 def test_an_unknown_scenario_lists_the_known(xavier):
     board, tables = xavier
     with pytest.raises(WorkloadError, match=r"'S99'.*S1"):
-        scenario("S99", tables, board)
+        scenario("S99", board, tables)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from dynlib.errors import DynlibError
 from dynlib.manager.pace import Pacer, Stream, Work
 from dynlib.manager.planner import OBJECTIVES, Demand, Plan, Planner, schedulable
-from dynlib.manager.policy import Action, AppState, State
+from dynlib.manager.policy import Action, AppState, State, edf
 from dynlib.manager.slowdown import Slowdown
 from dynlib.points import Tables
 from dynlib.workload import CLOSED_LOOP, Requirement
@@ -59,7 +59,7 @@ class Manager:
     """
 
     name = "manager"
-    order = "edf"
+    choose = staticmethod(edf)
     static = False
 
     def __init__(
@@ -123,7 +123,7 @@ class Manager:
         for frame in state.finished:
             if frame.app not in tables:
                 continue
-            point = tables[frame.app].point(frame.subnet, frame.unit)
+            point = tables[frame.app].point(frame.subnet, frame.unit, frame.setting)
             ratio = self._share(frame.unit, point, frame.ran, state.emc)
             if math.isfinite(ratio) and ratio > 0:
                 slowdowns[frame.unit] = slowdowns[frame.unit].measured(
@@ -193,10 +193,11 @@ class Manager:
     def _tasks(self, plan: Plan, demands):
         """(unit, index of its clock, demand, point) of every app under `plan`."""
         for demand in demands:
-            if plan.placements[demand.app] is None:
+            placement = plan.placements[demand.app]
+            if placement is None:
                 continue
-            subnet, unit = plan.placements[demand.app]
-            point = self.tables[demand.model].point(subnet, unit)
+            point = self.tables[demand.model].point(*placement)
+            unit = placement.unit
             yield unit, self.index[unit][plan.clocks[unit]], demand, point
 
     def _holds(self, plan: Plan, demands, used, limits, memory_mb: float) -> bool:
@@ -266,7 +267,7 @@ class Manager:
         for app in state.apps:
             table = self._table(app)
             for job in app.running:
-                point = table.point(job.subnet, job.unit)
+                point = table.point(job.subnet, job.unit, job.setting)
                 done = self._share(job.unit, point, job.ran, 1.0) / used[job.unit]
                 worst = self.planner.margin(point) - done
                 found[job.unit][0].append(

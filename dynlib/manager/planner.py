@@ -395,7 +395,7 @@ class Planner:
         for unit, (group, load) in loads.items():
             clocks[unit] = self.board.unit(unit).freqs[load.index]
             for demand, point in zip(group, load.points, strict=True):
-                placements[demand.app] = Placement(point.subnet, unit)
+                placements[demand.app] = Placement(point.subnet, unit, point.setting)
         placements = {d.app: placements.get(d.app) for d in demands}
         power_mw = sum(load.power_mw for _, load in loads.values())
         accuracy_pct = sum(load.accuracy_pct for _, load in loads.values())
@@ -415,6 +415,6 @@ class Planner:
                 best = score, point
         placements, clocks = dict.fromkeys(d.app for d in demands), {}
         if best is not None:
-            placements[demand.app] = Placement(best[1].subnet, best[1].unit)
+            placements[demand.app] = Placement(best[1].subnet, best[1].unit, best[1].setting)
             clocks[best[1].unit] = limit[best[1].unit]
         return Plan(placements, clocks, math.inf, 0.0, (*degraded, f"{demand.app} late"))

@@ -1,16 +1,19 @@
-"""What a policy sees and what it answers. Deciding is pure; only the engine acts.
+"""What a policy sees and what it answers. Deciding is pure; only the loop around it acts.
 
-A policy has `governors` (unit -> kernel governor; units not named obey `Action.clocks`), `order`
-(how waiting frames queue: fifo, edf or priority), `static` (asked only at the start and when
-something announced or capped changes, not for frames), and ``decide(state, limits) -> Action``, a
-pure function: what it wants to remember it returns in `Action.memory` and finds in `State.memory`.
+A policy has `governors` (unit -> kernel governor; units not named obey `Action.clocks`), `static`
+(asked only at the start and when something announced or capped changes, not for frames), and two
+pure functions: ``decide(state, limits) -> Action``, which returns what it wants to remember in
+`Action.memory` and finds it in `State.memory`; and ``choose(ready, now_ms) -> job``, one of the
+jobs that a unit could run now, asked whenever it falls idle: at the start and after every segment.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any, NamedTuple, Protocol
 
+from dynlib.points import PLAIN, Point, Setting
 from dynlib.workload import Requirement
 
 
@@ -19,6 +22,7 @@ class Placement(NamedTuple):
 
     subnet: str
     unit: str
+    setting: Setting = PLAIN
 
 
 class Waiting(NamedTuple):
@@ -37,6 +41,7 @@ class Running(NamedTuple):
     deadline_at_ms: float
     floor_pct: float
     ran: tuple[tuple[float, float], ...]
+    setting: Setting = PLAIN
 
 
 class Finished(NamedTuple):
@@ -46,6 +51,7 @@ class Finished(NamedTuple):
     subnet: str
     unit: str
     ran: tuple[tuple[float, float], ...]
+    setting: Setting = PLAIN
 
 
 class AppState(NamedTuple):
@@ -97,13 +103,50 @@ class Action:
     reason: str = ""
 
 
+class Ready(Protocol):
+    """A job as `choose` sees it: one frame, started (`point` is its operating point) or waiting.
+
+    `segment` is the number of the one it would run next; `ran` the time at each clock, MHz -> ms.
+    """
+
+    app: str
+    frame: int
+    priority: int
+    arrival_ms: float
+    deadline_at_ms: float
+    point: Point | None
+    segment: int
+    ran: Mapping[float, float]
+
+
+def fifo(ready: Sequence[Ready], now_ms: float) -> Ready:
+    """First come, first served."""
+    return min(ready, key=_ARRIVAL)
+
+
+def edf(ready: Sequence[Ready], now_ms: float) -> Ready:
+    """The earliest deadline first."""
+    return min(ready, key=_DEADLINE)
+
+
+def by_priority(ready: Sequence[Ready], now_ms: float) -> Ready:
+    """The most important app first, then the earliest deadline."""
+    return min(ready, key=lambda job: (-job.priority, job.deadline_at_ms, job.app, job.frame))
+
+
+_ARRIVAL = attrgetter("arrival_ms", "app", "frame")
+_DEADLINE = attrgetter("deadline_at_ms", "arrival_ms", "app", "frame")
+
+
 class Policy(Protocol):
     """See the module's docstring."""
 
     name: str
-    order: str
     static: bool
     governors: Mapping[str, str]
+
+    def choose(self, ready: Sequence[Ready], now_ms: float) -> Ready:
+        """One of `ready`, to run on an idle unit until its next segment ends."""
 
     def decide(self, state: State, limits: Mapping[str, float]) -> Action:
         """`limits`: the highest clock each unit may have now, in MHz; 0 where it is lost."""

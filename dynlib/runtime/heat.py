@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dynlib.boards.board import Board
 from dynlib.boards.thermal import Actor, PowerAllocator, ThermalRC, granted_mhz
 from dynlib.runtime.conditions import Conditions, static_mw, thermal_facts
-from dynlib.runtime.jobs import UnitRun
+from dynlib.runtime.units import UnitRun
 
 # A guess, so every run with heat is labelled `estimated`. A die follows its power within a second,
 # a board with its case in minutes. 20 s, on HiKey960 the capacity of 2 g of aluminium (R = 11 K/W,

@@ -1,9 +1,8 @@
-"""A policy on the machine it runs on: real frames, real time, a real load beside it.
+"""A run on the machine itself: real frames, real time, a real load beside it.
 
-The loop here does for this computer what the engine does for a simulated board: it shows a policy
-what can be observed and carries out what it decides. The networks come in as callables. It turns
-the sub-network, the threads (a unit of the board for each number of them) and the CPU quota, so
-that we never take much more than the plan needs; clocks are left to the kernel.
+The networks come in as callables. What a policy decides is carried out by switching them and by the
+machine's knobs for this process: threads, and a CPU quota, so that we never take much more than the
+plan needs; clocks are left to the kernel. One frame runs at a time.
 
 What breaks costs one step each, and is said once, in `LiveRun.problems` and as a warning:
 - a knob that is given up (see `Machine`) stays as it is;
@@ -19,22 +18,23 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from operator import itemgetter
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from dynlib.boards.board import Board
 from dynlib.errors import MachineError, WorkloadError
 from dynlib.log import DecisionLog
 from dynlib.machine.control import Missing
 from dynlib.machine.machine import Machine
-from dynlib.manager.policy import Finished, Placement, Policy, State
-from dynlib.points import Tables
-from dynlib.runtime.jobs import ORDERS, AppRun, Job
-from dynlib.workload import CLOSED_LOOP, Workload
+from dynlib.manager.policy import Action, Placement, Policy, State
+from dynlib.runtime.jobs import AppRun, Job
+from dynlib.runtime.loop import DONE, Loop
+from dynlib.runtime.summary import Run
 
-LIVE_KNOBS = ("threads", "quota_pct")
+if TYPE_CHECKING:
+    from dynlib.runtime.case import Case
+
+LIVE_KNOBS = {"threads": "cores", "quota_pct": "quota"}  # of the process -> field of the log
 _QUOTA_ROOM = 2.0  # CPU time allowed, over what the points in use take while nobody disturbs
 _LEAST_PCT = 20  # room for the program around the networks
 _NAP_S = 0.0005  # the end of a wait, which is spent awake: a sleep may last that much longer
@@ -43,23 +43,35 @@ _LOG = logging.getLogger(__name__)
 
 
 class Served(NamedTuple):
-    """One app's network: `switch(subnet)`, and what answers frame k, its work done on return."""
+    """One app's network.
 
-    switch: Callable[[str], object]
+    `switch(subnet)`, or ``switch(subnet, setting)`` with `takes_setting`, makes it ready;
+    `answer(k)` answers frame k, its work done on return.
+    """
+
+    switch: Callable[..., object]
     answer: Callable[[int], Any]
+    takes_setting: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class LiveRun:
-    """What a live run left: its log; (app, frame) -> answer; CPU seconds of this process spent
-    in the policy and on the knobs; wall seconds; what broke -> why: a knob by its kind, `policy`,
-    "app cam", or "app cam, switch to small"."""
+class LiveRun(Run):
+    """What a live run left, beside its log.
 
-    log: DecisionLog
-    answers: Mapping[tuple[str, int], Any]
-    policy_s: float
-    wall_s: float
-    problems: Mapping[str, str]
+    Attributes:
+        answers: (app, frame) -> answer.
+        policy_s: CPU seconds of this process spent in the policy and on the knobs.
+        wall_s: seconds in all.
+        problems: what broke -> why: a knob by its kind, `policy`, "app cam", or "app cam, switch to
+            small".
+    """
+
+    def __init__(
+        self, case: "Case", log: DecisionLog, answers: Mapping[tuple[str, int], Any],
+        policy_s: float, wall_s: float, problems: Mapping[str, str],
+    ):  # fmt: skip
+        super().__init__(case, log)
+        self.answers, self.problems = answers, problems
+        self.policy_s, self.wall_s = policy_s, wall_s
 
     @property
     def overhead_pct(self) -> float:
@@ -67,219 +79,228 @@ class LiveRun:
         return 100 * self.policy_s / self.wall_s
 
 
-def run_live(
-    workload: Workload,
-    board: Board,
-    tables: Tables,
+def serve(
+    case: "Case",
     policy: Policy,
-    served: Mapping[str, Served],
-    knobs: Machine | None = None,
+    networks: Mapping[str, Served],
+    *,
+    machine: Machine | None = None,
     journal: str | Path | None = None,
+    seed: int = 0,
 ) -> LiveRun:
-    """Serve `workload`, whose times are now real ones, under `policy`, and log as the engine does.
+    """Serve a case in real time, on the machine this runs on, and log as a simulation does.
 
-    One frame runs at a time. Like in the engine a frame is dropped when its deadline has passed
-    before it starts, and one that runs is never aborted; the policy is asked at the start, and when
-    frames arrived or ended.
+    Requirements change, apps come and go, and limits are set as the workload says; its competitors
+    have to be real ones.
 
     Args:
-        workload: apps in open loop, whose requirements do not change.
-        board: of `live_board`. tables: measured points on it.
-        served: app -> its network.
-        knobs: the opened board, held with ``with``; None: only sub-networks change.
+        networks: app -> its network.
+        machine: opened, and held with ``with``; None: only sub-networks change.
         journal: file that gets every event of the log as it comes (`DecisionLog.journal`).
+        seed: of arrivals.
 
-    Raises `WorkloadError` for a workload with changes or in closed loop, and whatever the policy
-    raises before any app was placed.
+    Raises `WorkloadError` for a workload that stretches units, changes the memory clock or the air;
+    and whatever the policy raises before any app was placed.
     """
-    if workload.changes or any(app.arrival in CLOSED_LOOP for app in workload.apps):
-        raise WorkloadError(f"{workload.name}: live runs take neither changes nor closed loops")
-    loop = _Loop(workload, board, tables, policy, served, knobs)
+    for change in case.workload.changes:
+        if change.stretch or change.emc_mhz or change.ambient_c is not None:
+            raise WorkloadError(
+                f"{case.workload.name}: at {change.t_s:g} s: a live run cannot set stretch, "
+                "emc_mhz or ambient_c; expected changes of apps, caps or memory_mb"
+            )
+    loop = _Live(case, policy, networks, machine, seed)
     if journal:
         loop.log.journal(journal)
     collects = gc.isenabled()
     gc.disable()  # a collection takes longer than many a frame
     try:
-        return loop.run()
+        log = loop.run()
     finally:
         if collects:
             gc.enable()
+    return LiveRun(case, log, loop.answers, loop.policy_s, loop.wall_s(), loop.problems)
 
 
-class _Loop:
-    def __init__(self, workload, board, tables, policy, served, knobs):
-        self.board, self.tables, self.policy, self.served = board, tables, policy, served
-        self.knobs, known = knobs, knobs.knobs if knobs else {}
+class _Live(Loop):
+    """The machine as a world: it has one place, where one frame runs at a time."""
+
+    def __init__(self, case, policy, networks, machine, seed):
+        known = machine.knobs if machine else {}
         self.turned = {kind: None for kind in LIVE_KNOBS if ("process", kind) in known}
-        self.clocks = {unit.name: unit.max_mhz for unit in board.units}
-        self.apps = [AppRun(app, workload, tables[app.model], 0, (1.0,)) for app in workload.apps]
-        self.coming = [next(run.arrivals, None) for run in self.apps]
-        self.news, self.finished, self.memory, self.policy_s = True, [], None, 0.0
-        self.wanted: dict[str, Placement | None] = {}
+        super().__init__(case, policy, seed, "measured", knobs=["subnet", *self.turned])
+        self.networks, self.machine = networks, machine
+        self.clocks = {unit.name: unit.max_mhz for unit in self.board.units}
         self.answers: dict[tuple[str, int], Any] = {}
         self.problems: dict[str, str] = {}
-        self.log = DecisionLog(
-            scenario=workload.name, policy=policy.name, seed=0, board=board.name,
-            board_sha256=board.digest, workload_sha256=workload.digest,
-            table_sha256={name: table.digest for name, table in tables.items()},
-            source="measured", horizon_s=workload.horizon_s, knobs=["subnet", *self.turned],
-        )  # fmt: skip
+        self.dead: dict[str, str] = {}
+        self.policy_s = 0.0
+        self.handlers[DONE] = self.on_done
+        self.begin = time.perf_counter()
 
-    def run(self) -> LiveRun:
-        asked, self.begin = False, time.perf_counter()
-        while True:
-            self._tick()
-            if self.news and not (asked and self.policy.static):
-                self._decide()
-            asked, self.news = True, False
-            ready = [run.waiting[0] for run in self.apps if run.waiting and run.placement]
-            ahead = [item[0] for item in self.coming if item]
-            if ready:
-                self._serve(min(ready, key=ORDERS[self.policy.order]))
-            elif ahead:
-                self._sleep(min(ahead))
-            else:
-                break
-        wall_s = self._now_ms() / 1000
-        return LiveRun(self.log, self.answers, self.policy_s, wall_s, self.problems)
+    def wall_s(self) -> float:
+        """Seconds since the start."""
+        return time.perf_counter() - self.begin
 
-    def _now_ms(self) -> float:
-        return (time.perf_counter() - self.begin) * 1000
-
-    def _sleep(self, until_ms: float) -> None:
-        time.sleep(max((until_ms - self._now_ms()) / 1000 - _NAP_S, 0.0))
-        while self._now_ms() < until_ms:
+    def wait(self, until_ms: float) -> float:
+        """Sleep until then, if that is not yet."""
+        time.sleep(max(until_ms / 1000 - self.wall_s() - _NAP_S, 0.0))
+        while (now_ms := self.wall_s() * 1000) < until_ms:
             pass
+        return now_ms
 
-    def _log(self, t_ms: float, event: str, job: Job | None = None, **values) -> None:
-        who = {"app": job.app.app.name, "frame": job.frame} if job else {}
-        self.log.add(t_ms / 1000, event, **who, **values)
+    def free(self) -> tuple[str]:
+        """The machine: whatever ran there has ended."""
+        return ("machine",)
+
+    def place_of(self, unit: str) -> str:
+        """All units share it."""
+        return "machine"
+
+    def dispatch(self, place: str, job: Job) -> None:
+        """Answer a frame; its end is an event, as others may have happened meanwhile."""
+        if self.wall_s() * 1000 >= job.deadline_at_ms:
+            self.drop(job, "deadline passed")  # at the last moment
+            self.push(self.now_ms, DONE)
+            return
+        self.start(job, 0.0)
+        begin_ms = self.wall_s() * 1000
+        asleep_s, problem = _asleep_s(), ""
+        try:
+            self.answers[job.app, job.frame] = self.networks[job.app].answer(job.frame)
+        except Exception as error:  # whatever it is, the other apps are served
+            problem = repr(error)
+        end_ms = self.wall_s() * 1000
+        suspended = _asleep_s() - asleep_s > _SUSPENDED_S
+        job.ran[self.clocks[job.point.unit]] = end_ms - begin_ms
+        self.push(end_ms, DONE, (job, suspended, problem))
+
+    def on_done(self, item) -> None:
+        """A frame has its answer, or its app has died of it."""
+        if item is None:
+            return  # a frame was dropped at the last moment: time to look for another
+        job, suspended, problem = item
+        if problem:
+            job.run.jobs.remove(job)
+            self._dies(job.run, problem)
+            self.record("drop", job, reason=f"app died: {problem}")
+        elif suspended:
+            self.finish(job, reason="suspended")
+            self.finished.pop()
+        else:
+            self.finish(job)
+
+    def drop_expired(self, run: AppRun) -> None:
+        """A dead app's frames are dropped at once."""
+        if run.app.name not in self.dead:
+            super().drop_expired(run)
+            return
+        for job in list(run.waiting):
+            self.drop(job, "app died")
+
+    def next_query(self, run: AppRun) -> None:
+        """A dead app asks for nothing more."""
+        if run.app.name not in self.dead:
+            super().next_query(run)
+
+    def settle(self) -> None:
+        """A dead app is nothing to decide about."""
+        for name in self.dead:
+            self.drop_expired(self.apps[name])
+        super().settle()
+
+    def consult(self, state: State, limits: Mapping[str, float]) -> Action:
+        """Ask the policy; one that fails is not asked again."""
+        if "policy" in self.problems:
+            return Action(memory=self.memory)
+        try:
+            return self.policy.decide(state, limits)
+        except Exception as error:  # the board must not be left to nobody
+            if all(run.placement is None for run in self.apps.values()):
+                raise
+            self._problem("policy", repr(error))
+            reason = f"policy failed: {error!r}"
+            self.log.add(self.now_ms / 1000, "decide", reason=reason)
+            return Action(memory=self.memory)
+
+    def decide(self) -> None:
+        """Deciding and acting are timed: they are what managing costs."""
+        before, begin = self.placements(), time.process_time()
+        super().decide()
+        if self.placements() != before:
+            self._turn()
+        self.policy_s += time.process_time() - begin
+
+    def apply(self, action: Action) -> None:
+        """Carry out what concerns the living."""
+        placements = {k: where for k, where in action.placements.items() if k not in self.dead}
+        super().apply(replace(action, placements=placements))
+
+    def placements(self) -> list[Placement | None]:
+        """Where every app is."""
+        return [run.placement for run in self.apps.values()]
+
+    def observe_units(self) -> dict[str, Any]:
+        """Clocks are the kernel's business, and power is not measured here."""
+        return {"clocks": self.clocks, "targets": self.clocks, "power_mw": math.nan}
+
+    def switch(self, run: AppRun, placement: Placement | None) -> Placement | None:
+        """Switch; where that fails, the network before serves on."""
+        name = run.app.name
+        if placement is None:
+            return None
+        for where in filter(None, (placement, run.placement)):
+            try:
+                run.table.point(*where)
+                network = self.networks[name]
+                how = (where.setting,) if network.takes_setting else ()
+                network.switch(where.subnet, *how)
+                return where
+            except Exception as error:  # out of memory, say, half way
+                self._problem(f"app {name}, switch to {where.subnet}", repr(error))
+        self._dies(run, "no network could be switched to")
+        return None
+
+    def _turn(self) -> None:
+        """Threads and quota for the points now in use."""
+        placed = [run for run in self.apps.values() if run.placement]
+        points = [run.table.point(*run.placement) for run in placed]
+        threads = max((p.setting.threads or p.cores for p in points), default=1)
+        busy = sum(
+            point.cores * point.latency_ms[-1] / run.known.period_ms
+            for run, point in zip(placed, points, strict=True)
+        )
+        quota_pct = max(round(100 * _QUOTA_ROOM * busy), _LEAST_PCT)
+        wanted = {"threads": int(threads), "quota_pct": quota_pct}
+        for kind in list(self.turned):
+            self._turn_knob(kind, wanted[kind])
+
+    def _turn_knob(self, kind: str, value: float) -> None:
+        bounds = self.machine.knobs["process", kind].bounds
+        value = min(value, bounds[1]) if bounds else value
+        if value == self.turned[kind]:
+            return
+        self.turned[kind] = value
+        try:
+            applied = self.machine.set("process", kind, value)
+            in_force, problem = applied.in_force, applied.problem
+        except MachineError as error:  # not a value of this knob
+            in_force, problem = self.machine.get("process", kind), str(error)
+        known = {} if isinstance(in_force, Missing) else {LIVE_KNOBS[kind]: in_force}
+        self.log.add(self.now_ms / 1000, "set", unit="process", reason=problem or kind, **known)
+        if problem:
+            self._problem(kind, problem)
+        if ("process", kind) in self.machine.refused:
+            del self.turned[kind]
+
+    def _dies(self, run: AppRun, why: str) -> None:
+        run.gone, run.placement = True, None
+        self.dead[run.app.name] = why
+        self._problem(f"app {run.app.name}", why)
 
     def _problem(self, what: str, why: str) -> None:
         if what not in self.problems:
             self.problems[what] = why
             _LOG.warning("%s: %s", what, why)
-
-    def _died(self, run: AppRun, why: str) -> None:
-        run.gone, run.placement = True, None
-        self._problem(f"app {run.app.name}", why)
-
-    def _tick(self) -> float:
-        """The time (ms), with everything due by then taken in, and expired frames dropped."""
-        now_ms, due = self._now_ms(), []
-        for i, run in enumerate(self.apps):
-            while self.coming[i] and self.coming[i][0] <= now_ms:
-                due.append((run, *self.coming[i]))
-                self.coming[i] = next(run.arrivals, None)
-        for run, arrival_ms, need in sorted(due, key=itemgetter(1)):
-            job = run.arrive(arrival_ms, need)
-            # It came when it was due, even if another frame ran then.
-            self._log(arrival_ms, "arrive", job, deadline_ms=need.deadline_ms)
-        for run in self.apps:
-            reason = "app died" if run.gone else "deadline passed"
-            while run.waiting and (run.gone or run.waiting[0].deadline_at_ms <= now_ms):
-                self._log(now_ms, "drop", run.waiting.popleft(), reason=reason)
-        self.news = self.news or bool(due)
-        return now_ms
-
-    def _serve(self, job: Job) -> None:
-        run, begin_ms = job.app, self._tick()
-        if not run.waiting or run.waiting[0] is not job:
-            return  # it expired at the last moment
-        run.waiting.popleft()
-        where = {"subnet": run.placement.subnet, "unit": run.placement.unit}
-        self._log(begin_ms, "start", job, **where)
-        self.news, asleep_s = True, _asleep_s()
-        answer = self.served[run.app.name].answer
-        try:
-            self.answers[run.app.name, job.frame] = answer(job.frame)
-        except Exception as error:  # whatever it is, the other apps are served
-            self._died(run, repr(error))
-            self._log(self._tick(), "drop", job, reason=f"app died: {error!r}")
-            return
-        end_ms = self._tick()
-        late = {"latency_ms": end_ms - job.arrival_ms}
-        if _asleep_s() - asleep_s > _SUSPENDED_S:
-            self._log(end_ms, "finish", job, **where, **late, reason="suspended")
-            return
-        self._log(end_ms, "finish", job, **where, **late)
-        ran = ((self.clocks[where["unit"]], end_ms - begin_ms),)
-        self.finished.append(Finished(run.app.name, **where, ran=ran))
-
-    def _decide(self) -> None:
-        if "policy" in self.problems:
-            self.finished = []
-            return
-        now_ms, begin = self._tick(), time.process_time()
-        seen = tuple(app for run in self.apps if (app := run.observe(now_ms)))
-        state = State(now_ms, seen, self.clocks, self.clocks, math.nan, tuple(self.finished),
-                      self.memory)  # fmt: skip
-        try:
-            action = self.policy.decide(state, dict(self.clocks))
-        except Exception as error:  # the board must not be left to nobody
-            if all(run.placement is None for run in self.apps):
-                raise
-            self._problem("policy", repr(error))
-            self.log.add(now_ms / 1000, "decide", reason=f"policy failed: {error!r}")
-            return
-        self.memory, self.finished = action.memory, []
-        changed = False
-        for run in self.apps:
-            name, old = run.app.name, self.wanted.get(run.app.name)
-            wanted = action.placements.get(name, old)
-            if wanted == old or run.gone:
-                continue
-            self.wanted[name], changed = wanted, True
-            run.placement = self._switched(run, wanted)
-            where = run.placement._asdict() if run.placement else {}
-            reason = action.reason if run.placement == wanted else "switch failed"
-            self.log.add(now_ms / 1000, "decide", app=name, **where, reason=reason)
-        if changed:
-            self._turn(now_ms)
-        self.policy_s += time.process_time() - begin
-
-    def _switched(self, run: AppRun, wanted: Placement | None) -> Placement | None:
-        """Switch; what serves from then on: where that fails, the network before."""
-        if wanted is None:
-            return None
-        for where in filter(None, (wanted, run.placement)):
-            try:
-                self.served[run.app.name].switch(where.subnet)
-                return where
-            except Exception as error:  # out of memory, say, half way
-                self._problem(f"app {run.app.name}, switch to {where.subnet}", repr(error))
-        self._died(run, "no network could be switched to")
-        return None
-
-    def _turn(self, now_ms: float) -> None:
-        """Threads and quota for the points now in use."""
-        threads, busy = 1, 0.0
-        for run in self.apps:
-            if run.placement:
-                cores = self.board.unit(run.placement.unit).cores
-                threads = max(threads, cores)
-                point = run.table.point(*run.placement)
-                busy += cores * point.latency_ms[-1] / run.known.period_ms
-        quota_pct = max(round(100 * _QUOTA_ROOM * busy), _LEAST_PCT)
-        wanted = {"threads": threads, "quota_pct": quota_pct}
-        for kind in list(self.turned):
-            bounds = self.knobs.knobs["process", kind].bounds
-            value = min(wanted[kind], bounds[1]) if bounds else wanted[kind]
-            if value == self.turned[kind]:
-                continue
-            self.turned[kind] = value
-            try:
-                applied = self.knobs.set("process", kind, value)
-                in_force, problem = applied.in_force, applied.problem
-            except MachineError as error:  # not a value of this knob
-                in_force, problem = self.knobs.get("process", kind), str(error)
-            field = {"threads": "cores", "quota_pct": "quota"}[kind]
-            known = {} if isinstance(in_force, Missing) else {field: in_force}
-            self.log.add(now_ms / 1000, "set", unit="process", **known, reason=problem or kind)
-            if problem:
-                self._problem(kind, problem)
-            if ("process", kind) in self.knobs.refused:
-                del self.turned[kind]
 
 
 def _asleep_s() -> float:

@@ -11,7 +11,7 @@ v of the lower convex hull of (ms, mJ) over the sub-networks and clocks that are
 with z[k] the part of a frame that nobody can serve, minimised first. Noise, competitors, caps and
 arrivals are known. It may pre-empt and mix clocks and networks for nothing, a change of clock costs
 no time, and heat caps nothing, with static power as in the coldest air: every schedule of the
-engine is a solution, so none takes less energy.
+loop is a solution, so none takes less energy.
 
 A frame stays on the unit where it starts, which takes a binary variable per frame and kind of unit.
 Where that gives more than `MOST_BINARIES`, or too much to search, it may migrate instead: a lower
@@ -23,19 +23,22 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from scipy.optimize import LinearConstraint, linprog, milp
 from scipy.sparse import block_array, csr_array, eye_array
 
 from dynlib.boards.board import Board, Unit
-from dynlib.errors import DynlibError
+from dynlib.errors import PolicyError, SearchError
 from dynlib.pareto import lower_hull
 from dynlib.points import Tables
 from dynlib.runtime.conditions import Conditions, conditions, rest_mw, static_mw
 from dynlib.runtime.jobs import AppRun
-from dynlib.workload import CLOSED_LOOP, Workload
+from dynlib.workload import CLOSED_LOOP
+
+if TYPE_CHECKING:
+    from dynlib.runtime.case import Case
 
 MOST_BINARIES, MOST_NODES = 400, 1000
 _SHARE = 1e-6  # of a frame: less than the solver's tolerance is nothing
@@ -75,55 +78,70 @@ class Optimum:
     gap: float = 0.0
 
 
-def offered(workload: Workload, tables: Tables, seed: int) -> list[Frame]:
-    """All frames of a run, as the engine will offer them; raises `DynlibError` for closed loops,
+def offered(case: "Case", seed: int) -> list[Frame]:
+    """All frames of a run, as the loop will offer them; raises `PolicyError` for closed loops,
     where what is offered depends on the policy."""
     frames = []
-    for app in workload.apps:
+    for app in case.workload.apps:
         if app.arrival in CLOSED_LOOP:
-            raise DynlibError(f"{app.name}: a closed loop has no optimum for the same work")
-        run = AppRun(app, workload, tables[app.model], seed, (1.0,))
+            raise PolicyError(f"{app.name}: a closed loop has no optimum for the same work")
+        run = AppRun(app, case.workload, case.tables[app.model], seed)
         for i, (t_ms, need) in enumerate(run.arrivals):
-            frames.append(Frame(app.name, i, app.model, t_ms, t_ms + need.deadline_ms,
-                                need.floor_pct, run.draw(i)))  # fmt: skip
+            end_ms = t_ms + need.deadline_ms
+            draw = run.draw(i)
+            frames.append(Frame(app.name, i, app.model, t_ms, end_ms, need.floor_pct, draw))
     return frames
 
 
-def oracle(
-    workload: Workload,
-    board: Board,
-    tables: Tables,
-    seed: int = 0,
-    only: Iterable[tuple[str, int]] | None = None,
-) -> Optimum:
-    """The least energy for `workload`; with `only`, for these frames, (app, number), alone."""
-    frames = offered(workload, tables, seed)
+def optimum(case: "Case", seed: int = 0, only: Iterable[tuple[str, int]] | None = None) -> Optimum:
+    """The least energy for a case; with `only`, for these frames, (app, number), alone."""
+    frames = offered(case, seed)
     if only is not None:
         wanted = set(only)
         frames = [f for f in frames if (f.app, f.frame) in wanted]
-    under = conditions(workload, board)
-    times = {t for f in frames for t in (f.start_ms, f.end_ms)} | {t for t, _ in under}
-    horizon_ms = workload.horizon_s * 1000
-    edges = np.array(sorted(t for t in times | {horizon_ms} if t <= horizon_ms + _SHARE))
+    under = conditions(case.workload, case.board)
+    edges = _edges(frames, under, case.workload.horizon_s * 1000)
     starts = [t for t, _ in under]
     states = [under[i][1] for i in np.searchsorted(starts, edges[:-1], side="right") - 1]
-    # No board is colder than the coldest air it was in.
-    coldest_c = min((now.ambient_c for _, now in under if now.ambient_c is not None), default=None)
-    idle_mj, always_mw = 0.0, static_mw(board, coldest_c)
-    for (a, b), now in zip(pairwise(edges), states, strict=True):
-        idle_mw = always_mw + sum(map(rest_mw, board.units, now.stretch))
-        idle_mj += idle_mw * (b - a) / 1000
+    idle_mj = _idle_mj(case.board, under, edges, states)
     if not frames:
         return Optimum(idle_mj, idle_mj, 0.0)
-    share, cost_mj, gap = _solve(frames, edges, states, _Hulls(board, tables))
-    bad = [f for f, s in zip(frames, share, strict=True) if s < 1 - _SHARE]
+    share, cost_mj, gap = _solve(frames, edges, states, _Hulls(case.board, case.tables))
+    bad = [f for f, served in zip(frames, share, strict=True) if served < 1 - _SHARE]
+    return Optimum(
+        energy_mj=idle_mj + cost_mj,
+        idle_mj=idle_mj,
+        served=float(share.sum()),
+        infeasible=frozenset((f.app, f.frame) for f in bad),
+        spans_s=_spans_s(bad),
+        gap=gap,
+    )
+
+
+def _edges(frames: list[Frame], under, horizon_ms: float) -> np.ndarray:
+    """Where time is cut: at every arrival, deadline and change, and at the horizon."""
+    times = {t for f in frames for t in (f.start_ms, f.end_ms)} | {t for t, _ in under}
+    return np.array(sorted(t for t in times | {horizon_ms} if t <= horizon_ms + _SHARE))
+
+
+def _idle_mj(board: Board, under, edges, states) -> float:
+    """What flows whatever we do; no board is colder than the coldest air it was in."""
+    coldest_c = min((now.ambient_c for _, now in under if now.ambient_c is not None), default=None)
+    idle_mj, always_mw = 0.0, static_mw(board, coldest_c)
+    for (begin, end), now in zip(pairwise(edges), states, strict=True):
+        idle_mw = always_mw + sum(map(rest_mw, board.units, now.stretch))
+        idle_mj += idle_mw * (end - begin) / 1000
+    return idle_mj
+
+
+def _spans_s(frames: list[Frame]) -> tuple[tuple[float, float], ...]:
+    """The windows of frames, those that overlap as one."""
     spans: list[tuple[float, float]] = []
-    for start, end in sorted((f.start_ms / 1000, f.end_ms / 1000) for f in bad):
+    for start, end in sorted((f.start_ms / 1000, f.end_ms / 1000) for f in frames):
         if spans and start <= spans[-1][1]:
             start, end = spans[-1][0], max(end, spans.pop()[1])
         spans.append((start, end))
-    return Optimum(idle_mj + cost_mj, idle_mj, float(share.sum()),
-                   frozenset((f.app, f.frame) for f in bad), tuple(spans), gap)  # fmt: skip
+    return tuple(spans)
 
 
 class _Hulls:
@@ -160,42 +178,77 @@ class _Hulls:
 
 
 def _solve(frames: list[Frame], edges, states, hulls: _Hulls):
-    """(share of every frame that is served, mJ above idle, the solver's relative gap)."""
-    rows, values, cost, owner, where, room = [], [], [], [], [], []
-    capacity: dict[tuple, int] = {}
-    first = np.searchsorted(edges, [f.start_ms for f in frames])
-    last = np.searchsorted(edges, [f.end_ms for f in frames])
-    for k, f in enumerate(frames):
-        for i in range(first[k], min(last[k], len(states))):
-            now = states[i]
-            place = len(room)
-            room.append(edges[i + 1] - edges[i])
-            for unit, stretch, cap, many in hulls.kinds(now):
-                corners = hulls.of(f.model, unit, f.floor_pct, stretch, cap, now.emc, now.memory_mb)
-                if not corners:
-                    continue
-                row = capacity.setdefault((unit.name, i), len(room))
-                if row == len(room):
-                    room.append((edges[i + 1] - edges[i]) * many)
-                for sigma, ms, mj in corners:
-                    noise = math.exp(sigma * f.draw - sigma**2 / 2)
-                    rows += (row, place)
-                    values += (ms * noise, ms * noise)
-                    cost.append(mj * noise)
-                    owner.append(k)
-                    where.append(unit.name)
-    n, m = len(cost), len(frames)
-    owner = np.array(owner, int)
-    of_frame = csr_array((np.ones(n + m), (np.append(owner, np.arange(m)), np.arange(n + m))))
-    in_time = csr_array((values, (rows, np.repeat(np.arange(n), 2))), (len(room), n + m))
-    cost = np.append(cost, np.full(m, _UNSERVED_MJ))
-    solved = _staying(cost, in_time, room, of_frame, owner, where)
+    """(share of every frame that is served, mJ above idle, the solver's relative gap).
+
+    Example: one frame with a window of 0 to 40 ms, which a change at 30 ms cuts in two, on one
+    unit whose hull has the corners (20 ms, 8 mJ) and (40 ms, 4 mJ): four variables x, two for
+    each interval, and z. Constraints: x1 + x2 + x3 + x4 + z = 1; in the first interval
+    20 x1 + 40 x2 <= 30, once for the unit and once for the frame; in the second 20 x3 + 40 x4 <=
+    10. Costs 8, 4, 8, 4 mJ, and 1e6 for z. Solution: x2 = 3/4, x4 = 1/4, 4 mJ.
+    """
+    programme = _Programme(frames, edges, states, hulls)
+    n, m = len(programme.cost), len(frames)
+    cost = np.append(programme.cost, np.full(m, _UNSERVED_MJ))
+    owner = np.array(programme.owner, int)
+    # Shares of a frame, and what nobody serves of it, sum up to 1.
+    columns = np.arange(n + m)
+    of_frame = csr_array((np.ones(n + m), (np.append(owner, np.arange(m)), columns)))
+    # Every x takes time of its unit and of its frame.
+    in_time = csr_array(
+        (programme.times, (programme.rows, np.repeat(np.arange(n), 2))),
+        (len(programme.room), n + m),
+    )
+    solved = _staying(cost, in_time, programme.room, of_frame, owner, programme.where)
     if solved is None:
-        solved = linprog(cost, in_time, room, of_frame, np.ones(m), method="highs")
+        solved = linprog(cost, in_time, programme.room, of_frame, np.ones(m), method="highs")
     if solved.status != 0:
-        raise DynlibError(f"the optimum was not found: {solved.message}")
+        raise SearchError(f"the optimum was not found: {solved.message}")
     gap = float(solved.get("mip_gap") or 0.0)
-    return np.bincount(owner, solved.x[:n], m), float(solved.x[:n] @ cost[:n]), gap
+    served = np.bincount(owner, solved.x[:n], m)
+    return served, float(solved.x[:n] @ cost[:n]), gap
+
+
+class _Programme:
+    """The variables x of the linear programme, in order, and the room (ms) of its constraints.
+
+    `cost` (mJ of a whole frame), `owner` (number of the frame) and `where` (unit) have one entry a
+    variable; `rows` and `times` two: its unit in that interval, and its frame.
+    """
+
+    def __init__(self, frames: list[Frame], edges, states, hulls: _Hulls):
+        self.cost: list[float] = []
+        self.owner: list[int] = []
+        self.where: list[str] = []
+        self.rows: list[int] = []
+        self.times: list[float] = []
+        self.room: list[float] = []
+        self._capacity: dict[tuple[str, int], int] = {}
+        first = np.searchsorted(edges, [f.start_ms for f in frames])
+        last = np.searchsorted(edges, [f.end_ms for f in frames])
+        for k, frame in enumerate(frames):
+            for i in range(first[k], min(last[k], len(states))):
+                self._add(k, frame, i, edges[i + 1] - edges[i], states[i], hulls)
+
+    def _add(self, k: int, frame: Frame, i: int, length_ms: float, now: Conditions, hulls):
+        """What frame number `k` can do in interval `i`."""
+        one_place = len(self.room)
+        self.room.append(length_ms)
+        for unit, stretch, cap, many in hulls.kinds(now):
+            corners = hulls.of(
+                frame.model, unit, frame.floor_pct, stretch, cap, now.emc, now.memory_mb
+            )
+            if not corners:
+                continue
+            row = self._capacity.setdefault((unit.name, i), len(self.room))
+            if row == len(self.room):
+                self.room.append(length_ms * many)
+            for sigma, ms, mj in corners:
+                noise = math.exp(sigma * frame.draw - sigma**2 / 2)
+                self.rows += (row, one_place)
+                self.times += (ms * noise, ms * noise)
+                self.cost.append(mj * noise)
+                self.owner.append(k)
+                self.where.append(unit.name)
 
 
 def _staying(cost, in_time, room, of_frame, owner, where: list[str]):

@@ -1,17 +1,17 @@
 """What a manager is compared with: the Linux default, and the best static setting in hindsight."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 
 from dynlib.boards.board import Board
 from dynlib.errors import DynlibError
 from dynlib.manager.manager import Manager
-from dynlib.manager.policy import Action, Placement, State
+from dynlib.manager.policy import Action, Placement, Ready, State, fifo
 from dynlib.points import PointTable, Tables
-from dynlib.runtime.engine import run
-from dynlib.runtime.summary import MISS_LIMIT_PCT, summarise
+from dynlib.runtime.case import Case
+from dynlib.runtime.summary import MISS_LIMIT_PCT
 from dynlib.workload import Workload
 
 TRIAL_SEEDS = (9001, 9002, 9003)
@@ -26,7 +26,7 @@ class Static:
     placements: Mapping[str, Placement]
     clocks: Mapping[str, float] = field(default_factory=dict)
     governors: Mapping[str, str] = field(default_factory=dict)
-    order: str = "fifo"
+    choose: Callable[[Sequence[Ready], float], Ready] = fifo
     static: bool = True
 
     def decide(self, state: State, limits: Mapping[str, float]) -> Action:
@@ -36,9 +36,7 @@ class Static:
 
 
 def linux_default(
-    make: Callable[[int], Workload],
-    board: Board,
-    tables: Tables,
+    make: Callable[[int], Case],
     seeds: Iterable[int] = TRIAL_SEEDS,
     name: str = "linux",
     governor: str = "",
@@ -51,22 +49,24 @@ def linux_default(
     if even the smallest miss too many, the smallest it is. With one app this is the exact answer.
 
     Args:
-        make: seed -> workload, e.g. ``lambda seed: scenario("S2", tables, board, seed)``.
+        make: seed -> case; its apps, board and tables are the same for all seeds.
         seeds: of the trials; keep them apart from those of the evaluation.
         governor: one kernel governor for all units, instead of the board's own.
     """
-    seeds = list(seeds)
-    workloads = [make(seed) for seed in seeds]
-    governors = {unit.name: governor or unit.governor for unit in board.units}
+    cases = {seed: make(seed) for seed in seeds}
+    first = next(iter(cases.values()))
+    governors = {unit.name: governor or unit.governor for unit in first.board.units}
     # Largest first: a network no more accurate than a faster one is of no use to anybody.
-    ladders = {app.name: _ladder(tables[app.model], app.start_unit) for app in workloads[0].apps}
+    ladders = {
+        app.name: _ladder(first.tables[app.model], app.start_unit) for app in first.workload.apps
+    }
     step = dict.fromkeys(ladders, 0)
     while True:
         placements = {name: ladders[name][i] for name, i in step.items()}
         policy = Static(name, placements, governors=governors)
         offered, missed = 0, dict.fromkeys(ladders, 0)
-        for workload, seed in zip(workloads, seeds, strict=True):
-            summary = summarise(run(workload, board, tables, policy, seed), workload, tables, board)
+        for seed, case in cases.items():
+            summary = case.simulate(policy, seed).summary()
             offered += summary["offered"]
             for app, values in summary["apps"].items():
                 missed[app] += values["missed"]
@@ -79,9 +79,7 @@ def linux_default(
 POLICY_KNOBS = ("clocks", "network", "placement")
 
 
-def only(
-    knob: str, make: Callable[[int], Workload], board: Board, tables: Tables, **options
-) -> Manager:
+def only(knob: str, make: Callable[[int], Case], **options) -> Manager:
     """The manager with one of `POLICY_KNOBS`; the others stay as the Linux default has them.
 
     Where a unit does not know the network that the default runs, placement alone may take the one
@@ -89,23 +87,34 @@ def only(
     """
     if knob not in POLICY_KNOBS:
         raise DynlibError(f"unknown knob {knob!r}; expected one of {POLICY_KNOBS}")
-    base = linux_default(make, board, tables, **options)
-    mine = dict(tables)
-    for app, (subnet, unit) in base.placements.items():
-        table = tables[make(TRIAL_SEEDS[0]).app(app).model]
-        aim = table.point(subnet, unit).accuracy_val_pct
-        near = {u: min(table.on(u), key=lambda p: abs(p.accuracy_val_pct - aim)).subnet
-                for u in table.units}  # fmt: skip
-        keep = {"clocks": {(subnet, unit)}, "placement": {(subnet, unit)} | {
-            (s, u) for u, s in near.items() if u != unit
-        }, "network": {(p.subnet, unit) for p in table.on(unit)}}[knob]  # fmt: skip
-        rows = [
-            pair in keep for pair in zip(table.frame["subnet"], table.frame["unit"], strict=True)
-        ]
-        mine[app] = PointTable(table.frame[rows], board)
-    manager = Manager(board, mine, governors={} if knob == "clocks" else base.governors)
+    base, case = linux_default(make, **options), make(TRIAL_SEEDS[0])
+    mine = dict(case.tables)
+    for app, placement in base.placements.items():
+        table = case.tables[case.workload.app(app).model]
+        kept = _within_reach(knob, table, placement)
+        frame = table.frame
+        rows = [pair in kept for pair in zip(frame["subnet"], frame["unit"], strict=True)]
+        mine[app] = PointTable(frame[rows], case.board)
+    governors = {} if knob == "clocks" else base.governors
+    manager = Manager(case.board, mine, governors=governors)
     manager.name = f"{knob} only"
     return manager
+
+
+def _within_reach(knob: str, table: PointTable, home: Placement) -> set[tuple[str, str]]:
+    """The (sub-network, unit) that one knob reaches from where the Linux default has an app."""
+    if knob == "clocks":
+        return {(home.subnet, home.unit)}
+    if knob == "network":
+        return {(point.subnet, home.unit) for point in table.on(home.unit)}
+    aim_pct = table.point(*home).accuracy_val_pct
+    nearest = {
+        unit: min(table.on(unit), key=lambda point: abs(point.accuracy_val_pct - aim_pct))
+        for unit in table.units
+    }
+    return {(home.subnet, home.unit)} | {
+        (point.subnet, unit) for unit, point in nearest.items() if unit != home.unit
+    }
 
 
 class Reactive:
@@ -115,7 +124,8 @@ class Reactive:
     is never tried again. Below the floor or never failed, and the mean below 0.9 deadlines: one up.
     """
 
-    name, order, static = "reactive", "fifo", False
+    name, static = "reactive", False
+    choose = staticmethod(fifo)
 
     def __init__(self, board: Board, tables: Tables, samples: int = 20):
         self.tables, self.samples = tables, samples
@@ -141,9 +151,7 @@ class Reactive:
 
 
 def best_static(
-    make: Callable[[int], Workload],
-    board: Board,
-    tables: Tables,
+    make: Callable[[int], Case],
     seeds: Iterable[int] = TRIAL_SEEDS,
     name: str = "static",
 ) -> Static | None:
@@ -155,19 +163,19 @@ def best_static(
     that misses fewest. None when no setting could serve every app, and when there are more than
     `MAX_TRIALS` and none of those is good enough.
     """
-    seeds = list(seeds)
-    workloads = [make(seed) for seed in seeds]
-    policies = sorted(_settings(name, workloads[0], board, tables), key=lambda item: item[0])
+    cases = {seed: make(seed) for seed in seeds}
+    first = next(iter(cases.values()))
+    policies = sorted(_settings(name, first), key=lambda item: item[0])
     tried, fewest_pct = [], math.inf
     for _, policy in policies[:MAX_TRIALS]:
         offered, missed, energy_mj = 0, 0, 0.0
-        for workload, seed in zip(workloads, seeds, strict=True):
-            summary = summarise(run(workload, board, tables, policy, seed), workload, tables, board)
+        for seed, case in cases.items():
+            summary = case.simulate(policy, seed).summary()
             offered, missed = offered + summary["offered"], missed + summary["missed"]
             energy_mj += summary["energy_mj"]
             # The other seeds offer about as much: this one cannot get below the limit any more.
             missed_pct = 100 * missed / max(offered, 1)
-            if missed_pct / len(seeds) > MISS_LIMIT_PCT + min(fewest_pct, 100):
+            if missed_pct / len(cases) > MISS_LIMIT_PCT + min(fewest_pct, 100):
                 break
         else:
             if missed_pct <= MISS_LIMIT_PCT:
@@ -186,12 +194,13 @@ def _ladder(table, start_unit: str) -> list[Placement]:
     for point in table.on(unit):
         if point.accuracy_val_pct > best:
             best = point.accuracy_val_pct
-            ladder.append(Placement(point.subnet, unit))
+            ladder.append(Placement(point.subnet, unit, point.setting))
     return ladder[::-1]
 
 
-def _settings(name: str, workload: Workload, board: Board, tables: Tables):
+def _settings(name: str, case: Case):
     """(energy per second of use at full time, policy) of all settings that are not hopeless."""
+    workload, board, tables = case.workload, case.board, case.tables
     choices = []
     for app in workload.apps:
         steps = [need for _, need in workload.timeline(app)]
@@ -200,7 +209,8 @@ def _settings(name: str, workload: Workload, board: Board, tables: Tables):
         choices.append([
             p
             for p in tables[app.model].points.values()
-            if p.accuracy_val_pct >= floor_pct and p.latency_ms[-1] <= loosest_ms
+            if p in tables[app.model].on(p.unit)  # of the smallest batch
+            and p.accuracy_val_pct >= floor_pct and p.latency_ms[-1] <= loosest_ms
         ])  # fmt: skip
     for points in product(*choices):
         used = sorted({p.unit for p in points})
@@ -222,7 +232,7 @@ def _settings(name: str, workload: Workload, board: Board, tables: Tables):
                 mw += (point.active_mw[i] - waiting_mw[point.unit]) * share
             if not late and max(load.values()) <= 1:
                 clocks = {unit: board.unit(unit).freqs[i] for unit, i in clock.items()}
-                placements = {a.name: Placement(p.subnet, p.unit)
+                placements = {a.name: Placement(p.subnet, p.unit, p.setting)
                               for a, p in zip(workload.apps, points, strict=True)}  # fmt: skip
                 yield mw, Static(name, placements, clocks)
 

@@ -1,124 +1,188 @@
-"""What a run is worth, computed from its log: any other program can do the same sums.
+"""What a run is worth, from its log, board and tables alone: any program can do the same sums.
 
 A dropped, late or below-floor frame is missed; energy is that of the board, static power included.
 """
 
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
 from dynlib.boards.board import Board
 from dynlib.log import DecisionLog
-from dynlib.points import Tables
-from dynlib.workload import Workload, requirement_at
+from dynlib.points import Point
+
+if TYPE_CHECKING:
+    from dynlib.runtime.case import Case
 
 MISS_LIMIT_PCT = 1.0
 _EPS_MS = 1e-6
 
 
-def energy_mj(log: DecisionLog) -> float:
-    """Board energy of a run: power is constant from one sample to the next."""
-    samples = [(e["t_s"], e["power_mw"]) for e in log if e["event"] == "sample"]
-    return sum((t1 - t0) * power_mw for (t0, power_mw), (t1, _) in pairwise(samples))
+class Run:
+    """What a policy did with a case: its log, and the numbers that follow from it.
 
-
-def frames_of(log: DecisionLog, workload: Workload, tables: Tables) -> pd.DataFrame:
-    """One row per offered frame: when, where and with what it ran, and what came of it.
-
-    Columns: app, frame, arrival_s, deadline_ms, floor_pct, subnet, unit, start_s, finish_s,
-    latency_ms, accuracy_val_pct, accuracy_pct (test), on_time, reason.
+    Args:
+        case: the run's, or an equal one.
+        log: of this run, also one that `DecisionLog.read` read back.
     """
-    apps = {app.name: (app.model, workload.timeline(app)) for app in workload.apps}
-    rows: dict[tuple[str, int], dict] = {}
-    for event in log:
-        kind = event["event"]
-        if kind == "arrive":
-            need = requirement_at(apps[event["app"]][1], event["t_s"] * 1000)
-            rows[event["app"], event["frame"]] = {
-                "app": event["app"], "frame": event["frame"], "arrival_s": event["t_s"],
-                "deadline_ms": event["deadline_ms"], "floor_pct": need.floor_pct,
-                "on_time": False, "reason": "unfinished",
-            }  # fmt: skip
-        elif kind == "start":
-            rows[event["app"], event["frame"]] |= {
-                "subnet": event["subnet"], "unit": event["unit"], "start_s": event["t_s"]
-            }  # fmt: skip
-        elif kind == "drop":
-            rows[event["app"], event["frame"]]["reason"] = event["reason"]
-        elif kind == "finish":
-            row = rows[event["app"], event["frame"]]
-            point = tables[apps[event["app"]][0]].point(event["subnet"], event["unit"])
-            late = event["latency_ms"] > row["deadline_ms"] + _EPS_MS
-            below = point.accuracy_val_pct < row["floor_pct"] - 1e-9
-            row |= {
-                "finish_s": event["t_s"], "latency_ms": event["latency_ms"],
-                "accuracy_val_pct": point.accuracy_val_pct,
-                "accuracy_pct": point.accuracy_test_pct, "on_time": not late and not below,
-                "reason": "late" if late else "below floor" if below else "",
-            }  # fmt: skip
-    frames = pd.DataFrame(list(rows.values()), columns=list(_FRAME_COLUMNS))
-    return frames.astype({"on_time": bool})  # also without any frame
+
+    def __init__(self, case: "Case", log: DecisionLog):
+        self.case, self.log = case, log
+
+    @property
+    def energy_mj(self) -> float:
+        """Board energy: power is constant from one sample to the next."""
+        samples = [(e["t_s"], e["power_mw"]) for e in self.log if e["event"] == "sample"]
+        return sum((t1 - t0) * power_mw for (t0, power_mw), (t1, _) in pairwise(samples))
+
+    def frames(self) -> pd.DataFrame:
+        """One row per offered frame: when, where and with what it ran, and what came of it.
+
+        Columns: app, frame, arrival_s, deadline_ms, floor_pct, subnet, unit, setting, start_s,
+        finish_s, latency_ms, accuracy_val_pct, accuracy_pct (test), on_time, reason (late, below
+        floor, or why it was dropped; empty for one in time).
+        """
+        rows: dict[tuple[str, int], dict] = {}
+        for event in self.log:
+            kind = event["event"]
+            if kind == "arrive":
+                rows[event["app"], event["frame"]] = {
+                    "app": event["app"], "frame": event["frame"], "arrival_s": event["t_s"],
+                    "deadline_ms": event["deadline_ms"], "floor_pct": event["accuracy_floor_pct"],
+                    "on_time": False, "reason": "unfinished",
+                }  # fmt: skip
+            elif kind == "start":
+                row = rows[event["app"], event["frame"]]
+                point = self._point(event)
+                row |= {"start_s": event["t_s"], "subnet": point.subnet, "unit": point.unit}
+                row["setting"] = point.setting
+            elif kind == "drop":
+                rows[event["app"], event["frame"]]["reason"] = event["reason"]
+            elif kind == "finish":
+                row = rows[event["app"], event["frame"]]
+                row |= {"finish_s": event["t_s"], **self._outcome(row, event)}
+        frames = pd.DataFrame(list(rows.values()), columns=list(_FRAME_COLUMNS))
+        return frames.astype({"on_time": bool})  # also without any frame
+
+    def _point(self, event: dict) -> Point:
+        model = self.log.header["models"][event["app"]]
+        return self.case.tables[model].named(event)
+
+    def _outcome(self, row: dict, event: dict) -> dict:
+        """What came of a finished frame."""
+        point = self._point(event)
+        late = event["latency_ms"] > row["deadline_ms"] + _EPS_MS
+        below = point.accuracy_val_pct < row["floor_pct"] - 1e-9
+        return {
+            "latency_ms": event["latency_ms"], "accuracy_val_pct": point.accuracy_val_pct,
+            "accuracy_pct": point.accuracy_test_pct, "on_time": not late and not below,
+            "reason": "late" if late else "below floor" if below else "",
+        }  # fmt: skip
+
+    def summary(self) -> dict:
+        """The numbers of the run.
+
+        Keys: scenario, policy, seed; offered, on_time, missed, dropped, late, below_floor;
+        deadline_miss_pct; accuracy_mean_pct over on-time frames (test accuracy); energy_mj of the
+        board and above_idle_mj over the horizon, both also per on-time frame (`..._per_frame_mj`,
+        infinite without any; all four NaN on a board without a power model); latency_p50_ms and
+        latency_p95_ms of finished frames; network_switches, clock_changes, decisions (changes of
+        placement); source; apps: per app offered, missed and miss_pct, accuracy_mean_pct. Where
+        heat plays a part also temp_max_c, and throttled_pct: share of the time with a cap from it.
+        """
+        header, board = self.log.header, self.case.board
+        frames = self.frames()
+        good = frames[frames["on_time"]]
+        offered, on_time = len(frames), len(good)
+        reasons = frames["reason"].value_counts()
+        late, below = (int(reasons.get(reason, 0)) for reason in ("late", "below floor"))
+        kinds = [event["event"] for event in self.log]
+        acted = sum(e["event"] == "set" and e["reason"] == "acts" for e in self.log)
+        done_ms = frames["latency_ms"].dropna()
+        return {
+            "scenario": header["scenario"], "policy": header["policy"], "seed": header["seed"],
+            "offered": offered, "on_time": on_time, "missed": offered - on_time,
+            "dropped": offered - on_time - late - below, "late": late, "below_floor": below,
+            "deadline_miss_pct": _pct(offered - on_time, offered),
+            "accuracy_mean_pct": _mean(good["accuracy_pct"]),
+            **self._energies(on_time),
+            "latency_p50_ms": float(done_ms.quantile(0.5)) if len(done_ms) else np.nan,
+            "latency_p95_ms": float(done_ms.quantile(0.95)) if len(done_ms) else np.nan,
+            "network_switches": _switches(frames), "clock_changes": acted,
+            "decisions": kinds.count("decide"), "source": header["source"],
+            "apps": {name: _of_app(frames, name) for name in header["models"]},
+            **_heat(self.log, board, header["horizon_s"]),
+        }  # fmt: skip
+
+    def _energies(self, on_time: int) -> dict[str, float]:
+        board, horizon_s = self.case.board, self.log.header["horizon_s"]
+        known = board.static_mw is not None
+        total_mj = self.energy_mj if known else np.nan
+        above_mj = total_mj - board.power_mw({}, {}) * horizon_s if known else np.nan
+        return {
+            "energy_mj": total_mj, "above_idle_mj": above_mj,
+            "energy_per_frame_mj": total_mj / on_time if on_time else np.inf,
+            "above_idle_per_frame_mj": above_mj / on_time if on_time else np.inf,
+        }  # fmt: skip
+
+    def timeline(self, bin_s: float = 0.25) -> pd.DataFrame:
+        """The run as a figure shows it.
+
+        Columns: t_s, what, name, value. `what` is latency_ms, deadline_ms and accuracy_pct of the
+        frame of app `name` that arrived then; stretch, what competitors multiply times on unit
+        `name` by from then on; and per bin of `bin_s` seconds the means of clock_mhz of unit
+        `name`, of cap_mhz, what heat allowed it (where heat plays a part), and of power_mw of the
+        board, and temp_c, its temperature at the start.
+        """
+        rows = []
+        for frame in self.frames().to_dict("records"):
+            for what in ("latency_ms", "deadline_ms", "accuracy_pct"):
+                rows.append((frame["arrival_s"], what, frame["app"], frame[what]))
+        changes = self.case.workload.changes
+        rows += [(c.t_s, "stretch", c.unit, c.stretch) for c in changes if c.stretch]
+        horizon_s = self.log.header["horizon_s"]
+        edges = np.append(np.arange(0, horizon_s, bin_s), horizon_s)
+        for key, steps in _steps(self.log).items():
+            means = _means(steps, edges)
+            rows += [(t, *key, v) for t, v in zip(edges[:-1], means, strict=True)]
+        temps = [(e["t_s"], e["temp_c"]) for e in self.log if "temp_c" in e]
+        if temps:
+            temps_c = np.interp(edges[:-1], *zip(*temps, strict=True))
+            rows += [(t, "temp_c", "board", v) for t, v in zip(edges[:-1], temps_c, strict=True)]
+        table = pd.DataFrame(rows, columns=["t_s", "what", "name", "value"])
+        return table.dropna().sort_values("t_s", kind="stable", ignore_index=True)
 
 
 _FRAME_COLUMNS = (
-    "app", "frame", "arrival_s", "deadline_ms", "floor_pct", "subnet", "unit", "start_s",
-    "finish_s", "latency_ms", "accuracy_val_pct", "accuracy_pct", "on_time", "reason",
+    "app", "frame", "arrival_s", "deadline_ms", "floor_pct", "subnet", "unit", "setting",
+    "start_s", "finish_s", "latency_ms", "accuracy_val_pct", "accuracy_pct", "on_time", "reason",
 )  # fmt: skip
 
 
-def summarise(log: DecisionLog, workload: Workload, tables: Tables, board: Board) -> dict:
-    """The numbers of one run.
-
-    Keys: offered, on_time, missed, dropped, late, below_floor; deadline_miss_pct; accuracy_mean_pct
-    over on-time frames (test accuracy); energy_mj of the board and above_idle_mj over the horizon,
-    both also per on-time frame (`..._per_frame_mj`, infinite without any); latency_p50_ms and
-    latency_p95_ms of finished frames; network_switches, clock_changes, decisions (changes of
-    placement); source; apps: per app offered, missed and miss_pct, accuracy_mean_pct. Where heat
-    plays a part also temp_max_c, and throttled_pct: share of the time with a cap from it.
-    """
-    frames = frames_of(log, workload, tables)
-    good = frames[frames["on_time"]]
-    offered, on_time = len(frames), len(good)
-    total_mj = energy_mj(log)
-    above_mj = total_mj - board.power_mw({}, {}) * workload.horizon_s
-    done = frames["latency_ms"].dropna()
-    ran = frames.dropna(subset=["start_s"]).sort_values(["app", "start_s", "frame"])
-    switched = (ran["subnet"] != ran["subnet"].shift()) & (ran["app"] == ran["app"].shift())
-    kinds = [e["event"] for e in log]
-    acted = sum(e["event"] == "set" and e["reason"] == "acts" for e in log)
-    reasons = frames["reason"].value_counts()
-    late, below = (int(reasons.get(r, 0)) for r in ("late", "below floor"))
-    apps = {}
-    for app in workload.apps:
-        mine = frames[frames["app"] == app.name]
-        missed = int((~mine["on_time"]).sum())
-        apps[app.name] = {
-            "offered": len(mine), "missed": missed, "miss_pct": _pct(missed, len(mine)),
-            "accuracy_mean_pct": _mean(mine[mine["on_time"]]["accuracy_pct"]),
-        }  # fmt: skip
+def _of_app(frames: pd.DataFrame, name: str) -> dict[str, float]:
+    mine = frames[frames["app"] == name]
+    missed = int((~mine["on_time"]).sum())
     return {
-        "scenario": workload.name, "policy": log.header["policy"], "seed": log.header["seed"],
-        "offered": offered, "on_time": on_time, "missed": offered - on_time,
-        "dropped": offered - on_time - late - below, "late": late, "below_floor": below,
-        "deadline_miss_pct": _pct(offered - on_time, offered),
-        "accuracy_mean_pct": _mean(good["accuracy_pct"]),
-        "energy_mj": total_mj, "above_idle_mj": above_mj,
-        "energy_per_frame_mj": total_mj / on_time if on_time else np.inf,
-        "above_idle_per_frame_mj": above_mj / on_time if on_time else np.inf,
-        "latency_p50_ms": float(done.quantile(0.5)) if len(done) else np.nan,
-        "latency_p95_ms": float(done.quantile(0.95)) if len(done) else np.nan,
-        "network_switches": int(switched.sum()), "clock_changes": acted,
-        "decisions": kinds.count("decide"), "source": log.header["source"], "apps": apps,
-        **_heat(log, board, workload.horizon_s),
+        "offered": len(mine), "missed": missed, "miss_pct": _pct(missed, len(mine)),
+        "accuracy_mean_pct": _mean(mine[mine["on_time"]]["accuracy_pct"]),
     }  # fmt: skip
+
+
+def _switches(frames: pd.DataFrame) -> int:
+    """How often an app ran another sub-network than for its frame before."""
+    ran = frames.dropna(subset=["start_s"]).sort_values(["app", "start_s", "frame"])
+    another = ran["subnet"] != ran["subnet"].shift()
+    return int((another & (ran["app"] == ran["app"].shift())).sum())
 
 
 def _heat(log: DecisionLog, board: Board, horizon_s: float) -> dict[str, float]:
     temps_c = [e["temp_c"] for e in log if "temp_c" in e]
     if not temps_c:
         return {}
-    capped, since_s, total_s = set(), 0.0, 0.0
+    capped: set[str] = set()
+    since_s, total_s = 0.0, 0.0
     for event in log:
         if event["event"] == "set" and event["reason"] == "heat":
             total_s += event["t_s"] - since_s if capped else 0.0
@@ -129,41 +193,20 @@ def _heat(log: DecisionLog, board: Board, horizon_s: float) -> dict[str, float]:
     return {"temp_max_c": max(temps_c), "throttled_pct": 100 * total_s / horizon_s}
 
 
-def timeline(
-    log: DecisionLog, workload: Workload, tables: Tables, bin_s: float = 0.25
-) -> pd.DataFrame:
-    """A run as a figure shows it, from its log.
-
-    Columns: t_s, what, name, value. `what` is latency_ms, deadline_ms and accuracy_pct of the frame
-    of app `name` that arrived then; stretch, what competitors multiply times on unit `name` by from
-    then on; and per bin of `bin_s` seconds the means of clock_mhz of unit `name`, of cap_mhz, what
-    heat allowed it (where heat plays a part), and of power_mw of the board, and temp_c, its
-    temperature at the start.
-    """
-    rows = []
-    for frame in frames_of(log, workload, tables).to_dict("records"):
-        for what in ("latency_ms", "deadline_ms", "accuracy_pct"):
-            rows.append((frame["arrival_s"], what, frame["app"], frame[what]))
-    rows += [(c.t_s, "stretch", c.unit, c.stretch) for c in workload.changes if c.stretch]
-    edges = np.append(np.arange(0, workload.horizon_s, bin_s), workload.horizon_s)
+def _steps(log: DecisionLog) -> dict[tuple[str, str], list[tuple[float, float]]]:
+    """(what, name) -> [(s, value from then on)] of clocks, caps from heat, and power."""
     steps: dict[tuple[str, str], list[tuple[float, float]]] = {}
     kinds = {"acts": "clock_mhz", "heat": "cap_mhz"}
     for event in log:
         if event["event"] == "set" and event["reason"] in kinds:
-            mhz = event.get("gpu_mhz", event.get("cpu_mhz"))
             key = kinds[event["reason"]], event["unit"]
-            steps.setdefault(key, []).append((event["t_s"], mhz))
+            value = event.get("gpu_mhz", event.get("cpu_mhz"))
         elif event["event"] == "sample":
-            steps.setdefault(("power_mw", "board"), []).append((event["t_s"], event["power_mw"]))
-    for key, values in steps.items():
-        means = _means(values, edges)
-        rows += [(t, *key, v) for t, v in zip(edges[:-1], means, strict=True)]
-    temps = [(e["t_s"], e["temp_c"]) for e in log if "temp_c" in e]
-    if temps:
-        temps_c = np.interp(edges[:-1], *zip(*temps, strict=True))
-        rows += [(t, "temp_c", "board", v) for t, v in zip(edges[:-1], temps_c, strict=True)]
-    table = pd.DataFrame(rows, columns=["t_s", "what", "name", "value"])
-    return table.dropna().sort_values("t_s", kind="stable", ignore_index=True)
+            key, value = ("power_mw", "board"), event["power_mw"]
+        else:
+            continue
+        steps.setdefault(key, []).append((event["t_s"], value))
+    return steps
 
 
 def _means(steps: list[tuple[float, float]], edges: np.ndarray) -> np.ndarray:

@@ -18,6 +18,7 @@ import runtime_cases
 from fake_tree import POLICY, FaultyKernel, make_board, tree_state
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from runtime_cases import run
 
 from dynlib.boards.file import BOARD_DIR
 from dynlib.errors import BoardError, MachineError
@@ -30,7 +31,6 @@ from dynlib.machine.lease import lease_file, parse_lease, recover
 from dynlib.machine.virtual import VirtualClock
 from dynlib.machine.window import Counter, Window
 from dynlib.manager.manager import Manager
-from dynlib.runtime.engine import run
 from dynlib.sysfs import SysFs
 from suite.studies.knobs import write_tree
 

@@ -10,14 +10,12 @@ import pytest
 import runtime_cases
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from runtime_cases import NOISY, periodic
+from runtime_cases import NOISY, periodic, run, summarise
 
 from dynlib.errors import TableError
 from dynlib.log import DecisionLog
 from dynlib.manager.manager import Manager
 from dynlib.points import PointTable, make_table, read_table
-from dynlib.runtime.engine import run
-from dynlib.runtime.summary import summarise
 
 pytestmark = pytest.mark.faults
 

@@ -19,13 +19,11 @@ from live_cases import (
     quota,
     turned,
 )
-from runtime_cases import NOISY, NOISY_TABLES, events, queue_lengths
+from runtime_cases import NOISY, NOISY_TABLES, events, queue_lengths, run, summarise
 
 from dynlib.log import DecisionLog
 from dynlib.machine.control import Sensor
 from dynlib.manager.manager import Manager
-from dynlib.runtime.engine import run
-from dynlib.runtime.summary import summarise
 from dynlib.workload import App, Workload
 
 pytestmark = pytest.mark.faults

@@ -9,12 +9,19 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from runtime_cases import NOISY, NOISY_TABLES, events, periodic, queue_lengths
+from runtime_cases import (
+    NOISY,
+    NOISY_TABLES,
+    events,
+    frames_of,
+    periodic,
+    queue_lengths,
+    run,
+    summarise,
+)
 
 from dynlib.machine.bind import load_board
 from dynlib.manager.manager import Manager
-from dynlib.runtime.engine import run
-from dynlib.runtime.summary import frames_of, summarise
 from dynlib.workload import App, Change, Workload
 from suite.papers.dynamic_ofa import published_tables
 

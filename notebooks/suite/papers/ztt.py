@@ -15,14 +15,12 @@ from itertools import accumulate, pairwise
 import numpy as np
 import pandas as pd
 
-from dynlib.boards.board import Board
 from dynlib.errors import DynlibError
-from dynlib.manager.policy import Action, AppState, State
-from dynlib.points import Tables
-from dynlib.runtime.engine import Engine
+from dynlib.manager.policy import Action, AppState, State, fifo
+from dynlib.runtime.case import Case
 from dynlib.runtime.rivals import Static, linux_default
-from dynlib.runtime.summary import MISS_LIMIT_PCT, energy_mj, frames_of
-from dynlib.workload import Workload
+from dynlib.runtime.simulate import Simulation
+from dynlib.runtime.summary import MISS_LIMIT_PCT, Run
 from suite.studies.compare import compare_policies
 
 MISS_COST = 10.0  # of a missed frame, in energies of a frame at the highest clock
@@ -48,7 +46,8 @@ class QAgent:
     values: Mapping[str, np.ndarray]
     visits: Mapping[str, np.ndarray] | None = None
     draws: tuple[int, ...] = ()
-    name, order, static = "q-learning", "fifo", False
+    name, static = "q-learning", False
+    choose = staticmethod(fifo)
 
     @property
     def governors(self) -> dict[str, str]:
@@ -115,24 +114,27 @@ def q_update(values: np.ndarray, visits: np.ndarray, steps: Iterable[tuple],
         values[at] += (target - values[at]) / visits[at] ** 0.7
 
 
-def train_agent(make: Callable[[int], Workload], board: Board, tables: Tables,
-                episodes: int = 150, seed: int = 0) -> tuple[QAgent, pd.DataFrame]:  # fmt: skip
+def train_agent(
+    make: Callable[[int], Case], episodes: int = 150, seed: int = 0
+) -> tuple[QAgent, pd.DataFrame]:
     """Train on a scenario, an episode a run of it, until the learning curve `is_flat`.
 
     The reward of a decision is minus the energy above idle until the next one, in energies of a
     frame at the highest clock, and minus `MISS_COST` for every frame missed meanwhile. A clock is
     random with chance `EXPLORE` / (`EXPLORE` + visits of the state), else the most valuable.
 
-    `make`: seed -> workload; training uses seeds from 1,000,000 on. Returns the agent, which now
+    `make`: seed -> case; training uses seeds from 1,000,000 on. Returns the agent, which now
     explores no more, and the learning curve of the one that did: episode, energy_per_frame_mj
     (board energy per on-time frame), miss_pct, reward (per frame). Raises `DynlibError` for a unit
     with nothing to choose and for the table of another board.
     """
+    case = make(seed)
+    board, tables = case.board, case.tables
     for table in tables.values():
         if other := set(table.frame["board"]) - {board.name}:
             raise DynlibError(f"table of {table.model!r}: it is of board {', '.join(other)}, "
                               f"expected {board.name!r}")  # fmt: skip
-    base = linux_default(make, board, tables, name="q-learning")
+    base = linux_default(make, name="q-learning")
     freqs = {u: board.unit(u).freqs for u in sorted({p.unit for p in base.placements.values()})}
     if fixed := [unit for unit, clocks in freqs.items() if len(clocks) < 2]:
         raise DynlibError(f"board {board.name!r}: unit {fixed[0]!r} has one clock, expected more")
@@ -141,18 +143,17 @@ def train_agent(make: Callable[[int], Workload], board: Board, tables: Tables,
     for value in values.values():
         value[..., -1] = -1 / (1 - DISCOUNT)  # all that is known is that the highest clock serves
     visits, trusted = {u: np.zeros_like(v) for u, v in values.items()}, dict(values)
-    points = [tables[app.model].point(*base.placements[app.name]) for app in make(seed).apps]
+    points = [tables[app.model].point(*base.placements[app.name]) for app in case.workload.apps]
     frame_mj = np.mean([p.latency_ms[-1] * p.active_mw[-1] / 1000 for p in points])
     curve: list[tuple[int, float, float, float]] = []
     while len(curve) < episodes and not is_flat([row[-1] for row in curve]):
         number = 1_000_000 + 1000 * seed + len(curve)
-        workload = make(number)
         learner = QAgent(base, freqs, trusted, visits, (seed, len(curve)))
-        engine = Engine(workload, board, tables, learner, number)
-        log = engine.run()
-        frames = frames_of(log, workload, tables)
-        at_s, chosen = zip(*engine.memory[1], strict=True)
-        rewards = _rewards(log, frames, at_s, frame_mj, board.power_mw({}, {}))
+        episode = Simulation(make(number), learner, number)
+        done = Run(case, episode.run())
+        frames = done.frames()
+        at_s, chosen = zip(*episode.memory[1], strict=True)
+        rewards = _rewards(done.log, frames, at_s, frame_mj, board.power_mw({}, {}))
         for unit in freqs:
             moves = pairwise(did[unit] for did in chosen)
             steps = [(at, r, then[:-1]) for (at, then), r in zip(moves, rewards, strict=True)]
@@ -161,7 +162,7 @@ def train_agent(make: Callable[[int], Workload], board: Board, tables: Tables,
             trusted[unit] = values[unit] - 1 / np.sqrt(1 + visits[unit])
             trusted[unit].setflags(write=False)
         served = frames["on_time"].sum()
-        curve.append((len(curve), energy_mj(log) / max(served, 1),
+        curve.append((len(curve), done.energy_mj / max(served, 1),
                       100 * (1 - served / len(frames)), rewards.sum() / len(frames)))  # fmt: skip
     columns = ("episode", "energy_per_frame_mj", "miss_pct", "reward")
     return QAgent(base, freqs, trusted), pd.DataFrame(curve, columns=columns)

@@ -17,21 +17,18 @@ import numpy as np
 from scipy.optimize import minimize_scalar
 from scipy.stats import norm
 
-from dynlib.boards.board import Board
 from dynlib.errors import DynlibError
 from dynlib.pareto import lower_hull
-from dynlib.points import Point, Tables
+from dynlib.points import Point
+from dynlib.runtime.case import Case
 from dynlib.runtime.oracle import offered
-from dynlib.workload import Workload
 
 _STEPS = 1000  # shares of the work, and draws of the noise
 
 
-def foresight(
-    workload: Workload, board: Board, tables: Tables, seed: int = 0, late_pct: float = 1.0
-) -> float:
+def foresight(case: Case, seed: int = 0, late_pct: float = 1.0) -> float:
     """Least energy above idle that a policy needs which does not know the noise, over that of one
-    which does: no policy is expected to be nearer to `oracle`.
+    which does: no policy is expected to be nearer to `optimum`.
 
     Each frame counts as if it had the board for itself from arrival to deadline, at clocks that
     cost no time to change; competitors, caps and heat are left out.
@@ -42,17 +39,17 @@ def foresight(
     Raises `DynlibError` where no network at all is that often in time.
     """
     kinds = Counter((f.model, round(f.end_ms - f.start_ms, 6), f.floor_pct)
-                    for f in offered(workload, tables, seed))  # fmt: skip
+                    for f in offered(case, seed))  # fmt: skip
     known, blind, in_time = 0.0, 0.0, 1 - late_pct / 100
     for (model, window_ms, floor_pct), count in kinds.items():
-        points = [p for unit in board.units for p in tables[model].on(unit.name)
+        points = [p for unit in case.board.units for p in case.tables[model].on(unit.name)
                   if p.accuracy_val_pct >= floor_pct - 1e-9]  # fmt: skip
         pairs = [(_known_uj(p, window_ms, in_time), _blind_uj(p, window_ms, in_time))
                  for p in points]  # fmt: skip
         each, least = np.min([k for k, _ in pairs], 0), min(b for _, b in pairs)
         if not np.isfinite(least):
             raise DynlibError(
-                f"{workload.name}: no network with {floor_pct:g} % is in time within "
+                f"{case.workload.name}: no network with {floor_pct:g} % is in time within "
                 f"{window_ms:g} ms in {100 * in_time:g} % of the cases"
             )
         known += count * each[np.isfinite(each)].mean()

@@ -15,24 +15,23 @@ from dynlib.errors import DynlibError
 from dynlib.manager.manager import Manager
 from dynlib.manager.policy import Policy
 from dynlib.points import PointTable, Tables, make_table
-from dynlib.runtime.engine import run
-from dynlib.runtime.oracle import oracle
+from dynlib.runtime.case import Case
+from dynlib.runtime.oracle import optimum
 from dynlib.runtime.rivals import POLICY_KNOBS, Reactive, best_static, linux_default, only
-from dynlib.runtime.summary import frames_of, summarise
 from dynlib.workload import App, Change, Workload
 from suite.papers.dynamic_ofa import GPU_LEVELS, PUBLISHED_MODEL
 from suite.studies.compare import compare_policies, recovery_frames
 from suite.studies.foresight import foresight
 from suite.studies.scenarios import scenario
 
-Maker = Callable[[int], Workload]
+Maker = Callable[[int], Case]
 Scenarios = Mapping[str, Maker] | Iterable[str]
 
 
 def contenders(board: Board, tables: Tables) -> dict[str, Callable[[Maker], Policy]]:
     """Who is compared: the Linux default, and the manager for each of its objectives."""
     return {
-        "linux": lambda make: linux_default(make, board, tables),
+        "linux": linux_default,
         "manager": lambda make: Manager(board, tables),
         "accuracy": lambda make: Manager(board, tables, objective="accuracy"),
         "latency": lambda make: Manager(board, tables, objective="latency"),
@@ -43,15 +42,13 @@ def rivals(board: Board, tables: Tables) -> dict[str, Callable[[Maker], Policy |
     """What else the manager is compared with: the best static setting, Dynamic-OFA's loop, the
     manager with one knob alone, and each kernel governor alone."""
     found: dict[str, Callable] = {
-        "best static": lambda make: best_static(make, board, tables),
+        "best static": best_static,
         "reactive": lambda make: Reactive(board, tables),
     }
     for knob in POLICY_KNOBS:
-        found[f"{knob} only"] = lambda make, knob=knob: only(knob, make, board, tables)
+        found[f"{knob} only"] = partial(only, knob)
     for governor in ("performance", "powersave", "ondemand", "conservative", "schedutil"):
-        found[governor] = lambda make, governor=governor: linux_default(
-            make, board, tables, name=governor, governor=governor
-        )
+        found[governor] = partial(linux_default, name=governor, governor=governor)
     return found
 
 
@@ -80,8 +77,8 @@ def simulate_many(
     """Run every policy on every scenario and seed; one row each, columns as `summarise` gives them.
 
     Args:
-        scenarios: names from `SCENARIOS`, or name -> (seed -> workload).
-        policies: name -> (function of seed -> workload that builds the policy, once per scenario;
+        scenarios: names from `SCENARIOS`, or name -> (seed -> case).
+        policies: name -> (function of seed -> case that builds the policy, once per scenario;
             None: it has none for this one). Default: `contenders`.
         seeds: of the evaluation; building a policy must use others.
 
@@ -92,14 +89,13 @@ def simulate_many(
     policies = policies or contenders(board, tables)
     seeds, rows = list(seeds), []
     for scenario_name, make in scenarios.items():
-        workloads = {seed: make(seed) for seed in seeds}
+        cases = {seed: make(seed) for seed in seeds}
         for policy_name, build in policies.items():
             policy = build(make)
             if policy is None:
                 continue
-            for seed, workload in workloads.items():
-                log = run(workload, board, tables, policy, seed)
-                row = summarise(log, workload, tables, board)
+            for seed, case in cases.items():
+                row = case.simulate(policy, seed).summary()
                 rows.append(row | {"scenario": scenario_name, "policy": policy_name})
     return pd.DataFrame(rows).drop(columns="apps")
 
@@ -124,14 +120,17 @@ def sensitivity(
     for factor in factors:
         real = board.perturbed(factor)
         tables = make_tables(real)
-        policies = {
-            "linux": lambda make, real=real, tables=tables: linux_default(make, real, tables),
-            "manager": lambda make: Manager(board, believed),
-        }
-        table = compare_policies(simulate_many(makers, real, tables, policies, list(seeds)))
+        policies = {"linux": linux_default, "manager": lambda make: Manager(board, believed)}
+        moved = {name: partial(_moved, make, real, tables) for name, make in makers.items()}
+        table = compare_policies(simulate_many(moved, real, tables, policies, list(seeds)))
         table.insert(0, "factor", factor)
         results.append(table)
     return pd.concat(results, ignore_index=True)
+
+
+def _moved(make: Maker, board: Board, tables: Tables, seed: int) -> Case:
+    """The workload of a case on another board."""
+    return Case(make(seed).workload, board, tables)
 
 
 def against_optimum(
@@ -141,7 +140,7 @@ def against_optimum(
     build: Callable[[Maker], Policy] | None = None,
     seeds: Iterable[int] = range(3),
 ) -> pd.DataFrame:
-    """How far a policy (default: the manager) is from `oracle`: one row per scenario and seed.
+    """How far a policy (default: the manager) is from `optimum`: one row per scenario and seed.
 
     Columns: scenario, seed, energy_over_oracle (board energy per on-time frame over that of the
     optimum), above_idle_over_oracle (energy above idle, for the frames that the policy served in
@@ -152,19 +151,14 @@ def against_optimum(
     rows = []
     for name, make in _makers(scenarios, board, tables).items():
         policy = build(make) if build else Manager(board, tables)
-        least = _least(make(0), board, tables)
+        least = _least(make(0))
         for seed in seeds:
-            workload = make(seed)
-            log = run(workload, board, tables, policy, seed)
-            summary, frames = (
-                summarise(log, workload, tables, board),
-                frames_of(log, workload, tables),
-            )
-            best = oracle(workload, board, tables, seed)
+            case = make(seed)
+            done = case.simulate(policy, seed)
+            summary, frames = done.summary(), done.frames()
+            best = optimum(case, seed)
             served = frames[frames["on_time"]]
-            same = oracle(
-                workload, board, tables, seed, zip(served["app"], served["frame"], strict=True)
-            )
+            same = optimum(case, seed, zip(served["app"], served["frame"], strict=True))
             start_s, end_s = frames["arrival_s"], frames["arrival_s"] + frames["deadline_ms"] / 1000
             inside = pd.Series(False, frames.index)
             for first_s, last_s in best.spans_s:
@@ -184,12 +178,13 @@ def against_optimum(
     return pd.DataFrame(rows)
 
 
-def _least(workload: Workload, board: Board, tables: Tables) -> float:
+def _least(case: Case) -> float:
+    workload = case.workload
     alone = len(workload.apps) == 1 and workload.apps[0].arrival == "periodic"
     if not alone or not all(change.app for change in workload.changes):
         return math.nan  # somebody else is there too
     with suppress(DynlibError):
-        return foresight(workload, board, tables)
+        return foresight(case)
     return math.nan
 
 
@@ -203,16 +198,18 @@ def over_linux(runs: pd.DataFrame) -> pd.DataFrame:
     return table.assign(energy_over_linux=ratio, source=runs["source"].iloc[0])
 
 
-def levels(board: Board, tables: Tables, workload: Workload, span_s: float = 0.6) -> pd.DataFrame:
-    """What the two levels of the manager do with a workload of one app, for a figure.
+def levels(case: Case, span_s: float = 0.6) -> pd.DataFrame:
+    """What the two levels of the manager do with a case of one app, for a figure.
 
     Columns panel, kind, x, y, source. `upper`: every network of the chosen unit at every clock, by
     planned time over deadline and mean power (mW). `lower`: clock (MHz), frames (start, end in s)
     and deadlines over `span_s` seconds.
     """
+    board, tables, workload = case.board, case.tables, case.workload
     manager = Manager(board, tables)
-    log = run(workload, board, tables, manager)
-    app, table = workload.apps[0], tables[workload.apps[0].model]
+    done = case.simulate(manager)
+    log, app = done.log, workload.apps[0]
+    table = tables[app.model]
     need = workload.timeline(app)[0][1]
     first = next(e for e in log if e["event"] == "decide")
     unit, rows = board.unit(first["unit"]), []
@@ -234,7 +231,7 @@ def levels(board: Board, tables: Tables, workload: Workload, span_s: float = 0.6
     inside = [(e["t_s"], e[mhz]) for e in changes if start_s < e["t_s"] < start_s + span_s]
     steps = [(start_s, now[-1]), *inside, (start_s + span_s, (inside or [(0, now[-1])])[-1][1])]
     rows += [("lower", "clock", *step) for step in steps]
-    for frame in frames_of(log, workload, tables).itertuples():
+    for frame in done.frames().itertuples():
         end_s = start_s + span_s
         if start_s < frame.finish_s and frame.start_s < end_s:
             rows.append(("lower", "frame", max(frame.start_s, start_s), min(frame.finish_s, end_s)))
@@ -248,14 +245,14 @@ def recoveries(
     board: Board, tables: Tables, build: Callable[[Maker], Policy], seeds: Iterable[int]
 ) -> list[int]:
     """`recovery_frames` of S4 over all seeds, without frames that the optimum calls infeasible."""
-    make = partial(_scenario, "S4", board, tables)
+    make = partial(scenario, "S4", board, tables)
     policy, found = build(make), []
     for seed in seeds:
-        workload = make(seed)
-        frames = frames_of(run(workload, board, tables, policy, seed), workload, tables)
-        hopeless = oracle(workload, board, tables, seed).infeasible
+        case = make(seed)
+        frames = case.simulate(policy, seed).frames()
+        hopeless = optimum(case, seed).infeasible
         fair = [key not in hopeless for key in zip(frames["app"], frames["frame"], strict=True)]
-        found += recovery_frames(frames[fair], workload)
+        found += recovery_frames(frames[fair], case.workload)
     return found
 
 
@@ -269,8 +266,9 @@ def simulation_speed(
     apps = tuple(App(n, model, period_ms, period_ms=period_ms, start_unit=table.main_unit)
                  for n in "ab")  # fmt: skip
     workload = Workload("speed", horizon_s * period_ms * 30 / 1000, apps)
+    case = Case(workload, board, tables)
     begin = process_time()
-    run(workload, board, tables, policy)
+    case.simulate(policy)
     return horizon_s / (process_time() - begin)
 
 
@@ -304,11 +302,11 @@ def decision_us(
         for t in range(1, 30)
     )  # fmt: skip
     times: list[list[float]] = [[] for _ in range(repeats)]
-    workload = Workload("many", 30.0, who, changes)
+    case = Case(Workload("many", 30.0, who, changes), board, tables)
     gc.disable()  # what the collector would look through is the log of the simulator
     try:
         for taken in times:
-            run(workload, board, tables, Manager(board, tables), seed, decision_ms=taken)
+            case.simulate(Manager(board, tables), seed, decision_ms=taken)
     finally:
         gc.enable()
     return (1000 * np.median(times, axis=0)).tolist()
@@ -317,8 +315,4 @@ def decision_us(
 def _makers(scenarios: Scenarios, board: Board, tables: Tables) -> dict[str, Maker]:
     if isinstance(scenarios, Mapping):
         return dict(scenarios)
-    return {name: partial(_scenario, name, board, tables) for name in scenarios}
-
-
-def _scenario(name: str, board: Board, tables: Tables, seed: int) -> Workload:
-    return scenario(name, tables, board, seed)
+    return {name: partial(scenario, name, board, tables) for name in scenarios}

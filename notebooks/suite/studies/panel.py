@@ -12,12 +12,9 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from dynlib.boards.board import Board
 from dynlib.manager.manager import Manager
-from dynlib.points import Tables
-from dynlib.runtime.engine import run
-from dynlib.runtime.summary import timeline
-from dynlib.workload import Change, Workload, requirement_at
+from dynlib.runtime.case import Case
+from dynlib.workload import Change, requirement_at
 from suite.errors import SuiteError
 
 FIGURE = "manage_two_panel"
@@ -34,29 +31,27 @@ class Slider(NamedTuple):
 
 @dataclass(frozen=True)
 class Panel:
-    """The demands of `workload`, each with a slider.
+    """The demands of a case, each with a slider.
 
     Raises `SuiteError` in `react` for an unknown slider, in `widget` without ipywidgets.
     """
 
-    workload: Workload
-    board: Board
-    tables: Tables
+    case: Case
     seed: int = 0
 
     @property
     def changed_s(self) -> float:
         """When the sliders' values begin to hold."""
-        return self.workload.horizon_s / 2
+        return self.case.workload.horizon_s / 2
 
     @cached_property
     def sliders(self) -> Mapping[str, Slider]:
         """`<app>_deadline_ms`, `<app>_period_ms` and `<app>_accuracy_floor_pct` of every app; and
         `stretch`, so many times slower a competitor makes the first app's fastest unit."""
         found = {}
-        for app in self.workload.apps:
-            table = self.tables[app.model]
-            needs = requirement_at(self.workload.timeline(app), 1000 * self.changed_s)
+        for app in self.case.workload.apps:
+            table = self.case.tables[app.model]
+            needs = requirement_at(self.case.workload.timeline(app), 1000 * self.changed_s)
             accuracies = [point.accuracy_val_pct for point in table.points.values()]
             fastest_ms = table.smallest.latency_ms[-1]
             for key, value in zip(_DEMANDS, needs, strict=True):
@@ -72,19 +67,20 @@ class Panel:
         if unknown := values.keys() - self.sliders.keys():
             raise SuiteError(f"no sliders {sorted(unknown)}; there are {', '.join(self.sliders)}")
         now = {name: slider.value for name, slider in self.sliders.items()} | values
-        unit = self.tables[self.workload.apps[0].model].main_unit
+        unit = self.case.tables[self.case.workload.apps[0].model].main_unit
         changes = [
             Change(self.changed_s, app.name, **{key: now[f"{app.name}_{key}"] for key in _DEMANDS})
-            for app in self.workload.apps
+            for app in self.case.workload.apps
         ]
         changes.append(Change(self.changed_s, unit=unit, stretch=now["stretch"], announced=False))
-        workload = replace(self.workload, changes=(*self.workload.changes, *changes))
-        manager = Manager(self.board, self.tables)
-        log = run(workload, self.board, self.tables, manager, self.seed)
-        shown = timeline(log, workload, self.tables)
+        before = self.case.workload
+        case = self.case.under(replace(before, changes=(*before.changes, *changes)))
+        manager = Manager(case.board, case.tables)
+        done = case.simulate(manager, self.seed)
+        shown = done.timeline()
         shown = shown[(shown["what"] != "clock_mhz") | (shown["name"] == unit)]
         return shown.assign(
-            policy=manager.name, changed_s=self.changed_s, source=log.header["source"]
+            policy=manager.name, changed_s=self.changed_s, source=done.log.header["source"]
         )
 
     def widget(self):

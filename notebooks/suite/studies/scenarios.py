@@ -9,6 +9,7 @@ from dynlib.boards.board import Board
 from dynlib.boards.thermal import AMBIENT_C
 from dynlib.errors import WorkloadError
 from dynlib.points import PointTable
+from dynlib.runtime.case import Case
 from dynlib.runtime.conditions import thermal_facts
 from dynlib.workload import App, Change, Workload
 
@@ -151,8 +152,8 @@ _BOARD = {"S5": _s5, "S6": _s6, "S7": _s7, "S10": _s10, "S11": _s11}
 SCENARIOS = tuple(sorted({*_ONE, *_BOARD}, key=lambda name: int(name[1:]))) + tuple(_SEVERAL)
 
 
-def scenario(name: str, tables: Mapping[str, PointTable], board: Board, seed: int = 0) -> Workload:
-    """A scenario, S1 to S11 with one app, T1 to T6 with several, for these tables on `board`.
+def scenario(name: str, board: Board, tables: Mapping[str, PointTable], seed: int = 0) -> Case:
+    """A scenario, S1 to S11 with one app, T1 to T6 with several, made for these tables.
 
     Scenarios with one app use the first table; with several, the tables in turn. Notebooks 05
     and 06 describe them. `seed` draws what is random in a scenario (S4: when the competitor
@@ -171,4 +172,4 @@ def scenario(name: str, tables: Mapping[str, PointTable], board: Board, seed: in
     else:
         cpu = next((u.name for u in board.cpus if tables[scales[-1].model].on(u.name)), "")
         apps, changes = _SEVERAL[name]([scales[i % len(scales)] for i in range(8)], cpu)
-    return Workload(name, HORIZON_S, tuple(apps), tuple(changes))
+    return Case(Workload(name, HORIZON_S, tuple(apps), tuple(changes)), board, tables)

@@ -1,0 +1,50 @@
+"""What is run: a workload on a board, with the operating points of its models."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from dynlib.boards.board import Board
+from dynlib.manager.policy import Policy
+from dynlib.points import PointTable
+from dynlib.runtime.live import LiveRun, Served, serve
+from dynlib.runtime.simulate import Simulation
+from dynlib.runtime.summary import Run
+from dynlib.workload import Workload
+
+
+@dataclass(frozen=True)
+class Case:
+    """Everything a run depends on but its policy and its seed.
+
+    Args:
+        workload: apps, and what changes.
+        board: where; runs read powers from it, so that a board with other coefficients can be run
+            against the tables of the first.
+        tables: model -> its operating points (`read_points`); runs read latencies there.
+    """
+
+    workload: Workload
+    board: Board
+    tables: Mapping[str, PointTable]
+
+    def under(self, workload: Workload) -> "Case":
+        """The same board and points under another workload."""
+        return replace(self, workload=workload)
+
+    def simulate(self, policy: Policy, seed: int = 0, **options: Any) -> Run:
+        """A run on the simulated board; same arguments, same log, bit for bit.
+
+        `options` are those of `Simulation`. Raises `PolicyError` for a clock, unit, sub-network or
+        model that does not exist.
+        """
+        return Run(self, Simulation(self, policy, seed, **options).run())
+
+    def serve(self, policy: Policy, networks: Mapping[str, Served], **options: Any) -> LiveRun:
+        """A run on the machine this runs on; see `serve`."""
+        return serve(self, policy, networks, **options)
+
+
+def simulate(case: Case, policy: Policy, seed: int = 0, **options: Any) -> Run:
+    """See `Case.simulate`."""
+    return case.simulate(policy, seed, **options)

@@ -1,0 +1,321 @@
+"""The one loop of every run: arrivals, drops, observation, decisions and log, in either world.
+
+What happens is a heap of timed events. The loop waits for the next, takes in all that are due, lets
+the policy decide, and has every unit that is free start the job that the policy chooses. The world
+behind it is a simulated board (`simulate`) or the machine this runs on (`live`); it says how long
+waiting and running take, and what can be observed.
+
+Rules a number depends on:
+- a frame whose deadline has passed before it starts is dropped; one that runs is never aborted;
+- every frame that waits is a candidate for its unit, and so is every job between two segments;
+- at the end of the horizon what still waits or runs is dropped;
+- noise of frame k of app a is a function of (seed, a, k) alone: every policy meets the same frames.
+"""
+
+import heapq
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from dynlib.errors import PolicyError
+from dynlib.log import DecisionLog
+from dynlib.manager.policy import Action, Finished, Placement, Policy, State
+from dynlib.runtime.conditions import Conditions, conditions
+from dynlib.runtime.jobs import EPS_MS, AppRun, Job
+from dynlib.workload import ANNOUNCE_MS, CLOSED_LOOP, Requirement, requirement_at
+
+if TYPE_CHECKING:
+    from dynlib.runtime.case import Case
+
+# Among events at one instant: requirements first, then the hardware, then frames, then decisions.
+CHANGE, DONE, CLOCK, ARRIVE, TICK, WAKE = range(6)
+
+
+class Loop(ABC):
+    """One run of a case under a policy; a world is a subclass, and `run` does it all.
+
+    Attributes:
+        now_ms: the time of what is being handled.
+        apps: name -> `AppRun`.
+        limits: the highest clock that each unit may have now, in MHz; 0 where it is lost.
+        log: what has happened.
+    """
+
+    def __init__(self, case: "Case", policy: Policy, seed: int, source: str, **header: Any):
+        self.workload, self.board, self.tables = case.workload, case.board, case.tables
+        self.policy = policy
+        self.now_ms, self.heap, self.wake = 0.0, [], 0
+        self.pushed = 0
+        self.apps: dict[str, AppRun] = {}
+        for app in self.workload.apps:
+            if app.model not in self.tables:
+                raise PolicyError(
+                    f"app {app.name!r}: no table for model {app.model!r}; "
+                    f"there are {sorted(self.tables)}"
+                )
+            self.apps[app.name] = AppRun(app, self.workload, self.tables[app.model], seed)
+        self.under = conditions(self.workload, self.board)
+        self.now = self.under[0][1]
+        self.limits = {unit.name: unit.max_mhz for unit in self.board.units}
+        self.finished: list[Finished] = []
+        self.memory: Any = None
+        self.ask = False
+        self.handlers = {CHANGE: self.on_change, ARRIVE: self.on_arrive, WAKE: self.on_wake}
+        self.log = DecisionLog(
+            scenario=self.workload.name, policy=policy.name, seed=seed, board=self.board.name,
+            board_sha256=self.board.digest, workload_sha256=self.workload.digest,
+            table_sha256={name: table.digest for name, table in self.tables.items()},
+            models={app.name: app.model for app in self.workload.apps},
+            source=source, horizon_s=self.workload.horizon_s, **header,
+        )  # fmt: skip
+
+    # What a world is.
+
+    @abstractmethod
+    def wait(self, until_ms: float) -> float:
+        """Let time pass until then, or until something has happened; the time now, in ms."""
+
+    @abstractmethod
+    def free(self) -> Iterable[Any]:
+        """The places where a job could start now."""
+
+    @abstractmethod
+    def dispatch(self, place: Any, job: Job) -> None:
+        """Run the next segment of a job in a free place; a DONE event tells its end."""
+
+    @abstractmethod
+    def observe_units(self) -> dict[str, Any]:
+        """Clocks, targets and power, as fields of `State`; and what else is known of the board."""
+
+    def place_of(self, unit: str) -> Any:
+        """The place where jobs of a unit run."""
+        return unit
+
+    def constrain(self, unit: str, stretch: float, cap_mhz: float, emc: float) -> None:  # noqa: B027
+        """Others do this to a unit from now on."""
+
+    def switch(self, run: AppRun, placement: Placement | None) -> Placement | None:
+        """Take an app elsewhere; where its next frames do run."""
+        if placement is not None:
+            run.table.point(*placement)  # raises for an unknown one
+        return placement
+
+    def request(self, unit: str, mhz: float) -> None:  # noqa: B027
+        """The policy wants this clock."""
+
+    def sample(self, last: bool = False) -> None:  # noqa: B027
+        """Write down the power, if it is another one or it is the `last` time."""
+
+    # What every world shares.
+
+    def run(self) -> DecisionLog:
+        """Run to the horizon."""
+        horizon_ms = self.workload.horizon_s * 1000
+        self.sample()
+        self.schedule()
+        self.push(0.0, WAKE)
+        heap, handlers = self.heap, self.handlers
+        while heap and heap[0][0] < horizon_ms:
+            now_ms = min(self.wait(heap[0][0]), horizon_ms)
+            while heap and heap[0][0] <= now_ms:
+                self.now_ms, kind, _, item = heapq.heappop(heap)
+                handlers[kind](item)
+            self.now_ms = now_ms
+            if now_ms < horizon_ms:
+                self.settle()
+        self.now_ms = horizon_ms
+        for run in self.apps.values():
+            for job in (*run.jobs, *run.waiting):
+                self.record("drop", job, reason="horizon")
+        self.sample(last=True)
+        return self.log
+
+    def push(self, t_ms: float, kind: int, item: Any = None) -> None:
+        """Something will happen."""
+        # The running number makes ties deterministic and keeps items from being compared.
+        self.pushed += 1
+        heapq.heappush(self.heap, (t_ms, kind, self.pushed, item))
+
+    def record(self, event: str, job: Job, **values: Any) -> None:
+        """Log an event of one frame."""
+        self.log.add(self.now_ms / 1000, event, app=job.app, frame=job.frame, **values)
+
+    def schedule(self) -> None:
+        """Everything that is known ahead."""
+        for t_ms, now in self.under[1:]:
+            self.push(t_ms, CHANGE, now)
+        for change in self.workload.changes:
+            if change.app:
+                self._schedule_known(change.t_s * 1000, change, change.announced)
+        for run in self.apps.values():
+            start_ms = run.app.start_s * 1000
+            self._schedule_known(start_ms, run, run.app.announced)
+            if run.app.end_s is not None:
+                self.push(run.app.end_s * 1000, CHANGE, run)
+            if run.app.arrival in CLOSED_LOOP:
+                self.push(start_ms, ARRIVE, run)
+            else:
+                self._schedule_arrival(run)
+
+    def _schedule_known(self, t_ms: float, change, announced: bool) -> None:
+        self.push(t_ms, CHANGE, change)
+        if announced and not self.policy.static:
+            self.push(max(t_ms - ANNOUNCE_MS, 0.0), WAKE)
+
+    def _schedule_arrival(self, run: AppRun) -> None:
+        item = next(run.arrivals, None)
+        if item is not None:
+            t_ms, need = item
+            self.push(t_ms, ARRIVE, (run, need))
+
+    def settle(self) -> None:
+        """After all events of an instant: decide, start what can start, write down the power."""
+        if self.ask:
+            self.ask = False
+            self.decide()
+        places = self.free()
+        ready = self._ready() if places else {}
+        for place in places:
+            if jobs := ready.get(place):
+                job = self.policy.choose(jobs, self.now_ms)
+                if job not in jobs:
+                    raise PolicyError(f"{self.policy.name}: chose {job!r}, expected one of {jobs}")
+                self.dispatch(place, job)
+        self.sample()
+
+    def _ready(self) -> dict[Any, list[Job]]:
+        """Place -> the jobs that could run there."""
+        ready: dict[Any, list[Job]] = {}
+        for run in self.apps.values():
+            if run.waiting:
+                self.drop_expired(run)
+            for job in run.jobs:
+                ready.setdefault(self.place_of(job.point.unit), []).append(job)
+            if run.waiting and run.placement is not None:
+                ready.setdefault(self.place_of(run.placement.unit), []).extend(run.waiting)
+        return ready
+
+    def drop_expired(self, run: AppRun) -> None:
+        """Drop the frames that nobody can serve in time any more."""
+        # Deadlines within an app need not be in order of arrival when the requirement changes.
+        for job in [j for j in run.waiting if self.now_ms >= j.deadline_at_ms - EPS_MS]:
+            self.drop(job, "deadline passed")
+
+    def drop(self, job: Job, reason: str) -> None:
+        """Drop a frame that waits."""
+        job.run.waiting.remove(job)
+        self.record("drop", job, reason=reason)
+        self.next_query(job.run)
+
+    def start(self, job: Job, switch_ms: float) -> None:
+        """Begin with a frame that waits."""
+        point = job.run.start(job, switch_ms)
+        self.record("start", job, **point.logged)
+
+    def finish(self, job: Job, **values: Any) -> None:
+        """A frame is done, and may be learnt from; `values` go into the log."""
+        point = job.point
+        job.run.jobs.remove(job)
+        latency_ms = self.now_ms - job.arrival_ms
+        self.record("finish", job, latency_ms=latency_ms, **point.logged, **values)
+        ran = tuple(job.ran.items())
+        self.finished.append(Finished(job.app, point.subnet, point.unit, ran, point.setting))
+        self.next_query(job.run)
+        self.ask = self.ask or not self.policy.static
+
+    def next_query(self, run: AppRun) -> None:
+        """In a closed loop the next query comes when those before are done."""
+        if run.app.arrival in CLOSED_LOOP and not run.jobs and not run.waiting:
+            self.push(self.now_ms, ARRIVE, run)
+
+    # Events.
+
+    def on_wake(self, number: int | None) -> None:
+        """A policy wanted to be asked now (void if it has changed its mind), or is due."""
+        self.ask = self.ask or number in (None, self.wake)
+
+    def on_change(self, change) -> None:
+        """Conditions, an app that comes or goes, or another requirement."""
+        if isinstance(change, Conditions):
+            self.impose(change)
+            return
+        self.ask = True
+        if isinstance(change, AppRun):
+            change.gone = self.now_ms >= self.workload.end_ms(change.app)
+            return
+        run = self.apps[change.app]
+        need = requirement_at(run.steps, self.now_ms)
+        # What is asked for is known; how often others ask only when they say so.
+        run.known = need if change.announced else need._replace(period_ms=run.known.period_ms)
+
+    def on_arrive(self, item) -> None:
+        """A frame in open loop, or the next query of a closed one."""
+        if not isinstance(item, AppRun):
+            run, need = item
+            self._arrive(run, need)
+            self._schedule_arrival(run)
+            return
+        need = requirement_at(item.steps, self.now_ms)
+        ended = self.now_ms >= self.workload.end_ms(item.app)
+        if ended or not self.workload.fits(self.now_ms, need):
+            return
+        for _ in range(item.app.frames if item.app.arrival == "multi-stream" else 1):
+            self._arrive(item, need)
+
+    def _arrive(self, run: AppRun, need: Requirement) -> None:
+        job = run.arrive(self.now_ms, need)
+        self.record("arrive", job, deadline_ms=need.deadline_ms, accuracy_floor_pct=need.floor_pct)
+        self.ask = self.ask or not self.policy.static
+
+    def impose(self, now: Conditions) -> None:
+        """Other conditions hold from now on."""
+        for unit, stretch, cap_mhz in zip(self.board.units, now.stretch, now.cap_mhz, strict=True):
+            self.limits[unit.name] = cap_mhz
+            self.constrain(unit.name, stretch, cap_mhz, now.emc)
+            if cap_mhz == 0:
+                for run in self.apps.values():
+                    run.evict(unit.name)
+        # Competitors and memory clocks announce nothing: they are no reason to ask the policy.
+        before, self.now = self.now, now
+        self.ask |= (before.cap_mhz, before.memory_mb) != (now.cap_mhz, now.memory_mb)
+
+    # Decisions.
+
+    def decide(self) -> None:
+        """Ask the policy and do what it says."""
+        action = self.consult(self.state(), dict(self.limits))
+        self.finished = []
+        self.apply(action)
+
+    def consult(self, state: State, limits: Mapping[str, float]) -> Action:
+        """Ask the policy."""
+        return self.policy.decide(state, limits)
+
+    def state(self) -> State:
+        """What can be observed now."""
+        units = self.observe_units()
+        seen = [run.observe(self.now_ms) for run in self.apps.values()]
+        return State(
+            t_ms=self.now_ms, apps=tuple([app for app in seen if app]),
+            finished=tuple(self.finished), memory=self.memory, emc=self.now.emc,
+            memory_mb=self.now.memory_mb, **units,
+        )  # fmt: skip
+
+    def apply(self, action: Action) -> None:
+        """Carry out what a policy decided."""
+        self.memory = action.memory
+        for name, placement in action.placements.items():
+            run = self.apps[name]
+            if placement != run.wanted:
+                run.wanted = placement
+                run.placement = now = self.switch(run, placement)
+                reason = action.reason if now == placement else "switch failed"
+                where = {} if now is None else run.table.point(*now).logged
+                self.log.add(self.now_ms / 1000, "decide", app=name, reason=reason, **where)
+        for name, mhz in action.clocks.items():
+            if name not in self.limits:
+                raise PolicyError(f"board {self.board.name!r} has no unit {name!r}")
+            self.request(name, mhz)
+        if action.wake_ms is not None and action.wake_ms > self.now_ms:
+            self.wake += 1
+            self.push(action.wake_ms, WAKE, self.wake)

@@ -1,0 +1,224 @@
+"""A run on a simulated board, event by event.
+
+Rules a number depends on, beside those of `loop`:
+- the speed of a job follows the clock of its unit, and power is constant between events;
+- a requested clock acts after the unit's settling time, a newer request replaces an older one, and
+  when it acts the unit stands still for the stall time (drawing the power of the new clock);
+- competitors that stretch execution by x keep 1 - 1/x of the unit busy while none of our jobs runs;
+- changing an app's sub-network costs `switch_ms` before its next frame, at full power;
+- heat plays a part only where the workload changes the air (see `heat`); a cap from it is a `set`
+  for the reason "heat", with the highest clock the unit may have.
+"""
+
+import math
+from collections.abc import Mapping
+from time import process_time
+from typing import TYPE_CHECKING, Any
+
+from dynlib.boards.board import Unit
+from dynlib.boards.governors import make_governor
+from dynlib.errors import PolicyError
+from dynlib.manager.policy import Action, Policy, State
+from dynlib.runtime.conditions import Conditions
+from dynlib.runtime.heat import Heat
+from dynlib.runtime.jobs import Job
+from dynlib.runtime.loop import CHANGE, CLOCK, DONE, TICK, Loop
+from dynlib.runtime.units import UnitRun
+from dynlib.source import weakest
+
+if TYPE_CHECKING:
+    from dynlib.runtime.case import Case
+
+SWITCH_MS = 1.0  # bar of the switching notebook: p99 below 1 ms in one process
+
+
+class Simulation(Loop):
+    """The simulated world.
+
+    Args:
+        switch_ms: cost of another sub-network.
+        decision_ms: a list that collects how much CPU time each decision took.
+    """
+
+    def __init__(
+        self,
+        case: "Case",
+        policy: Policy,
+        seed: int = 0,
+        *,
+        switch_ms: float = SWITCH_MS,
+        decision_ms: list[float] | None = None,
+    ):
+        board = case.board
+        board.power_mw({}, {})  # raises for a board without a power model
+        warms = any(change.ambient_c is not None for change in case.workload.changes)
+        power_source = "estimated" if warms else board.power_source
+        source = weakest(power_source, *(table.source for table in case.tables.values()))
+        super().__init__(case, policy, seed, str(source))
+        self.switch_ms, self.decision_ms = switch_ms, decision_ms
+        self.units = {unit.name: _unit_run(unit, policy) for unit in board.units}
+        self.heat = None if self.now.ambient_c is None else Heat(board, self.now)
+        self.last_power_mw = math.nan
+        self.handlers |= {DONE: self.on_done, CLOCK: self.on_clock, TICK: self.on_tick}
+
+    def wait(self, until_ms: float) -> float:
+        """Time passes at once."""
+        return until_ms
+
+    def schedule(self) -> None:
+        """The polls of heat, and those of governors, too."""
+        if self.heat:
+            self.push(0.0, CHANGE, self.heat)
+        super().schedule()
+        for unit in self.units.values():
+            if unit.governor:
+                self.push(unit.governor.period_ms, TICK, unit)
+
+    def free(self) -> list[str]:
+        """The units that have nothing to do."""
+        return [name for name, unit in self.units.items() if unit.job is None and not unit.lost]
+
+    def dispatch(self, place: str, job: Job) -> None:
+        """Run the next segment of a job on a unit."""
+        unit = self.units[place]
+        unit.advance(self.now_ms)
+        self._wake_governor(unit)
+        if job.point is None:
+            self.start(job, self.switch_ms)
+        if job.share <= 0:
+            job.share = job.point.segments[job.segment]
+        unit.job = job
+        self._reschedule(unit)
+
+    def sample(self, last: bool = False) -> None:
+        """Log the power of the board where it changes."""
+        more = {}
+        static_mw = (self.heat or self.board).static_mw
+        power_mw = static_mw + sum([unit.power_mw() for unit in self.units.values()])
+        if self.heat:
+            last = last or self.heat.polled_ms == self.now_ms
+            more["temp_c"] = self.heat.draws(self.now_ms, power_mw, [*self.units.values()])
+        if power_mw != self.last_power_mw or last:
+            self.last_power_mw = power_mw
+            self.log.add(self.now_ms / 1000, "sample", power_mw=power_mw, **more)
+
+    def on_change(self, change) -> None:
+        """Heat is polled; all else as everywhere."""
+        if not isinstance(change, Heat):
+            super().on_change(change)
+            return
+        capped = change.poll(self.now_ms, [*self.units.values()])
+        for unit, cap_mhz in capped:
+            self._log_clock(unit, cap_mhz, "heat")
+        if capped:
+            self.impose(change.outside)
+        self.push(self.now_ms + change.wait_ms, CHANGE, change)
+
+    def impose(self, now: Conditions) -> None:
+        """Heat may cap what others allow."""
+        super().impose(self.heat.limit(self.now_ms, now) if self.heat else now)
+
+    def constrain(self, unit: str, stretch: float, cap_mhz: float, emc: float) -> None:
+        """What others do to a unit changes its speed, its clock, or takes it away."""
+        run = self.units[unit]
+        run.advance(self.now_ms)
+        self._wake_governor(run)
+        run.impose(stretch, cap_mhz, emc)
+        self._request(run, min(run.target_mhz, run.cap_mhz), "cap")
+        if run.lost:
+            run.job = None
+        self._reschedule(run)
+
+    def on_done(self, item) -> None:
+        """A segment has ended, unless it has been rescheduled since."""
+        unit, token = item
+        if token != unit.token:
+            return
+        unit.advance(self.now_ms)
+        job, unit.job = unit.job, None
+        if job.end_segment():
+            self.finish(job)
+
+    def _reschedule(self, unit: UnitRun) -> None:
+        unit.token += 1
+        if unit.job is not None:
+            begin_ms = max(self.now_ms, unit.frozen_ms) + unit.job.fixed_ms
+            left_ms = max(unit.job.share, 0.0) * unit.job_ms(unit.job)
+            self.push(begin_ms + left_ms, DONE, (unit, unit.token))
+
+    # Clocks.
+
+    def request(self, unit: str, mhz: float) -> None:
+        """A clock that the policy wants; units under a governor do not obey it."""
+        run = self.units[unit]
+        if mhz != run.target_mhz and run.governor is None:
+            self._request(run, mhz, "policy")
+
+    def _request(self, unit: UnitRun, mhz: float, reason: str) -> None:
+        if mhz == unit.target_mhz:
+            return
+        if mhz not in unit.freq_index:
+            known = unit.spec.freqs
+            raise PolicyError(f"{unit.spec.name}: {mhz} MHz is not one of its clocks {known}")
+        mhz = min(mhz, unit.cap_mhz)
+        if mhz != unit.target_mhz:
+            unit.target_mhz = mhz
+            unit.asked += 1
+            self._log_clock(unit, mhz, reason)
+            # A request that returns to the present clock only cancels the one under way.
+            if mhz != unit.mhz:
+                self.push(self.now_ms + unit.spec.settle_ms, CLOCK, (unit, mhz, unit.asked))
+
+    def on_clock(self, item) -> None:
+        """A requested clock acts, unless another was requested since."""
+        unit, mhz, asked = item
+        if asked != unit.asked:
+            return
+        unit.advance(self.now_ms)
+        unit.mhz = mhz
+        unit.frozen_ms = self.now_ms + unit.spec.stall_ms
+        self._log_clock(unit, mhz, "acts")
+        self._reschedule(unit)
+
+    def _log_clock(self, unit: UnitRun, mhz: float, reason: str) -> None:
+        field = "gpu_mhz" if unit.spec.kind == "gpu" else "cpu_mhz"
+        self.log.add(self.now_ms / 1000, "set", unit=unit.spec.name, reason=reason, **{field: mhz})
+
+    def on_tick(self, unit: UnitRun) -> None:
+        """A governor looks at its unit."""
+        unit.advance(self.now_ms)
+        self._request(unit, unit.tick(self.now_ms), unit.spec.governor)
+        if not unit.asleep:
+            self.push(self.now_ms + unit.governor.period_ms, TICK, unit)
+
+    def _wake_governor(self, unit: UnitRun) -> None:
+        if unit.asleep:
+            self.push(unit.catch_up(self.now_ms), TICK, unit)
+
+    # Decisions.
+
+    def consult(self, state: State, limits: Mapping[str, float]) -> Action:
+        """Ask the policy, and time it if somebody wants to know."""
+        if self.decision_ms is None:
+            return self.policy.decide(state, limits)
+        begin = process_time()
+        action = self.policy.decide(state, limits)
+        self.decision_ms.append((process_time() - begin) * 1000)
+        return action
+
+    def observe_units(self) -> dict[str, Any]:
+        """Clocks and power of the board as it would show them."""
+        for unit in self.units.values():
+            if unit.job is not None:
+                unit.advance(self.now_ms)
+        return {
+            "clocks": {name: unit.mhz for name, unit in self.units.items()},
+            "targets": {name: unit.target_mhz for name, unit in self.units.items()},
+            "power_mw": self.last_power_mw,
+            "temp_c": self.heat.advance(self.now_ms) if self.heat else math.nan,
+        }
+
+
+def _unit_run(unit: Unit, policy: Policy) -> UnitRun:
+    name = policy.governors.get(unit.name)
+    return UnitRun(unit, make_governor(name, unit) if name else None)
