@@ -337,8 +337,14 @@ def _point(rows: pd.DataFrame, board: "Board", segments: Mapping, noisy: list[st
 
 
 def _setting(rows: pd.DataFrame) -> Setting:
-    values = (rows[name].iloc[0] for name in Setting._fields)
-    return Setting(*(None if pd.isna(value) else value for value in values))
+    found: list[Any] = []
+    for name in Setting._fields:
+        value = rows[name].iloc[0]
+        if pd.isna(value):
+            found.append(None)
+        else:
+            found.append(value if name in TEXT_COLUMNS else float(value))
+    return Setting(*found)
 
 
 def _active_mw(rows: pd.DataFrame, unit: "Unit", busy: float) -> tuple[float, ...]:

@@ -10,7 +10,7 @@ from runtime_cases import board, energy_mj, events, fixed, periodic, run, summar
 from dynlib.errors import DynlibError, PolicyError
 from dynlib.log import DecisionLog
 from dynlib.machine.bind import load_board
-from dynlib.manager.policy import Action, Placement, edf
+from dynlib.manager.policy import Action, Placement, edf, fifo
 from dynlib.points import PointTable
 from dynlib.runtime.rivals import Static
 from dynlib.runtime.simulate import Simulation
@@ -25,7 +25,8 @@ TABLES = tables(BOARD, units=("gpu", "cpu"))
 class Script:
     """Asks for the given clock at the given times."""
 
-    name, order, static, governors = "script", "fifo", False, {}
+    name, static, governors = "script", False, {}
+    choose = staticmethod(fifo)
 
     def __init__(self, steps, subnet="large"):
         self.steps, self.subnet = sorted(steps), subnet
@@ -179,8 +180,8 @@ def test_same_seed_same_log_and_policies_meet_the_same_frames(tmp_path):
     on = board(unit(noise_cv=0.05))
     points = tables(on)
     both = {name: Placement("large", "gpu") for name in "ab"}
-    fast, slow = (Static("s", both, {"gpu": f}, order=o)
-                  for f, o in ((1000.0, "edf"), (500.0, "fifo")))  # fmt: skip
+    fast, slow = (Static("s", both, {"gpu": f}, choose=o)
+                  for f, o in ((1000.0, edf), (500.0, fifo)))  # fmt: skip
     first, again, other, seeded = (
         run(workload, on, points, policy, seed).write(tmp_path / name)
         for name, policy, seed in (("1", fast, 1), ("2", fast, 1), ("3", slow, 1), ("4", fast, 2))
@@ -261,7 +262,7 @@ def test_a_sleeping_governor_makes_no_difference(monkeypatch):
         tick(self, run)
         if run.asleep:
             run.asleep = False
-            self._push(self.now_ms + run.governor.period_ms, 4, run)
+            self.push(self.now_ms + run.governor.period_ms, 4, run)
 
     monkeypatch.setattr(Simulation, "on_tick", always)
     awake = run(workload, on, points, policy, 5)

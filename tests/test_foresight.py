@@ -10,7 +10,7 @@ from dynlib.errors import DynlibError
 from dynlib.machine.bind import load_board
 from dynlib.runtime.case import Case
 from suite.papers.dynamic_ofa import published_tables
-from suite.studies import foresight
+from suite.studies.foresight import foresight
 from suite.studies.manage import against_optimum
 
 OPPS = tuple(Opp(f, 400 + f / 2) for f in (250.0, 400.0, 500.0, 625.0, 800.0, 1000.0))

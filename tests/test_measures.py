@@ -3,6 +3,7 @@ import pandas as pd
 import pytest
 from runtime_cases import (
     board,
+    cases,
     energy_mj,
     fixed,
     frames_of,
@@ -98,7 +99,9 @@ def test_a_timeline_holds_what_the_log_says():
 
 
 def test_heat_is_read_from_the_log():
-    log = DecisionLog(policy="p", seed=0, source="estimated")
+    log = DecisionLog(
+        scenario="S", policy="p", seed=0, source="estimated", models={}, horizon_s=10.0
+    )
     for t_s, temp_c, cap_mhz in ((0, 30.0, None), (2, 60.0, 500.0), (3, 61.0, 250.0),
                                  (5, 50.0, 1000.0), (9, 59.0, 500.0)):  # fmt: skip
         if cap_mhz:
@@ -154,7 +157,7 @@ def test_interval_over_seeds():
 
 
 def test_simulate_many_gives_one_labelled_row_per_run():
-    make = lambda seed: periodic(100.0, horizon_s=2.0)  # noqa: E731
+    make = cases(lambda seed: periodic(100.0, horizon_s=2.0), BOARD, TABLES)
     policies = {"a": lambda make: fixed("large"), "none": lambda make: None,
                 "b": lambda make: fixed("small")}  # fmt: skip
     frame = simulate_many({"x": make, "y": make}, BOARD, TABLES, policies, seeds=(1, 2))

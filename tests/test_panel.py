@@ -50,7 +50,7 @@ def test_a_tighter_deadline_means_a_smaller_network_and_a_higher_floor_a_larger_
 
 
 def test_a_competitor_raises_the_clock():
-    tight = replace(PANEL, workload=replace(PANEL.workload, apps=APPS[:1]))
+    tight = replace(PANEL, case=PANEL.case.under(replace(PANEL.case.workload, apps=APPS[:1])))
     alone, disturbed = tight.react(a_deadline_ms=50.0), tight.react(a_deadline_ms=50.0, stretch=2.0)
     assert max(after(disturbed, "clock_mhz", "gpu")) > max(after(alone, "clock_mhz", "gpu"))
 

@@ -133,7 +133,7 @@ def test_a_table_is_filled_in_at_the_clocks_it_lacks():
     [
         ([_row(unit="dsp")], r"'a'.*dsp"),
         ([_row(gpu_mhz=600.0)], r"gpu_mhz 600"),
-        ([_row(), _row(precision="fp16")], r"two rows for one clock"),
+        ([_row(), _row(cores=2)], r"two rows for one clock"),
         ([_row(), _row(model="other")], r"one model"),
         ([_row(accuracy_val_pct=None)], r"no accuracy"),
     ],

@@ -35,7 +35,7 @@ def runs(trained):
     fixed = {name: (lambda make, name=name: linux_default(make, SEEDS, name, name))
              for name in ("performance", "schedutil")}  # fmt: skip
     policies = fixed | {"q-learning": lambda make: trained[0]}
-    return simulate_many({"toy": make}, BOARD, TABLES, policies, SEEDS)
+    return simulate_many({"toy": cases(make, BOARD, TABLES)}, BOARD, TABLES, policies, SEEDS)
 
 
 def test_q_learning_finds_the_optimal_values_of_two_states():
@@ -69,7 +69,8 @@ def test_deciding_is_pure(trained, training):
     seen, workload = [], make(300)
 
     class Twice:
-        name, order, static, governors = agent.name, agent.order, agent.static, agent.governors
+        name, static, governors = agent.name, agent.static, agent.governors
+        choose = staticmethod(agent.choose)
 
         def decide(self, state, limits):
             seen.append((agent.decide(state, limits), agent.decide(state, limits)))
