@@ -7,6 +7,7 @@ import csv
 import json
 import sys
 import tomllib
+from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
 
@@ -83,7 +84,7 @@ def same(cell, value):
 
 def energy(events):
     samples = [(e["t_s"], e["power_mw"]) for e in events if e["event"] == "sample"]
-    return sum((b[0] - a[0]) * a[1] for a, b in zip(samples, samples[1:], strict=False))
+    return sum((b[0] - a[0]) * a[1] for a, b in pairwise(samples))
 
 
 def at_rest(board):
@@ -106,7 +107,7 @@ def switches(frames):
     count = 0
     for starts in started.values():
         subnets = [event["subnet"] for _, _, event in sorted(starts, key=lambda s: s[:2])]
-        count += sum(a != b for a, b in zip(subnets, subnets[1:], strict=False))
+        count += sum(a != b for a, b in pairwise(subnets))
     return count
 
 

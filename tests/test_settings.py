@@ -111,7 +111,7 @@ def test_points_of_another_board_are_left_out_and_none_is_an_error(tmp_path):
     path = write_table(make_table(rows), tmp_path / "points.csv")
     assert set(read_points(path, ON)) == {"net", "second"}
     path = write_table(make_table(rows[1:2]), tmp_path / "points.csv")
-    with pytest.raises(TableError, match="no points on board 'tiny'; .*known: other"):
+    with pytest.raises(TableError, match=r"no points on board 'tiny'; .*known: other"):
         read_points(path, ON)
 
 

@@ -1,1 +1,24 @@
-"""The runtime manager: what a policy sees, and the policy that plans and paces."""
+"""The runtime manager, and what any policy sees and answers.
+
+A policy author needs nothing but this room, the operating points and the workload: numpy, pandas.
+"""
+
+from dynlib.manager.manager import Manager
+from dynlib.manager.planner import OBJECTIVES
+from dynlib.manager.policy import (
+    Action,
+    AppState,
+    Finished,
+    Placement,
+    Policy,
+    Ready,
+    State,
+    by_priority,
+    edf,
+    fifo,
+)
+
+__all__ = [
+    "OBJECTIVES", "Action", "AppState", "Finished", "Manager", "Placement", "Policy", "Ready",
+    "State", "by_priority", "edf", "fifo",
+]  # fmt: skip

@@ -1,1 +1,12 @@
-"""Runs: one workload, one board, one policy; the baselines and the optimum."""
+"""Runs of a case, simulated or on this machine; the baselines and the optimum beside them."""
+
+from dynlib.runtime.case import Case, simulate
+from dynlib.runtime.live import LiveRun, Served, serve
+from dynlib.runtime.oracle import Optimum, optimum
+from dynlib.runtime.rivals import Reactive, Static, best_static, linux_default
+from dynlib.runtime.summary import Run
+
+__all__ = [
+    "Case", "LiveRun", "Optimum", "Reactive", "Run", "Served", "Static", "best_static",
+    "linux_default", "optimum", "serve", "simulate",
+]  # fmt: skip
