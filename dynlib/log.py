@@ -12,10 +12,29 @@ from dynlib.files import atomic_write
 LOG_SCHEMA = 2
 LOG_EVENTS = ("arrive", "start", "finish", "drop", "decide", "set", "sample")
 LOG_FIELDS = (
-    "t_s", "event", "app", "frame", "subnet", "exit_threshold", "backend", "precision", "unit",
-    "cores", "quota", "batch", "cpu_mhz", "gpu_mhz", "emc_mhz", "deadline_ms",
-    "accuracy_floor_pct", "latency_ms", "power_mw", "energy_mj", "temp_c", "reason",
-)  # fmt: skip
+    "t_s",
+    "event",
+    "app",
+    "frame",
+    "subnet",
+    "exit_threshold",
+    "backend",
+    "precision",
+    "unit",
+    "cores",
+    "quota",
+    "batch",
+    "cpu_mhz",
+    "gpu_mhz",
+    "emc_mhz",
+    "deadline_ms",
+    "accuracy_floor_pct",
+    "latency_ms",
+    "power_mw",
+    "energy_mj",
+    "temp_c",
+    "reason",
+)
 _LOG_FIELDS = frozenset(LOG_FIELDS)
 _LOG = logging.getLogger(__name__)
 

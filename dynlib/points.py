@@ -24,13 +24,34 @@ if TYPE_CHECKING:
 
 TEXT_COLUMNS = ("model", "subnet", "backend", "precision", "board", "unit", "source")
 KEY_COLUMNS = (
-    "model", "subnet", "exit_threshold", "backend", "precision", "board", "unit", "cores",
-    "threads", "quota", "cpu_mhz", "gpu_mhz", "emc_mhz", "batch",
-)  # fmt: skip
+    "model",
+    "subnet",
+    "exit_threshold",
+    "backend",
+    "precision",
+    "board",
+    "unit",
+    "cores",
+    "threads",
+    "quota",
+    "cpu_mhz",
+    "gpu_mhz",
+    "emc_mhz",
+    "batch",
+)
 VALUE_COLUMNS = (
-    "accuracy_val_pct", "accuracy_test_pct", "latency_ms", "latency_std_ms", "latency_p95_ms",
-    "energy_mj", "power_mw", "idle_power_mw", "memory_mb", "macs_m", "params_m",
-)  # fmt: skip
+    "accuracy_val_pct",
+    "accuracy_test_pct",
+    "latency_ms",
+    "latency_std_ms",
+    "latency_p95_ms",
+    "energy_mj",
+    "power_mw",
+    "idle_power_mw",
+    "memory_mb",
+    "macs_m",
+    "params_m",
+)
 POINT_COLUMNS = (*KEY_COLUMNS, *VALUE_COLUMNS, "source")
 REQUIRED = ("model", "subnet", "board", "unit", "batch", "latency_ms", "source")
 SOURCES = ("measured", "replayed", "simulated", "estimated", "predicted", "published")
@@ -100,8 +121,9 @@ def read_table(path: str | Path) -> pd.DataFrame:
     """Read a CSV table; raises `TableError` naming the file and what is wrong with it."""
     try:
         # Names stay text, "1" and "NA" too.
-        table = pd.read_csv(path, dtype=dict.fromkeys(TEXT_COLUMNS, str), keep_default_na=False,
-                            na_values=[""])  # fmt: skip
+        table = pd.read_csv(
+            path, dtype=dict.fromkeys(TEXT_COLUMNS, str), keep_default_na=False, na_values=[""]
+        )
     except (OSError, ValueError) as error:
         raise TableError(f"{path}: cannot read an operating-point table: {error}") from error
     return check_table(table, path)
@@ -295,45 +317,62 @@ def read_points(path: str | Path, board: "Board") -> dict[str, PointTable]:
 
 def _point(rows: pd.DataFrame, board: "Board", segments: Mapping, noisy: list[str]) -> Point:
     """The point whose clocks are `rows`; its name goes to `noisy` if a higher one was slower."""
-    subnet, unit_name = rows["subnet"].iloc[0], rows["unit"].iloc[0]
-    who, units = f"{subnet!r} on {unit_name!r}", [unit.name for unit in board.units]
+    subnet = rows["subnet"].iloc[0]
+    unit_name = rows["unit"].iloc[0]
+    who = f"{subnet!r} on {unit_name!r}"
+    units = [unit.name for unit in board.units]
     require(rows["unit"].isin(units), rows, "unit", f"one of {units}", who)
     unit = board.unit(unit_name)
-    column = "gpu_mhz" if unit.kind == "gpu" else "cpu_mhz"
-    mhz = rows[column].fillna(unit.max_mhz).map(unit.at_or_above)
-    off = (mhz - rows[column]).abs() > 0.5
-    what = f"a clock of the unit: {column} {rows[column][off.idxmax()]:g} is none of {unit.freqs}"
-    require(~off, rows, column, what, who)
-    require(~mhz.duplicated(), rows, column, "one setting: two rows for one clock", who)
-    measured_ms = dict(zip(mhz, rows["latency_ms"], strict=True))
-    latency_ms = np.array([_latency_ms(measured_ms, f, unit) for f in unit.freqs])
+    measured_ms = _measured_ms(rows, unit, who)
+    latency_ms = np.array([_latency_ms(measured_ms, mhz, unit) for mhz in unit.freqs])
     fastest_ms = np.minimum.accumulate(latency_ms)
     slower = latency_ms > fastest_ms * (1 + 1e-9)
     if slower.any():
         noisy.append(who)
         latency_ms[slower] = fastest_ms[slower]
-    cores = rows["cores"].fillna(rows["threads"]).iloc[0]
-    busy = float(unit.cores if np.isnan(cores) else cores)
-    busy = 1.0 if unit.kind == "gpu" else busy
-    relative_std = (rows["latency_std_ms"] / rows["latency_ms"]).median()
-    val_pct, test_pct = (float(rows[c].iloc[0]) for c in ("accuracy_val_pct", "accuracy_test_pct"))
-    val_pct = test_pct if np.isnan(val_pct) else val_pct
+    val_pct = float(rows["accuracy_val_pct"].iloc[0])
+    test_pct = float(rows["accuracy_test_pct"].iloc[0])
+    if np.isnan(val_pct):
+        val_pct = test_pct
     known = rows["accuracy_val_pct"].notna() | (not np.isnan(val_pct))
     require(known, rows, "accuracy_val_pct", "a number: it has no accuracy", who)
+    relative_std = (rows["latency_std_ms"] / rows["latency_ms"]).median()
+    cores = _cores(rows, unit)
     blocks_ms = np.array(segments.get(subnet, (1.0,)), float)
+    shares = blocks_ms / blocks_ms.sum()
     return Point(
         subnet=subnet,
         unit=unit_name,
-        cores=busy,
+        cores=cores,
         accuracy_val_pct=val_pct,
         accuracy_test_pct=val_pct if np.isnan(test_pct) else test_pct,
         noise_cv=unit.noise_cv if np.isnan(relative_std) else float(relative_std),
         latency_ms=tuple(latency_ms.tolist()),
-        active_mw=_active_mw(rows, unit, busy),
+        active_mw=_active_mw(rows, unit, cores),
         memory_mb=float(rows["memory_mb"].fillna(0.0).max()),
         setting=_setting(rows),
-        segments=tuple((blocks_ms / blocks_ms.sum()).tolist()),
+        segments=tuple(shares.tolist()),
     )
+
+
+def _measured_ms(rows: pd.DataFrame, unit: "Unit", who: str) -> dict[float, float]:
+    """Clock of the unit -> measured time; a row without a clock was measured at the highest."""
+    column = "gpu_mhz" if unit.kind == "gpu" else "cpu_mhz"
+    mhz = rows[column].fillna(unit.max_mhz).map(unit.at_or_above)
+    off = (mhz - rows[column]).abs() > 0.5
+    wrong_mhz = rows[column][off.idxmax()]
+    what = f"a clock of the unit: {column} {wrong_mhz:g} is none of {unit.freqs}"
+    require(~off, rows, column, what, who)
+    require(~mhz.duplicated(), rows, column, "one setting: two rows for one clock", who)
+    return dict(zip(mhz, rows["latency_ms"], strict=True))
+
+
+def _cores(rows: pd.DataFrame, unit: "Unit") -> float:
+    """Cores kept busy: those of the table, else its threads, else all."""
+    if unit.kind == "gpu":
+        return 1.0
+    cores = rows["cores"].fillna(rows["threads"]).iloc[0]
+    return float(unit.cores if np.isnan(cores) else cores)
 
 
 def _setting(rows: pd.DataFrame) -> Setting:
@@ -349,10 +388,13 @@ def _setting(rows: pd.DataFrame) -> Setting:
 
 def _active_mw(rows: pd.DataFrame, unit: "Unit", busy: float) -> tuple[float, ...]:
     """Power of running above waiting, at every clock: the model's, else the table's, else 0."""
-    if unit.c_uw_mhz_v2 is None:
-        measured_mw = float((rows["power_mw"] - rows["idle_power_mw"]).mean())
-        return (0.0 if np.isnan(measured_mw) else max(measured_mw, 0.0),) * len(unit.freqs)
-    return tuple(unit.power_mw(f, busy) - unit.idle_mw(unit.min_mhz) for f in unit.freqs)
+    if unit.c_uw_mhz_v2 is not None:
+        waiting_mw = unit.idle_mw(unit.min_mhz)
+        return tuple(unit.power_mw(mhz, busy) - waiting_mw for mhz in unit.freqs)
+    measured_mw = float((rows["power_mw"] - rows["idle_power_mw"]).mean())
+    if np.isnan(measured_mw):
+        measured_mw = 0.0
+    return (max(measured_mw, 0.0),) * len(unit.freqs)
 
 
 def _latency_ms(measured_ms: dict[float, float], mhz: float, unit: "Unit") -> float:

@@ -7,6 +7,16 @@ from dynlib.runtime.rivals import Reactive, Static, best_static, linux_default
 from dynlib.runtime.summary import Run
 
 __all__ = [
-    "Case", "LiveRun", "Optimum", "Reactive", "Run", "Served", "Static", "best_static",
-    "linux_default", "optimum", "serve", "simulate",
-]  # fmt: skip
+    "Case",
+    "LiveRun",
+    "Optimum",
+    "Reactive",
+    "Run",
+    "Served",
+    "Static",
+    "best_static",
+    "linux_default",
+    "optimum",
+    "serve",
+    "simulate",
+]

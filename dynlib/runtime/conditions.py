@@ -10,7 +10,7 @@ from typing import NamedTuple
 from dynlib.boards.board import Board, Thermal, Unit
 from dynlib.boards.thermal import AMBIENT_C
 from dynlib.errors import WorkloadError
-from dynlib.workload import Workload
+from dynlib.workload import Change, Workload
 
 
 class Conditions(NamedTuple):
@@ -41,41 +41,62 @@ def conditions(workload: Workload, board: Board) -> list[tuple[float, Conditions
     a memory clock of a board that has none, and for air around a board without `thermal_facts`;
     `BoardError` for an unknown unit.
     """
-    names = [unit.name for unit in board.units]
-    stretch, cap = dict.fromkeys(names, 1.0), dict.fromkeys(names, math.inf)
-    lost, emc, power_mw, memory_mb = dict.fromkeys(names, False), 1.0, 0.0, math.inf
-    top = {unit.name: unit.max_mhz for unit in board.units}
-    ambient_c = None
+    others = _Others(board)
     if any(change.ambient_c is not None for change in workload.changes):
         thermal_facts(board)
-        ambient_c = AMBIENT_C
-    first = Conditions((1.0,) * len(names), tuple(top.values()), ambient_c=ambient_c)
-    steps = [(0.0, first)]
+        others.ambient_c = AMBIENT_C
+    steps = [(0.0, others.conditions())]
     for change in workload.changes:
-        if change.app:
-            continue
-        if change.unit:
-            name = board.unit(change.unit).name
-            stretch[name] = change.stretch or stretch[name]
-            if change.cap_mhz is not None:
-                cap[name] = change.cap_mhz or math.inf
-            lost[name] = lost[name] if change.lost is None else change.lost
-        if change.emc_mhz is not None:
-            if board.memory is None:
-                raise WorkloadError(f"emc_mhz: board {board.name!r} has no memory clock")
-            emc = max(opp.freq_mhz for opp in board.memory.opps) / change.emc_mhz
-        power_mw = power_mw if change.power_mw is None else change.power_mw
-        ambient_c = ambient_c if change.ambient_c is None else change.ambient_c
-        if change.memory_mb is not None:
-            memory_mb = change.memory_mb or math.inf
-        modes = _within(board, power_mw) if power_mw else top
-        caps = (
-            0.0 if lost[u.name] else u.at_or_below(min(cap[u.name], modes[u.name], u.max_mhz))
-            for u in board.units
-        )
-        now = Conditions(tuple(stretch.values()), tuple(caps), emc, memory_mb, ambient_c)
-        steps.append((change.t_s * 1000, now))
+        if not change.app:
+            others.take(change)
+            steps.append((change.t_s * 1000, others.conditions()))
     return steps
+
+
+class _Others:
+    """What others do to the board, change after change."""
+
+    def __init__(self, board: Board):
+        names = [unit.name for unit in board.units]
+        self.board = board
+        self.stretch = dict.fromkeys(names, 1.0)
+        self.cap_mhz = dict.fromkeys(names, math.inf)
+        self.lost = dict.fromkeys(names, False)
+        self.emc = 1.0
+        self.power_mw = 0.0  # no cap
+        self.memory_mb = math.inf
+        self.ambient_c: float | None = None
+
+    def take(self, change: Change) -> None:
+        """Take in one change that is of no app."""
+        if change.unit:
+            name = self.board.unit(change.unit).name
+            self.stretch[name] = change.stretch or self.stretch[name]
+            if change.cap_mhz is not None:
+                self.cap_mhz[name] = change.cap_mhz or math.inf
+            if change.lost is not None:
+                self.lost[name] = change.lost
+        if change.emc_mhz is not None:
+            memory = self.board.memory
+            if memory is None:
+                raise WorkloadError(f"emc_mhz: board {self.board.name!r} has no memory clock")
+            self.emc = max(opp.freq_mhz for opp in memory.opps) / change.emc_mhz
+        if change.power_mw is not None:
+            self.power_mw = change.power_mw
+        if change.memory_mb is not None:
+            self.memory_mb = change.memory_mb or math.inf
+        if change.ambient_c is not None:
+            self.ambient_c = change.ambient_c
+
+    def conditions(self) -> Conditions:
+        """What holds now."""
+        within = _within(self.board, self.power_mw) if self.power_mw else self.cap_mhz
+        caps = []
+        for unit in self.board.units:
+            highest_mhz = min(self.cap_mhz[unit.name], within[unit.name], unit.max_mhz)
+            caps.append(0.0 if self.lost[unit.name] else unit.at_or_below(highest_mhz))
+        stretch = tuple(self.stretch.values())
+        return Conditions(stretch, tuple(caps), self.emc, self.memory_mb, self.ambient_c)
 
 
 def thermal_facts(board: Board) -> Thermal:
@@ -84,8 +105,10 @@ def thermal_facts(board: Board) -> Thermal:
     needed = ("sustainable_power_mw", "passive_c", "polling_ms", "passive_polling_ms")
     missing = [key for key in needed if not getattr(board.thermal, key, None)]
     if missing:
-        raise WorkloadError(f"ambient_c: board {board.name!r} publishes no {', '.join(missing)}, "
-                            "expected them for its thermal model")  # fmt: skip
+        raise WorkloadError(
+            f"ambient_c: board {board.name!r} publishes no {', '.join(missing)}, "
+            "expected them for its thermal model"
+        )
     return board.thermal
 
 
@@ -102,9 +125,12 @@ def rest_mw(unit: Unit, stretch: float) -> float:
 
 
 def _within(board: Board, power_mw: float) -> dict[str, float]:
-    for share in sorted({f / u.max_mhz for u in board.units for f in u.freqs}, reverse=True):
-        clocks = {u.name: u.at_or_below(share * u.max_mhz) for u in board.units}
-        busy = {u.name: float(u.cores if u.kind == "cpu" else 1) for u in board.units}
+    """Clocks at the highest common share of every unit's highest at which the board, all busy,
+    draws no more; the lowest clocks where none does."""
+    busy = {unit.name: float(unit.cores if unit.kind == "cpu" else 1) for unit in board.units}
+    shares = {mhz / unit.max_mhz for unit in board.units for mhz in unit.freqs}
+    for share in sorted(shares, reverse=True):
+        clocks = {unit.name: unit.at_or_below(share * unit.max_mhz) for unit in board.units}
         if board.power_mw(clocks, busy) <= power_mw:
             return clocks
-    return {u.name: u.min_mhz for u in board.units}
+    return {unit.name: unit.min_mhz for unit in board.units}

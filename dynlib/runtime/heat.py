@@ -33,8 +33,9 @@ class Heat:
         self.body = ThermalRC.of(board, TAU_S)
         trips_c = self.facts.passive_c
         self.switch_on_c = min(trips_c) if len(trips_c) > 1 else 0.0
-        self.governor = PowerAllocator(self.switch_on_c, max(trips_c),
-                                       round(self.facts.sustainable_power_mw))  # fmt: skip
+        self.governor = PowerAllocator(
+            self.switch_on_c, max(trips_c), round(self.facts.sustainable_power_mw)
+        )
         self.cap_mhz = tuple(unit.max_mhz for unit in board.units)
         self.static_mw = static_mw(board, self.body.temp_c)
         self.power_mw = self.now_ms = self.wait_ms = 0.0
@@ -66,22 +67,26 @@ class Heat:
 
     def poll(self, now_ms: float, units: Sequence[UnitRun]) -> list[tuple[UnitRun, float]]:
         """What the governor does at a poll: the units whose cap is another now, with that cap."""
-        temp_c, span_ms = self.advance(now_ms), now_ms - self.polled_ms
+        temp_c = self.advance(now_ms)
+        span_ms = now_ms - self.polled_ms
         loads = [busy_ms / span_ms for busy_ms in self.busy_ms]
         self.busy_ms, self.polled_ms = (0.0,) * len(loads), now_ms
         self.static_mw = static_mw(self.board, temp_c)
-        # As the kernel: a request is the power of the load at the present clock.
-        actors = [
-            Actor(round(u.spec.dynamic_mw(u.mhz, load)),
-                  round(u.spec.dynamic_mw(u.spec.max_mhz, u.spec.cores)))
-            for u, load in zip(units, loads, strict=True)
-        ]  # fmt: skip
+        actors = [_actor(unit, load) for unit, load in zip(units, loads, strict=True)]
         grants = self.governor.grants_mw(temp_c, actors)  # below the lower trip, it forgets
-        cool, before = temp_c < self.switch_on_c, self.cap_mhz
+        cool = temp_c < self.switch_on_c
         self.wait_ms = self.facts.polling_ms if cool else self.facts.passive_polling_ms
-        self.cap_mhz = tuple(
-            u.spec.max_mhz if cool else granted_mhz(u.spec, grant, load)
-            for u, grant, load in zip(units, grants, loads, strict=True)
-        )
-        pairs = zip(units, self.cap_mhz, before, strict=True)
-        return [(unit, mhz) for unit, mhz, old in pairs if mhz != old]
+        before, caps = self.cap_mhz, []
+        for unit, grant_mw, load in zip(units, grants, loads, strict=True):
+            spec = unit.spec
+            caps.append(spec.max_mhz if cool else granted_mhz(spec, grant_mw, load))
+        self.cap_mhz = tuple(caps)
+        pairs = zip(units, caps, before, strict=True)
+        return [(unit, mhz) for unit, mhz, old_mhz in pairs if mhz != old_mhz]
+
+
+def _actor(unit: UnitRun, load: float) -> Actor:
+    """As the kernel: a request is the power of the load at the present clock."""
+    spec = unit.spec
+    request_mw = round(spec.dynamic_mw(unit.mhz, load))
+    return Actor(request_mw, round(spec.dynamic_mw(spec.max_mhz, spec.cores)))

@@ -15,9 +15,20 @@ class Job:
     """One frame on its way through the segments of its operating point; see `policy.Ready`."""
 
     __slots__ = (
-        "app", "arrival_ms", "deadline_at_ms", "fixed_ms", "frame", "need", "noise", "point",
-        "priority", "ran", "run", "segment", "share",
-    )  # fmt: skip
+        "app",
+        "arrival_ms",
+        "deadline_at_ms",
+        "fixed_ms",
+        "frame",
+        "need",
+        "noise",
+        "point",
+        "priority",
+        "ran",
+        "run",
+        "segment",
+        "share",
+    )
 
     def __init__(self, run: "AppRun", frame: int, arrival_ms: float, need: Requirement):
         self.run, self.frame, self.arrival_ms, self.need = run, frame, arrival_ms, need
@@ -48,9 +59,23 @@ class AppRun:
     """
 
     __slots__ = (
-        "announced", "app", "arrivals", "frames", "gone", "jobs", "known", "last_arrival_ms",
-        "noise", "placement", "rng", "served", "steps", "table", "waiting", "wanted",
-    )  # fmt: skip
+        "announced",
+        "app",
+        "arrivals",
+        "frames",
+        "gone",
+        "jobs",
+        "known",
+        "last_arrival_ms",
+        "noise",
+        "placement",
+        "rng",
+        "served",
+        "steps",
+        "table",
+        "waiting",
+        "wanted",
+    )
 
     def __init__(self, app: App, workload: Workload, table: PointTable, seed: int):
         self.app, self.table = app, table
@@ -114,11 +139,15 @@ class AppRun:
         ]
         running = [
             Running(
-                j.point.subnet, j.point.unit, j.deadline_at_ms, j.need.floor_pct,
-                tuple(j.ran.items()), j.point.setting,
+                j.point.subnet,
+                j.point.unit,
+                j.deadline_at_ms,
+                j.need.floor_pct,
+                tuple(j.ran.items()),
+                j.point.setting,
             )
             for j in self.jobs
-        ]  # fmt: skip
+        ]
         upcoming = ()
         if self.announced:
             upcoming = tuple(
@@ -127,6 +156,15 @@ class AppRun:
                 if now_ms < t_ms <= now_ms + ANNOUNCE_MS + EPS_MS and t_ms in self.announced
             )
         return AppState(
-            app.name, app.model, self.known, app.arrival, app.priority, app.start_unit, start_ms,
-            self.last_arrival_ms, tuple(waiting), tuple(running), upcoming,
-        )  # fmt: skip
+            app.name,
+            app.model,
+            self.known,
+            app.arrival,
+            app.priority,
+            app.start_unit,
+            start_ms,
+            self.last_arrival_ms,
+            tuple(waiting),
+            tuple(running),
+            upcoming,
+        )

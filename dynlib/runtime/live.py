@@ -66,9 +66,14 @@ class LiveRun(Run):
     """
 
     def __init__(
-        self, case: "Case", log: DecisionLog, answers: Mapping[tuple[str, int], Any],
-        policy_s: float, wall_s: float, problems: Mapping[str, str],
-    ):  # fmt: skip
+        self,
+        case: "Case",
+        log: DecisionLog,
+        answers: Mapping[tuple[str, int], Any],
+        policy_s: float,
+        wall_s: float,
+        problems: Mapping[str, str],
+    ):
         super().__init__(case, log)
         self.answers, self.problems = answers, problems
         self.policy_s, self.wall_s = policy_s, wall_s

@@ -62,12 +62,18 @@ class Loop(ABC):
         self.ask = False
         self.handlers = {CHANGE: self.on_change, ARRIVE: self.on_arrive, WAKE: self.on_wake}
         self.log = DecisionLog(
-            scenario=self.workload.name, policy=policy.name, seed=seed, board=self.board.name,
-            board_sha256=self.board.digest, workload_sha256=self.workload.digest,
+            scenario=self.workload.name,
+            policy=policy.name,
+            seed=seed,
+            board=self.board.name,
+            board_sha256=self.board.digest,
+            workload_sha256=self.workload.digest,
             table_sha256={name: table.digest for name, table in self.tables.items()},
             models={app.name: app.model for app in self.workload.apps},
-            source=source, horizon_s=self.workload.horizon_s, **header,
-        )  # fmt: skip
+            source=source,
+            horizon_s=self.workload.horizon_s,
+            **header,
+        )
 
     # What a world is.
 
@@ -296,10 +302,14 @@ class Loop(ABC):
         units = self.observe_units()
         seen = [run.observe(self.now_ms) for run in self.apps.values()]
         return State(
-            t_ms=self.now_ms, apps=tuple([app for app in seen if app]),
-            finished=tuple(self.finished), memory=self.memory, emc=self.now.emc,
-            memory_mb=self.now.memory_mb, **units,
-        )  # fmt: skip
+            t_ms=self.now_ms,
+            apps=tuple([app for app in seen if app]),
+            finished=tuple(self.finished),
+            memory=self.memory,
+            emc=self.now.emc,
+            memory_mb=self.now.memory_mb,
+            **units,
+        )
 
     def apply(self, action: Action) -> None:
         """Carry out what a policy decided."""

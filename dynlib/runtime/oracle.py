@@ -120,27 +120,34 @@ def optimum(case: "Case", seed: int = 0, only: Iterable[tuple[str, int]] | None 
 
 def _edges(frames: list[Frame], under, horizon_ms: float) -> np.ndarray:
     """Where time is cut: at every arrival, deadline and change, and at the horizon."""
-    times = {t for f in frames for t in (f.start_ms, f.end_ms)} | {t for t, _ in under}
-    return np.array(sorted(t for t in times | {horizon_ms} if t <= horizon_ms + _SHARE))
+    times = {horizon_ms}
+    for frame in frames:
+        times |= {frame.start_ms, frame.end_ms}
+    times |= {t_ms for t_ms, _ in under}
+    return np.array(sorted(t_ms for t_ms in times if t_ms <= horizon_ms + _SHARE))
 
 
 def _idle_mj(board: Board, under, edges, states) -> float:
     """What flows whatever we do; no board is colder than the coldest air it was in."""
-    coldest_c = min((now.ambient_c for _, now in under if now.ambient_c is not None), default=None)
-    idle_mj, always_mw = 0.0, static_mw(board, coldest_c)
-    for (begin, end), now in zip(pairwise(edges), states, strict=True):
-        idle_mw = always_mw + sum(map(rest_mw, board.units, now.stretch))
-        idle_mj += idle_mw * (end - begin) / 1000
+    airs_c = [now.ambient_c for _, now in under if now.ambient_c is not None]
+    always_mw = static_mw(board, min(airs_c, default=None))
+    idle_mj = 0.0
+    for (begin_ms, end_ms), now in zip(pairwise(edges), states, strict=True):
+        units_mw = sum(map(rest_mw, board.units, now.stretch))
+        idle_mj += (always_mw + units_mw) * (end_ms - begin_ms) / 1000
     return idle_mj
 
 
 def _spans_s(frames: list[Frame]) -> tuple[tuple[float, float], ...]:
     """The windows of frames, those that overlap as one."""
+    windows_s = sorted((frame.start_ms / 1000, frame.end_ms / 1000) for frame in frames)
     spans: list[tuple[float, float]] = []
-    for start, end in sorted((f.start_ms / 1000, f.end_ms / 1000) for f in frames):
+    for start, end in windows_s:
         if spans and start <= spans[-1][1]:
-            start, end = spans[-1][0], max(end, spans.pop()[1])
-        spans.append((start, end))
+            before, last = spans.pop()
+            spans.append((before, max(end, last)))
+        else:
+            spans.append((start, end))
     return tuple(spans)
 
 
@@ -154,12 +161,12 @@ class _Hulls:
 
     def _kinds(self, now: Conditions) -> list[tuple[Unit, float, float, int]]:
         """(unit, stretch, cap, how many are alike): twins are one resource, several times."""
-        found: dict[tuple, list[Unit]] = {}
+        alike: dict[tuple, list[Unit]] = {}
         for unit, stretch, cap in zip(self.board.units, now.stretch, now.cap_mhz, strict=True):
             if cap > 0:
-                key = (replace(unit, name="", cpus=()), stretch, cap)
-                found.setdefault(key, []).append(unit)
-        return [(twins[0], *key[1:], len(twins)) for key, twins in found.items()]
+                nameless = replace(unit, name="", cpus=())
+                alike.setdefault((nameless, stretch, cap), []).append(unit)
+        return [(twins[0], stretch, cap, len(twins)) for (_, stretch, cap), twins in alike.items()]
 
     def _of(self, model, unit: Unit, floor_pct, stretch, cap_mhz, emc, memory_mb):
         """[(standard deviation of log noise, ms, mJ)]: a hull per kind of noise."""
@@ -173,8 +180,11 @@ class _Hulls:
                     time_ms = ms * stretch * unit.memory_scale(mhz, emc)
                     mj = time_ms * (unit.power_mw(mhz, point.cores) - rest) / 1000
                     corners.setdefault(point.noise_cv, []).append((time_ms, mj))
-        return [(math.sqrt(math.log1p(cv**2)), *corner)
-                for cv, some in corners.items() for corner in lower_hull(some)]  # fmt: skip
+        return [
+            (math.sqrt(math.log1p(cv**2)), *corner)
+            for cv, some in corners.items()
+            for corner in lower_hull(some)
+        ]
 
 
 def _solve(frames: list[Frame], edges, states, hulls: _Hulls):
@@ -187,25 +197,26 @@ def _solve(frames: list[Frame], edges, states, hulls: _Hulls):
     10. Costs 8, 4, 8, 4 mJ, and 1e6 for z. Solution: x2 = 3/4, x4 = 1/4, 4 mJ.
     """
     programme = _Programme(frames, edges, states, hulls)
-    n, m = len(programme.cost), len(frames)
-    cost = np.append(programme.cost, np.full(m, _UNSERVED_MJ))
+    room = programme.room
+    shares, wholes = len(programme.cost), len(frames)
+    columns = shares + wholes  # x, then z
+    cost = np.append(programme.cost, np.full(wholes, _UNSERVED_MJ))
     owner = np.array(programme.owner, int)
     # Shares of a frame, and what nobody serves of it, sum up to 1.
-    columns = np.arange(n + m)
-    of_frame = csr_array((np.ones(n + m), (np.append(owner, np.arange(m)), columns)))
+    frame_of_column = np.append(owner, np.arange(wholes))
+    of_frame = csr_array((np.ones(columns), (frame_of_column, np.arange(columns))))
     # Every x takes time of its unit and of its frame.
-    in_time = csr_array(
-        (programme.times, (programme.rows, np.repeat(np.arange(n), 2))),
-        (len(programme.room), n + m),
-    )
-    solved = _staying(cost, in_time, programme.room, of_frame, owner, programme.where)
+    column_of_time = np.repeat(np.arange(shares), 2)
+    in_time = csr_array((programme.times, (programme.rows, column_of_time)), (len(room), columns))
+    solved = _staying(cost, in_time, room, of_frame, owner, programme.where)
     if solved is None:
-        solved = linprog(cost, in_time, programme.room, of_frame, np.ones(m), method="highs")
+        solved = linprog(cost, in_time, room, of_frame, np.ones(wholes), method="highs")
     if solved.status != 0:
         raise SearchError(f"the optimum was not found: {solved.message}")
     gap = float(solved.get("mip_gap") or 0.0)
-    served = np.bincount(owner, solved.x[:n], m)
-    return served, float(solved.x[:n] @ cost[:n]), gap
+    x = solved.x[:shares]
+    served = np.bincount(owner, x, wholes)
+    return served, float(x @ cost[:shares]), gap
 
 
 class _Programme:
@@ -253,21 +264,36 @@ class _Programme:
 
 def _staying(cost, in_time, room, of_frame, owner, where: list[str]):
     """The optimum in which no frame migrates; None if there is but one kind of unit, or too much
-    to decide. `where`: the unit of every variable x, `owner` its frame."""
-    m = of_frame.shape[0]
-    pairs = sorted(set(zip(owner.tolist(), where, strict=True)))
+    to decide.
+
+    Binary variable y[k, u] says that frame k runs on unit u: sum over u of y[k, u] <= 1, and the
+    shares of k on u sum up to at most y[k, u]. `where`: the unit of every variable x, `owner` its
+    frame.
+    """
+    frames = of_frame.shape[0]
+    who = list(zip(owner.tolist(), where, strict=True))
+    pairs = sorted(set(who))
     if len(set(where)) < 2 or len(pairs) > MOST_BINARIES:
         return None
-    number, q, n = {pair: i for i, pair in enumerate(pairs)}, len(pairs), len(owner)
-    of_pair = [number[pair] for pair in zip(owner.tolist(), where, strict=True)]
-    used = csr_array((np.ones(n), (of_pair, np.arange(n))), (q, n + m))
-    chosen = csr_array((np.ones(q), ([k for k, _ in pairs], np.arange(q))), (m, q))
-    limits = block_array([[in_time, None], [used, -eye_array(q)], [None, chosen]])
-    whole = block_array([[of_frame, csr_array((m, q))]])
+    number = {pair: i for i, pair in enumerate(pairs)}
+    shares, binaries = len(owner), len(pairs)
+    of_pair = [number[pair] for pair in who]
+    used = csr_array((np.ones(shares), (of_pair, np.arange(shares))), (binaries, shares + frames))
+    frame_of_pair = [frame for frame, _ in pairs]
+    chosen = csr_array(
+        (np.ones(binaries), (frame_of_pair, np.arange(binaries))), (frames, binaries)
+    )
+    limits = block_array([[in_time, None], [used, -eye_array(binaries)], [None, chosen]])
+    at_most = np.concatenate([room, np.zeros(binaries), np.ones(frames)])
+    whole = block_array([[of_frame, csr_array((frames, binaries))]])
+    is_binary = np.append(np.zeros(shares + frames), np.ones(binaries))
     solved = milp(
-        np.append(cost, np.zeros(q)), integrality=np.append(np.zeros(n + m), np.ones(q)),
-        constraints=[LinearConstraint(whole, 1, 1), LinearConstraint(
-            limits, -np.inf, np.concatenate([room, np.zeros(q), np.ones(m)]))],
+        np.append(cost, np.zeros(binaries)),
+        integrality=is_binary,
+        constraints=[
+            LinearConstraint(whole, 1, 1),
+            LinearConstraint(limits, -np.inf, at_most),
+        ],
         options={"node_limit": MOST_NODES},
-    )  # fmt: skip
+    )
     return solved if solved.status == 0 else None

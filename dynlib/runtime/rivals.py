@@ -4,15 +4,16 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
+from typing import NamedTuple
 
 from dynlib.boards.board import Board
 from dynlib.errors import DynlibError
 from dynlib.manager.manager import Manager
 from dynlib.manager.policy import Action, Placement, Ready, State, fifo
-from dynlib.points import PointTable, Tables
+from dynlib.points import Point, PointTable, Tables
 from dynlib.runtime.case import Case
 from dynlib.runtime.summary import MISS_LIMIT_PCT
-from dynlib.workload import Workload
+from dynlib.workload import App, Workload
 
 TRIAL_SEEDS = (9001, 9002, 9003)
 MAX_TRIALS = 400
@@ -117,6 +118,14 @@ def _within_reach(knob: str, table: PointTable, home: Placement) -> set[tuple[st
     }
 
 
+class _Level(NamedTuple):
+    """Where an app stands on its ladder, the highest level not yet failed, and latencies since."""
+
+    level: int
+    ceiling: int
+    seen_ms: tuple[float, ...]
+
+
 class Reactive:
     """Dynamic-OFA's loop (demo in its repository): feedback alone, on the network alone.
 
@@ -133,21 +142,29 @@ class Reactive:
 
     def decide(self, state: State, limits: Mapping[str, float]) -> Action:
         """See `dynlib.manager.policy`."""
-        memory, placements = dict(state.memory or {}), {}
+        memory = dict(state.memory or {})
+        placements = {}
         for app in state.apps:
             ladder = _ladder(self.tables[app.model], app.start_unit)
-            level, ceiling, seen = memory.get(app.name, (0, 0, ()))
-            seen += tuple(sum(ms for _, ms in f.ran) for f in state.finished if f.app == app.name)
-            if len(seen) >= self.samples:
-                mean_ms = sum(seen) / len(seen)
-                if mean_ms > app.need.deadline_ms and level + 1 < len(ladder):
-                    level, seen = level + 1, ()
-                    ceiling = level
-                elif mean_ms < 0.9 * app.need.deadline_ms and level > ceiling:
-                    level, seen = level - 1, ()
-                seen = seen[-self.samples :]
-            memory[app.name], placements[app.name] = (level, ceiling, seen), ladder[level]
+            before = memory.get(app.name, _Level(0, 0, ()))
+            measured = [
+                sum(ms for _, ms in frame.ran) for frame in state.finished if frame.app == app.name
+            ]
+            now = self._react(before, (*before.seen_ms, *measured), app.need.deadline_ms, ladder)
+            memory[app.name], placements[app.name] = now, ladder[now.level]
         return Action(placements, memory=memory, reason=self.name)
+
+    def _react(self, before, seen_ms: tuple[float, ...], deadline_ms: float, ladder) -> "_Level":
+        """One step down or up the ladder (level 0 is the largest network), or none."""
+        level, ceiling, _ = before
+        if len(seen_ms) < self.samples:
+            return _Level(level, ceiling, seen_ms)
+        mean_ms = sum(seen_ms) / len(seen_ms)
+        if mean_ms > deadline_ms and level + 1 < len(ladder):
+            return _Level(level + 1, level + 1, ())
+        if mean_ms < 0.9 * deadline_ms and level > ceiling:
+            return _Level(level - 1, ceiling, ())
+        return _Level(level, ceiling, seen_ms[-self.samples :])
 
 
 def best_static(
@@ -200,46 +217,62 @@ def _ladder(table, start_unit: str) -> list[Placement]:
 
 def _settings(name: str, case: Case):
     """(energy per second of use at full time, policy) of all settings that are not hopeless."""
-    workload, board, tables = case.workload, case.board, case.tables
-    choices = []
-    for app in workload.apps:
-        steps = [need for _, need in workload.timeline(app)]
-        loosest_ms = max(need.deadline_ms for need in steps)
-        floor_pct = min(need.floor_pct for need in steps)
-        choices.append([
-            p
-            for p in tables[app.model].points.values()
-            if p in tables[app.model].on(p.unit)  # of the smallest batch
-            and p.accuracy_val_pct >= floor_pct and p.latency_ms[-1] <= loosest_ms
-        ])  # fmt: skip
-    for points in product(*choices):
-        used = sorted({p.unit for p in points})
-        specs = [board.unit(unit) for unit in used]
-        for index in product(*(range(len(spec.freqs)) for spec in specs)):
-            clock = dict(zip(used, index, strict=True))
-            load, late = dict.fromkeys(used, 0.0), False
-            waiting_mw = {
-                spec.name: spec.idle_mw(spec.freqs[i]) - spec.idle_mw(spec.min_mhz)
-                for spec, i in zip(specs, index, strict=True)
-            }
-            mw = sum(waiting_mw.values())
-            for app, point in zip(workload.apps, points, strict=True):
-                steps = workload.timeline(app)
-                i = clock[point.unit]
-                late |= point.latency_ms[i] > max(need.deadline_ms for _, need in steps)
-                share = point.latency_ms[i] / _mean_period_ms(workload, app, steps)
-                load[point.unit] += share
-                mw += (point.active_mw[i] - waiting_mw[point.unit]) * share
-            if not late and max(load.values()) <= 1:
-                clocks = {unit: board.unit(unit).freqs[i] for unit, i in clock.items()}
-                placements = {a.name: Placement(p.subnet, p.unit, p.setting)
-                              for a, p in zip(workload.apps, points, strict=True)}  # fmt: skip
-                yield mw, Static(name, placements, clocks)
+    board, apps = case.board, case.workload.apps
+    for points in product(*(_hopeful(case, app) for app in apps)):
+        used = [board.unit(unit) for unit in sorted({point.unit for point in points})]
+        for clocks in product(*(unit.freqs for unit in used)):
+            clock = {unit.name: mhz for unit, mhz in zip(used, clocks, strict=True)}
+            mean_mw = _mean_mw(case, points, clock)
+            if mean_mw is not None:
+                placements = {
+                    app.name: Placement(point.subnet, point.unit, point.setting)
+                    for app, point in zip(apps, points, strict=True)
+                }
+                yield mean_mw, Static(name, placements, clock)
 
 
-def _mean_period_ms(workload: Workload, app, steps) -> float:
+def _hopeful(case: Case, app: App) -> list[Point]:
+    """The points of an app that meet its lowest floor and, at full clock, its loosest deadline."""
+    table = case.tables[app.model]
+    needs = [need for _, need in case.workload.timeline(app)]
+    loosest_ms = max(need.deadline_ms for need in needs)
+    floor_pct = min(need.floor_pct for need in needs)
+    return [
+        point
+        for point in table.points.values()
+        if point in table.on(point.unit)  # of the smallest batch
+        and point.accuracy_val_pct >= floor_pct
+        and point.latency_ms[-1] <= loosest_ms
+    ]
+
+
+def _mean_mw(case: Case, points: Sequence[Point], clock: Mapping[str, float]) -> float | None:
+    """Mean power of a setting above all units waiting at their lowest clocks; None if hopeless."""
+    load = dict.fromkeys(clock, 0.0)
+    waiting_mw = {}
+    for name, mhz in clock.items():
+        unit = case.board.unit(name)
+        waiting_mw[name] = unit.idle_mw(mhz) - unit.idle_mw(unit.min_mhz)
+    mean_mw = sum(waiting_mw.values())
+    for app, point in zip(case.workload.apps, points, strict=True):
+        steps = case.workload.timeline(app)
+        index = case.board.unit(point.unit).freqs.index(clock[point.unit])
+        latency_ms = point.latency_ms[index]
+        if latency_ms > max(need.deadline_ms for _, need in steps):
+            return None
+        share = latency_ms / _mean_period_ms(case.workload, app, steps)
+        load[point.unit] += share
+        mean_mw += (point.active_mw[index] - waiting_mw[point.unit]) * share
+    return mean_mw if max(load.values()) <= 1 else None
+
+
+def _mean_period_ms(workload: Workload, app: App, steps) -> float:
+    """The horizon over the number of frames that an app's periods make."""
     end_ms = workload.end_ms(app)
-    starts = [max(t, app.start_s * 1000) for t, _ in steps]
-    spans = zip(starts, [*starts[1:], end_ms], steps, strict=True)
-    frames = sum(max(min(b, end_ms) - a, 0.0) / need.period_ms for a, b, (_, need) in spans)
+    starts = [max(t_ms, app.start_s * 1000) for t_ms, _ in steps]
+    ends = [*starts[1:], end_ms]
+    frames = 0.0
+    for start_ms, stop_ms, (_, need) in zip(starts, ends, steps, strict=True):
+        span_ms = max(min(stop_ms, end_ms) - start_ms, 0.0)
+        frames += span_ms / need.period_ms
     return workload.horizon_s * 1000 / max(frames, 1e-9)

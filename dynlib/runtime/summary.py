@@ -49,10 +49,14 @@ class Run:
             kind = event["event"]
             if kind == "arrive":
                 rows[event["app"], event["frame"]] = {
-                    "app": event["app"], "frame": event["frame"], "arrival_s": event["t_s"],
-                    "deadline_ms": event["deadline_ms"], "floor_pct": event["accuracy_floor_pct"],
-                    "on_time": False, "reason": "unfinished",
-                }  # fmt: skip
+                    "app": event["app"],
+                    "frame": event["frame"],
+                    "arrival_s": event["t_s"],
+                    "deadline_ms": event["deadline_ms"],
+                    "floor_pct": event["accuracy_floor_pct"],
+                    "on_time": False,
+                    "reason": "unfinished",
+                }
             elif kind == "start":
                 row = rows[event["app"], event["frame"]]
                 point = self._point(event)
@@ -76,10 +80,12 @@ class Run:
         late = event["latency_ms"] > row["deadline_ms"] + _EPS_MS
         below = point.accuracy_val_pct < row["floor_pct"] - 1e-9
         return {
-            "latency_ms": event["latency_ms"], "accuracy_val_pct": point.accuracy_val_pct,
-            "accuracy_pct": point.accuracy_test_pct, "on_time": not late and not below,
+            "latency_ms": event["latency_ms"],
+            "accuracy_val_pct": point.accuracy_val_pct,
+            "accuracy_pct": point.accuracy_test_pct,
+            "on_time": not late and not below,
             "reason": "late" if late else "below floor" if below else "",
-        }  # fmt: skip
+        }
 
     def summary(self) -> dict:
         """The numbers of the run.
@@ -102,19 +108,27 @@ class Run:
         acted = sum(e["event"] == "set" and e["reason"] == "acts" for e in self.log)
         done_ms = frames["latency_ms"].dropna()
         return {
-            "scenario": header["scenario"], "policy": header["policy"], "seed": header["seed"],
-            "offered": offered, "on_time": on_time, "missed": offered - on_time,
-            "dropped": offered - on_time - late - below, "late": late, "below_floor": below,
+            "scenario": header["scenario"],
+            "policy": header["policy"],
+            "seed": header["seed"],
+            "offered": offered,
+            "on_time": on_time,
+            "missed": offered - on_time,
+            "dropped": offered - on_time - late - below,
+            "late": late,
+            "below_floor": below,
             "deadline_miss_pct": _pct(offered - on_time, offered),
             "accuracy_mean_pct": _mean(good["accuracy_pct"]),
             **self._energies(on_time),
             "latency_p50_ms": float(done_ms.quantile(0.5)) if len(done_ms) else np.nan,
             "latency_p95_ms": float(done_ms.quantile(0.95)) if len(done_ms) else np.nan,
-            "network_switches": _switches(frames), "clock_changes": acted,
-            "decisions": kinds.count("decide"), "source": header["source"],
+            "network_switches": _switches(frames),
+            "clock_changes": acted,
+            "decisions": kinds.count("decide"),
+            "source": header["source"],
             "apps": {name: _of_app(frames, name) for name in header["models"]},
             **_heat(self.log, board, header["horizon_s"]),
-        }  # fmt: skip
+        }
 
     def _energies(self, on_time: int) -> dict[str, float]:
         board, horizon_s = self.case.board, self.log.header["horizon_s"]
@@ -122,10 +136,11 @@ class Run:
         total_mj = self.energy_mj if known else np.nan
         above_mj = total_mj - board.power_mw({}, {}) * horizon_s if known else np.nan
         return {
-            "energy_mj": total_mj, "above_idle_mj": above_mj,
+            "energy_mj": total_mj,
+            "above_idle_mj": above_mj,
             "energy_per_frame_mj": total_mj / on_time if on_time else np.inf,
             "above_idle_per_frame_mj": above_mj / on_time if on_time else np.inf,
-        }  # fmt: skip
+        }
 
     def timeline(self, bin_s: float = 0.25) -> pd.DataFrame:
         """The run as a figure shows it.
@@ -136,38 +151,56 @@ class Run:
         `name`, of cap_mhz, what heat allowed it (where heat plays a part), and of power_mw of the
         board, and temp_c, its temperature at the start.
         """
-        rows = []
+        rows: list[tuple[float, str, str, float]] = []
         for frame in self.frames().to_dict("records"):
             for what in ("latency_ms", "deadline_ms", "accuracy_pct"):
                 rows.append((frame["arrival_s"], what, frame["app"], frame[what]))
-        changes = self.case.workload.changes
-        rows += [(c.t_s, "stretch", c.unit, c.stretch) for c in changes if c.stretch]
+        for change in self.case.workload.changes:
+            if change.stretch:
+                rows.append((change.t_s, "stretch", change.unit, change.stretch))
         horizon_s = self.log.header["horizon_s"]
         edges = np.append(np.arange(0, horizon_s, bin_s), horizon_s)
-        for key, steps in _steps(self.log).items():
+        begins = edges[:-1]
+        for (what, name), steps in _steps(self.log).items():
             means = _means(steps, edges)
-            rows += [(t, *key, v) for t, v in zip(edges[:-1], means, strict=True)]
-        temps = [(e["t_s"], e["temp_c"]) for e in self.log if "temp_c" in e]
-        if temps:
-            temps_c = np.interp(edges[:-1], *zip(*temps, strict=True))
-            rows += [(t, "temp_c", "board", v) for t, v in zip(edges[:-1], temps_c, strict=True)]
+            rows += [(t_s, what, name, mean) for t_s, mean in zip(begins, means, strict=True)]
+        heat = [(event["t_s"], event["temp_c"]) for event in self.log if "temp_c" in event]
+        if heat:
+            at_s, temps_c = zip(*heat, strict=True)
+            temps_c = np.interp(begins, at_s, temps_c)
+            rows += [(t_s, "temp_c", "board", c) for t_s, c in zip(begins, temps_c, strict=True)]
         table = pd.DataFrame(rows, columns=["t_s", "what", "name", "value"])
         return table.dropna().sort_values("t_s", kind="stable", ignore_index=True)
 
 
 _FRAME_COLUMNS = (
-    "app", "frame", "arrival_s", "deadline_ms", "floor_pct", "subnet", "unit", "setting",
-    "start_s", "finish_s", "latency_ms", "accuracy_val_pct", "accuracy_pct", "on_time", "reason",
-)  # fmt: skip
+    "app",
+    "frame",
+    "arrival_s",
+    "deadline_ms",
+    "floor_pct",
+    "subnet",
+    "unit",
+    "setting",
+    "start_s",
+    "finish_s",
+    "latency_ms",
+    "accuracy_val_pct",
+    "accuracy_pct",
+    "on_time",
+    "reason",
+)
 
 
 def _of_app(frames: pd.DataFrame, name: str) -> dict[str, float]:
     mine = frames[frames["app"] == name]
     missed = int((~mine["on_time"]).sum())
     return {
-        "offered": len(mine), "missed": missed, "miss_pct": _pct(missed, len(mine)),
+        "offered": len(mine),
+        "missed": missed,
+        "miss_pct": _pct(missed, len(mine)),
         "accuracy_mean_pct": _mean(mine[mine["on_time"]]["accuracy_pct"]),
-    }  # fmt: skip
+    }
 
 
 def _switches(frames: pd.DataFrame) -> int:
@@ -178,18 +211,26 @@ def _switches(frames: pd.DataFrame) -> int:
 
 
 def _heat(log: DecisionLog, board: Board, horizon_s: float) -> dict[str, float]:
-    temps_c = [e["temp_c"] for e in log if "temp_c" in e]
+    """Highest temperature, and the share of the time with a cap from heat on any unit."""
+    temps_c = [event["temp_c"] for event in log if "temp_c" in event]
     if not temps_c:
         return {}
     capped: set[str] = set()
     since_s, total_s = 0.0, 0.0
     for event in log:
-        if event["event"] == "set" and event["reason"] == "heat":
-            total_s += event["t_s"] - since_s if capped else 0.0
-            since_s, unit = event["t_s"], event["unit"]
-            below = event.get("gpu_mhz", event.get("cpu_mhz")) < board.unit(unit).max_mhz
-            (capped.add if below else capped.discard)(unit)
-    total_s += horizon_s - since_s if capped else 0.0
+        if event["event"] != "set" or event["reason"] != "heat":
+            continue
+        if capped:
+            total_s += event["t_s"] - since_s
+        since_s = event["t_s"]
+        unit = event["unit"]
+        mhz = event.get("gpu_mhz", event.get("cpu_mhz"))
+        if mhz < board.unit(unit).max_mhz:
+            capped.add(unit)
+        else:
+            capped.discard(unit)
+    if capped:
+        total_s += horizon_s - since_s
     return {"temp_max_c": max(temps_c), "throttled_pct": 100 * total_s / horizon_s}
 
 
@@ -211,11 +252,14 @@ def _steps(log: DecisionLog) -> dict[tuple[str, str], list[tuple[float, float]]]
 
 def _means(steps: list[tuple[float, float]], edges: np.ndarray) -> np.ndarray:
     """The mean of a step function within each bin; NaN in those that begin before it does."""
-    t_s, values = (np.array(column) for column in zip(*steps, strict=True))
+    t_s = np.array([t for t, _ in steps])
+    values = np.array([value for _, value in steps])
     ends = np.append(t_s, max(t_s[-1], edges[-1]))
     # The sum up to every edge is piecewise linear between steps, so its differences are exact.
-    sums = np.append(0.0, np.cumsum(np.diff(ends) * values))
-    means = np.diff(np.interp(edges, ends, sums)) / np.diff(edges)
+    areas = np.diff(ends) * values
+    sums = np.append(0.0, np.cumsum(areas))
+    at_edges = np.interp(edges, ends, sums)
+    means = np.diff(at_edges) / np.diff(edges)
     return np.where(edges[:-1] >= t_s[0], means, np.nan)
 
 

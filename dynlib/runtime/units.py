@@ -7,9 +7,28 @@ from dynlib.runtime.jobs import EPS_MS, Job
 class UnitRun:
     """The state of one unit."""
 
-    __slots__ = ("asked", "asleep", "busy_ms", "cap_mhz", "drawn", "freq_index", "frozen_ms",
-                 "governor", "job", "lost", "mhz", "power", "rest_cores", "scale", "since_ms",
-                 "spec", "stretch", "target_mhz", "token", "window_ms")  # fmt: skip
+    __slots__ = (
+        "asked",
+        "asleep",
+        "busy_ms",
+        "cap_mhz",
+        "drawn",
+        "freq_index",
+        "frozen_ms",
+        "governor",
+        "job",
+        "lost",
+        "mhz",
+        "power",
+        "rest_cores",
+        "scale",
+        "since_ms",
+        "spec",
+        "stretch",
+        "target_mhz",
+        "token",
+        "window_ms",
+    )
 
     def __init__(self, spec: Unit, governor):
         self.spec, self.governor = spec, governor
