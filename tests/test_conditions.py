@@ -17,10 +17,11 @@ from dynlib.machine.bind import load_board
 from dynlib.manager.manager import Manager
 from dynlib.manager.policy import Placement
 from dynlib.runtime.conditions import conditions
-from dynlib.runtime.rivals import Reactive, Static, only
+from dynlib.runtime.rivals import Static
 from dynlib.workload import App, Change, Workload, dump_workload, load_workload
-from suite.papers.dynamic_ofa import published_tables
+from suite.papers.dynamic_ofa import Reactive, published_tables
 from suite.studies.compare import recovery_frames
+from suite.studies.manage import only
 from suite.studies.scenarios import scenario
 
 BOARD = board(unit(memory_share=0.5), unit("cpu", "cpu", cores=2))

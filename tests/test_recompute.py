@@ -16,9 +16,8 @@ from dynlib.machine.bind import load_board
 from dynlib.manager.manager import Manager
 from dynlib.points import read_points
 from dynlib.runtime.case import Case
-from dynlib.runtime.rivals import Reactive
 from dynlib.workload import App, Change, Workload
-from suite.papers.dynamic_ofa import published_frame
+from suite.papers.dynamic_ofa import Reactive, published_frame
 from suite.studies.scenarios import scenario
 
 

@@ -4,13 +4,9 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
-from typing import NamedTuple
 
-from dynlib.boards.board import Board
-from dynlib.errors import DynlibError
-from dynlib.manager.manager import Manager
 from dynlib.manager.policy import Action, Placement, Ready, State, fifo
-from dynlib.points import Point, PointTable, Tables
+from dynlib.points import Point, PointTable
 from dynlib.runtime.case import Case
 from dynlib.runtime.summary import MISS_LIMIT_PCT
 from dynlib.workload import App, Workload
@@ -59,7 +55,7 @@ def linux_default(
     governors = {unit.name: governor or unit.governor for unit in first.board.units}
     # Largest first: a network no more accurate than a faster one is of no use to anybody.
     ladders = {
-        app.name: _ladder(first.tables[app.model], app.start_unit) for app in first.workload.apps
+        app.name: ladder_of(first.tables[app.model], app.start_unit) for app in first.workload.apps
     }
     step = dict.fromkeys(ladders, 0)
     while True:
@@ -75,96 +71,6 @@ def linux_default(
         if 100 * sum(missed.values()) <= MISS_LIMIT_PCT * offered or not movable:
             return policy
         step[max(movable, key=lambda name: missed[name])] += 1
-
-
-POLICY_KNOBS = ("clocks", "network", "placement")
-
-
-def only(knob: str, make: Callable[[int], Case], **options) -> Manager:
-    """The manager with one of `POLICY_KNOBS`; the others stay as the Linux default has them.
-
-    Where a unit does not know the network that the default runs, placement alone may take the one
-    of nearest accuracy there.
-    """
-    if knob not in POLICY_KNOBS:
-        raise DynlibError(f"unknown knob {knob!r}; expected one of {POLICY_KNOBS}")
-    base, case = linux_default(make, **options), make(TRIAL_SEEDS[0])
-    mine = dict(case.tables)
-    for app, placement in base.placements.items():
-        table = case.tables[case.workload.app(app).model]
-        kept = _within_reach(knob, table, placement)
-        frame = table.frame
-        rows = [pair in kept for pair in zip(frame["subnet"], frame["unit"], strict=True)]
-        mine[app] = PointTable(frame[rows], case.board)
-    governors = {} if knob == "clocks" else base.governors
-    manager = Manager(case.board, mine, governors=governors)
-    manager.name = f"{knob} only"
-    return manager
-
-
-def _within_reach(knob: str, table: PointTable, home: Placement) -> set[tuple[str, str]]:
-    """The (sub-network, unit) that one knob reaches from where the Linux default has an app."""
-    if knob == "clocks":
-        return {(home.subnet, home.unit)}
-    if knob == "network":
-        return {(point.subnet, home.unit) for point in table.on(home.unit)}
-    aim_pct = table.point(*home).accuracy_val_pct
-    nearest = {
-        unit: min(table.on(unit), key=lambda point: abs(point.accuracy_val_pct - aim_pct))
-        for unit in table.units
-    }
-    return {(home.subnet, home.unit)} | {
-        (point.subnet, unit) for unit, point in nearest.items() if unit != home.unit
-    }
-
-
-class _Level(NamedTuple):
-    """Where an app stands on its ladder, the highest level not yet failed, and latencies since."""
-
-    level: int
-    ceiling: int
-    seen_ms: tuple[float, ...]
-
-
-class Reactive:
-    """Dynamic-OFA's loop (demo in its repository): feedback alone, on the network alone.
-
-    The mean of the last 20 latencies of an app above its deadline: one level down, and that level
-    is never tried again. Below the floor or never failed, and the mean below 0.9 deadlines: one up.
-    """
-
-    name, static = "reactive", False
-    choose = staticmethod(fifo)
-
-    def __init__(self, board: Board, tables: Tables, samples: int = 20):
-        self.tables, self.samples = tables, samples
-        self.governors = {unit.name: unit.governor for unit in board.units}
-
-    def decide(self, state: State, limits: Mapping[str, float]) -> Action:
-        """See `dynlib.manager.policy`."""
-        memory = dict(state.memory or {})
-        placements = {}
-        for app in state.apps:
-            ladder = _ladder(self.tables[app.model], app.start_unit)
-            before = memory.get(app.name, _Level(0, 0, ()))
-            measured = [
-                sum(ms for _, ms in frame.ran) for frame in state.finished if frame.app == app.name
-            ]
-            now = self._react(before, (*before.seen_ms, *measured), app.need.deadline_ms, ladder)
-            memory[app.name], placements[app.name] = now, ladder[now.level]
-        return Action(placements, memory=memory, reason=self.name)
-
-    def _react(self, before, seen_ms: tuple[float, ...], deadline_ms: float, ladder) -> "_Level":
-        """One step down or up the ladder (level 0 is the largest network), or none."""
-        level, ceiling, _ = before
-        if len(seen_ms) < self.samples:
-            return _Level(level, ceiling, seen_ms)
-        mean_ms = sum(seen_ms) / len(seen_ms)
-        if mean_ms > deadline_ms and level + 1 < len(ladder):
-            return _Level(level + 1, level + 1, ())
-        if mean_ms < 0.9 * deadline_ms and level > ceiling:
-            return _Level(level - 1, ceiling, ())
-        return _Level(level, ceiling, seen_ms[-self.samples :])
 
 
 def best_static(
@@ -205,7 +111,8 @@ def best_static(
     return min(near, key=lambda entry: entry[0])[2]
 
 
-def _ladder(table, start_unit: str) -> list[Placement]:
+def ladder_of(table: PointTable, start_unit: str) -> list[Placement]:
+    """The networks of a unit, most accurate first, without those that a faster one beats."""
     unit = start_unit or table.main_unit
     best, ladder = -1.0, []
     for point in table.on(unit):

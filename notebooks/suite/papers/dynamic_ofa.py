@@ -1,9 +1,15 @@
-"""Dynamic-OFA (arXiv 2105.03596): the operating points it publishes."""
+"""Dynamic-OFA (arXiv 2105.03596): the operating points it publishes, and its
+loop."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import pandas as pd
 
 from dynlib.boards.board import Board
-from dynlib.points import PointTable, make_table
+from dynlib.manager.policy import Action, State, fifo
+from dynlib.points import PointTable, Tables, make_table
+from dynlib.runtime.rivals import ladder_of
 
 # DynamicOFA (its repository): (name, measured top-1 %, measured ms on the GPU, MMAC, M parameters).
 GPU_LEVELS = (
@@ -58,3 +64,52 @@ def published_frame(board: Board) -> pd.DataFrame:
 def published_tables(board: Board) -> dict[str, PointTable]:
     """`published_frame` as the tables a run takes: one model, `ofa-mbv3-w1.2`."""
     return {PUBLISHED_MODEL: PointTable(published_frame(board), board)}
+
+
+class _Level(NamedTuple):
+    """Where an app stands on its ladder, the highest level not yet failed, and latencies since."""
+
+    level: int
+    ceiling: int
+    seen_ms: tuple[float, ...]
+
+
+class Reactive:
+    """Dynamic-OFA's loop (demo in its repository): feedback alone, on the network alone.
+
+    The mean of the last 20 latencies of an app above its deadline: one level down, and that level
+    is never tried again. Below the floor or never failed, and the mean below 0.9 deadlines: one up.
+    """
+
+    name, static = "reactive", False
+    choose = staticmethod(fifo)
+
+    def __init__(self, board: Board, tables: Tables, samples: int = 20):
+        self.tables, self.samples = tables, samples
+        self.governors = {unit.name: unit.governor for unit in board.units}
+
+    def decide(self, state: State, limits: Mapping[str, float]) -> Action:
+        """See `dynlib.manager.policy`."""
+        memory = dict(state.memory or {})
+        placements = {}
+        for app in state.apps:
+            ladder = ladder_of(self.tables[app.model], app.start_unit)
+            before = memory.get(app.name, _Level(0, 0, ()))
+            measured = [
+                sum(ms for _, ms in frame.ran) for frame in state.finished if frame.app == app.name
+            ]
+            now = self._react(before, (*before.seen_ms, *measured), app.need.deadline_ms, ladder)
+            memory[app.name], placements[app.name] = now, ladder[now.level]
+        return Action(placements, memory=memory, reason=self.name)
+
+    def _react(self, before, seen_ms: tuple[float, ...], deadline_ms: float, ladder) -> "_Level":
+        """One step down or up the ladder (level 0 is the largest network), or none."""
+        level, ceiling, _ = before
+        if len(seen_ms) < self.samples:
+            return _Level(level, ceiling, seen_ms)
+        mean_ms = sum(seen_ms) / len(seen_ms)
+        if mean_ms > deadline_ms and level + 1 < len(ladder):
+            return _Level(level + 1, level + 1, ())
+        if mean_ms < 0.9 * deadline_ms and level > ceiling:
+            return _Level(level - 1, ceiling, ())
+        return _Level(level, ceiling, seen_ms[-self.samples :])

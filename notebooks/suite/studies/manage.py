@@ -13,13 +13,13 @@ import pandas as pd
 from dynlib.boards.board import Board
 from dynlib.errors import DynlibError
 from dynlib.manager.manager import Manager
-from dynlib.manager.policy import Policy
+from dynlib.manager.policy import Placement, Policy
 from dynlib.points import PointTable, Tables, make_table
 from dynlib.runtime.case import Case
 from dynlib.runtime.oracle import optimum
-from dynlib.runtime.rivals import POLICY_KNOBS, Reactive, best_static, linux_default, only
+from dynlib.runtime.rivals import TRIAL_SEEDS, best_static, linux_default
 from dynlib.workload import App, Change, Workload
-from suite.papers.dynamic_ofa import GPU_LEVELS, PUBLISHED_MODEL
+from suite.papers.dynamic_ofa import GPU_LEVELS, PUBLISHED_MODEL, Reactive
 from suite.studies.compare import compare_policies, recovery_frames
 from suite.studies.foresight import foresight
 from suite.studies.scenarios import scenario
@@ -316,3 +316,44 @@ def _makers(scenarios: Scenarios, board: Board, tables: Tables) -> dict[str, Mak
     if isinstance(scenarios, Mapping):
         return dict(scenarios)
     return {name: partial(scenario, name, board, tables) for name in scenarios}
+
+
+POLICY_KNOBS = ("clocks", "network", "placement")
+
+
+def only(knob: str, make: Callable[[int], Case], **options) -> Manager:
+    """The manager with one of `POLICY_KNOBS`; the others stay as the Linux default has them.
+
+    Where a unit does not know the network that the default runs, placement alone may take the one
+    of nearest accuracy there.
+    """
+    if knob not in POLICY_KNOBS:
+        raise DynlibError(f"unknown knob {knob!r}; expected one of {POLICY_KNOBS}")
+    base, case = linux_default(make, **options), make(TRIAL_SEEDS[0])
+    mine = dict(case.tables)
+    for app, placement in base.placements.items():
+        table = case.tables[case.workload.app(app).model]
+        kept = _within_reach(knob, table, placement)
+        frame = table.frame
+        rows = [pair in kept for pair in zip(frame["subnet"], frame["unit"], strict=True)]
+        mine[app] = PointTable(frame[rows], case.board)
+    governors = {} if knob == "clocks" else base.governors
+    manager = Manager(case.board, mine, governors=governors)
+    manager.name = f"{knob} only"
+    return manager
+
+
+def _within_reach(knob: str, table: PointTable, home: Placement) -> set[tuple[str, str]]:
+    """The (sub-network, unit) that one knob reaches from where the Linux default has an app."""
+    if knob == "clocks":
+        return {(home.subnet, home.unit)}
+    if knob == "network":
+        return {(point.subnet, home.unit) for point in table.on(home.unit)}
+    aim_pct = table.point(*home).accuracy_val_pct
+    nearest = {
+        unit: min(table.on(unit), key=lambda point: abs(point.accuracy_val_pct - aim_pct))
+        for unit in table.units
+    }
+    return {(home.subnet, home.unit)} | {
+        (point.subnet, unit) for unit, point in nearest.items() if unit != home.unit
+    }
