@@ -10,7 +10,6 @@ __all__ = [
     "Case",
     "LiveRun",
     "Optimum",
-    "Reactive",
     "Run",
     "Served",
     "Static",
