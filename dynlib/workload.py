@@ -8,19 +8,15 @@ and trace. What is offered never depends on who manages the board, except in the
 import hashlib
 import json
 import math
-import tomllib
-import types
 import zlib
-from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, asdict, dataclass, fields
-from difflib import get_close_matches
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from dynlib.errors import WorkloadError
-from dynlib.files import atomic_write
+from dynlib.errors import WorkloadError, near
 
 ARRIVALS = ("periodic", "single-stream", "multi-stream", "server", "offline", "trace")
 CLOSED_LOOP = ("single-stream", "multi-stream")
@@ -75,7 +71,7 @@ class App:
         _range(self, "memory_mb", 0)
         _range(self, "start_s", 0)
         if self.arrival not in ARRIVALS:
-            _fail(self, "arrival", f"one of {', '.join(ARRIVALS)}{_close(self.arrival, ARRIVALS)}")
+            _fail(self, "arrival", f"another one; {near(self.arrival, ARRIVALS)}")
         if self.arrival in ("periodic", "server"):
             if self.period_ms is None:
                 _fail(self, "period_ms", f"a time above 0 for {self.arrival} arrival")
@@ -244,82 +240,27 @@ def load_workload(path: str | Path) -> Workload:
     The file has `name`, `horizon_s`, an ``[[app]]`` table per `App` and a ``[[change]]`` table per
     `Change`, with their fields as keys.
     """
-    try:
-        raw = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise WorkloadError(f"{path}: cannot read a workload: {error}") from error
-    try:
-        # In a file the tables are called as one of them is: [[app]] and [[change]].
-        many = {"apps": ("app", App), "changes": ("change", Change)}
-        for key, (table, cls) in many.items():
-            rows = raw.pop(table, [])
-            if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-                raise WorkloadError(f"{table}: expected tables [[{table}]]")
-            raw[key] = tuple(_build(cls, row, f"{table}[{i}]") for i, row in enumerate(rows))
-        return _build(Workload, raw, "")
-    except WorkloadError as error:
-        raise WorkloadError(f"{path}: {error}") from error
+    # Whoever only states workloads, such as the author of a policy, need not pay for the reader.
+    from dynlib.toml import Table, read_toml
+
+    content, _ = read_toml(path, WorkloadError)
+    table = Table(content, path, WorkloadError)
+    apps = tuple(app.record(App) for app in table.tables("app"))
+    changes = tuple(change.record(Change) for change in table.tables("change"))
+    return table.record(Workload, {"apps": apps, "changes": changes})
 
 
 def dump_workload(workload: Workload, path: str | Path) -> Path:
     """Write a workload as TOML; `load_workload` reads the same one back."""
-    lines = [f"name = {_toml(workload.name)}", f"horizon_s = {_toml(workload.horizon_s)}"]
-    for table, items in (("app", workload.apps), ("change", workload.changes)):
-        for item in items:
-            lines += ["", f"[[{table}]]"]
-            for f in fields(item):
-                value = getattr(item, f.name)
-                if f.default is MISSING or value != f.default:
-                    lines.append(f"{f.name} = {_toml(value)}")
+    from dynlib.files import atomic_write
+    from dynlib.toml import entries
+
+    lines = entries(workload, ("name", "horizon_s"))
+    for app in workload.apps:
+        lines += ["", "[[app]]", *entries(app)]
+    for change in workload.changes:
+        lines += ["", "[[change]]", *entries(change)]
     return atomic_write(path, "\n".join(lines) + "\n")
-
-
-def _toml(value: Any) -> str:
-    # For these types JSON is TOML: basic strings, numbers, true and false, arrays of numbers. Only
-    # DEL may not stand in a TOML string.
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-
-
-def _build(cls: type, raw: Mapping[str, Any], where: str):
-    known = {f.name: f for f in fields(cls)}
-    prefix = f"{where}." if where else ""
-    for key in raw:
-        if key not in known:
-            hint = _close(key, known) or f"; known: {', '.join(known)}"
-            raise WorkloadError(f"{prefix}{key}: unknown key{hint}")
-    for name, f in known.items():
-        if f.default is MISSING and name not in raw:
-            raise WorkloadError(f"{prefix}{name}: missing, expected {_type_name(f.type)}")
-    values = {key: _typed(value, known[key].type, prefix + key) for key, value in raw.items()}
-    try:
-        return cls(**values)
-    except WorkloadError as error:
-        raise WorkloadError(f"{where}: {error}" if where else str(error)) from error
-
-
-def _typed(value: Any, kind: Any, key: str) -> Any:
-    kinds = kind.__args__ if isinstance(kind, types.UnionType) else (kind,)
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if float in kinds and number and math.isfinite(value):
-        return float(value)
-    if kinds[0] in (str, bool, int) and type(value) is kinds[0]:
-        return value
-    origin = getattr(kinds[0], "__origin__", None)
-    if origin is tuple and isinstance(value, (list, tuple)):
-        inner = kinds[0].__args__[0]
-        return tuple(v if inner in (App, Change) else _typed(v, inner, key) for v in value)
-    raise WorkloadError(f"{key}: got {value!r}, expected {_type_name(kind)}")
-
-
-def _type_name(kind: Any) -> str:
-    kinds = kind.__args__ if isinstance(kind, types.UnionType) else (kind,)
-    names = {str: "a text", bool: "true or false", int: "a whole number", float: "a finite number"}
-    return names.get(kinds[0], "a list of numbers")
-
-
-def _close(name: str, known) -> str:
-    close = get_close_matches(str(name), list(known), n=2)
-    return f"; did you mean {' or '.join(close)}?" if close else ""
 
 
 def _above(item: Any, key: str) -> None:

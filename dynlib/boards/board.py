@@ -9,10 +9,11 @@ computed from a board can be labelled.
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from dynlib.errors import BoardError, near
 
-STATUSES = ("published", "fitted", "estimated")
+Status = Literal["published", "fitted", "estimated"]  # where a coefficient comes from
 _TOLERANCE = 1e-9
 
 
@@ -39,7 +40,7 @@ class LayerCost:
     us_per_mbyte: float
     asynchronous: bool
     cores: int
-    status: str
+    status: Status
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,10 +76,10 @@ class Unit:
     memory_share: float = 0.0
     noise_cv: float = 0.0
     cost: LayerCost | None = None
-    c_status: str = "estimated"
-    voltage_status: str = "estimated"
-    idle_status: str = "estimated"
-    memory_share_status: str = "estimated"
+    c_status: Status = "estimated"
+    voltage_status: Status = "estimated"
+    idle_status: Status = "estimated"
+    memory_share_status: Status = "estimated"
     freqs: tuple[float, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self):
@@ -167,7 +168,7 @@ class MemoryController:
     model: str
     opps: tuple[Opp, ...]
     settle_ms: float
-    status: str
+    status: Status
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +188,7 @@ class Thermal:
     """Trip points and, where published, the power that can be sustained."""
 
     zones: str
-    status: str
+    status: Status
     passive_c: tuple[float, ...] = ()
     fan_active_c: tuple[float, ...] = ()
     hysteresis_c: float | None = None
@@ -237,7 +238,7 @@ class Board:
     units: tuple[Unit, ...]
     memory: MemoryController | None
     static_mw: float | None
-    static_status: str
+    static_status: Status
     modes: tuple[Mode, ...]
     thermal: Thermal | None
     sensors: tuple[Meter, ...]
@@ -246,7 +247,7 @@ class Board:
     sources: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     static_slope_per_c: float = 0.0
-    static_slope_status: str = "estimated"
+    static_slope_status: Status = "estimated"
     reference_c: float = 40.0
 
     @property
