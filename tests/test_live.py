@@ -1,12 +1,8 @@
 """The live loop on a clock that the test turns, and what a live experiment needs around it."""
 
-import math
-
-import psutil
 import pytest
 from live_cases import (
     MS,
-    ROWS,
     Clock,
     FakeKnob,
     Net,
@@ -21,14 +17,12 @@ from live_cases import (
     turned,
 )
 
-from dynlib.errors import ProfileError, WorkloadError
+from dynlib.errors import WorkloadError
 from dynlib.log import DecisionLog
-from dynlib.machine.bind import load_board
 from dynlib.manager.manager import Manager
 from dynlib.runtime.live import Served, run_live
 from dynlib.runtime.summary import frames_of
 from dynlib.workload import App, Change, Workload
-from suite.studies.live import Burst, background, live_board, profile_live
 
 
 @pytest.fixture
@@ -123,53 +117,3 @@ def test_a_knob_that_is_refused_is_named_and_the_run_goes_on(clock):
         run, frames = go(clock, managed, knobs=knobs)
     assert run.problems == {"quota_pct": "not permitted"}
     assert frames["on_time"].all()
-
-
-def test_points_are_measured_on_every_number_of_threads(clock):
-    on, threads = machine(1, 2), FakeKnob("threads", (1, 2))
-    net = Net(clock)
-    with knobbed(threads) as knobs:
-        table = profile_live(ROWS, Served(net.switch, net.answer), on, knobs, model="net", batch=4)
-    assert threads.history[:2] == [1, 2]
-    assert list(zip(table["unit"], table["subnet"], strict=True)) == [
-        ("cpu-1", "small"), ("cpu-1", "large"), ("cpu-2", "small"), ("cpu-2", "large")
-    ]  # fmt: skip
-    assert table["latency_ms"].tolist() == pytest.approx([2, 10, 2, 10], abs=0.01)
-    assert set(table["source"]) == {"measured"}
-    with pytest.raises(ProfileError, match="at least 90"):
-        profile_live(ROWS, Served(net.switch, net.answer), on, model="net", repeats=20)
-
-
-def test_the_board_of_a_live_run_has_threads_for_units_and_no_price():
-    on = live_board(load_board("auto"), (1, 2))
-    assert [(u.name, u.cores, len(u.freqs)) for u in on.units] == [("cpu-1", 1, 1), ("cpu-2", 2, 1)]
-    assert all(u.power_mw(u.max_mhz, u.cores) == 0 for u in on.units)
-    assert math.isfinite(on.units[0].max_mhz)
-
-
-def children():
-    return psutil.Process().children()
-
-
-def test_the_load_is_gone_at_the_end_whatever_happens():
-    before = set(children())
-    workers = set()
-
-    def fail():
-        with background([Burst(0.0, 60.0, 3)]) as start:
-            start()
-            workers.update(set(children()) - before)
-            raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError):
-        fail()
-    assert len(workers) == 3
-    assert set(children()) == before
-    assert not any(worker.is_running() for worker in workers)
-
-
-def test_no_load_no_process():
-    before = set(children())
-    with background([]) as start:
-        start()
-        assert set(children()) == before

@@ -1,0 +1,90 @@
+"""Operating points measured on the machine this runs on, as a live run will use them."""
+
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from statistics import median
+
+import pandas as pd
+
+from dynlib.boards.board import Board
+from dynlib.machine.machine import Machine
+from dynlib.points import make_table
+from dynlib.profile.timing import Latency
+
+_WARMUP_ROUNDS = 2
+_P95_SIGMA = 1.645  # of a normal distribution
+
+
+def board_by_threads(board: Board, threads: Iterable[int]) -> Board:
+    """`board` (of this machine) as a policy sees it live: a unit for each number of threads.
+
+    Each has one clock, the kernel's business. Nobody knows its power, so that it counts as zero:
+    ask for an objective that does not rest on it.
+    """
+    cpu = board.units[0]
+    free = replace(cpu, opps=(cpu.opps[-1],), c_uw_mhz_v2=0.0, settle_ms=0.0, stall_ms=0.0)
+    units = (replace(free, name=f"cpu-{n}", cores=n) for n in threads)
+    return replace(board, units=tuple(units))
+
+
+def profile_points(
+    board: Board,
+    subnets: Mapping[str, Mapping[str, float]],
+    switch: Callable[[str], object],
+    answer: Callable[[int], object],
+    *,
+    model: str,
+    machine: Machine | None = None,
+    batch: int = 1,
+    repeats: int = 100,
+    gap_ms: float = 5.0,
+) -> pd.DataFrame:
+    """Operating points measured as they will be used: in turn, each after a switch and a pause.
+
+    Args:
+        board: of `board_by_threads`.
+        subnets: name -> further columns of its rows, such as `accuracy_val_pct`.
+        switch: makes the named sub-network serve.
+        answer: serves frame k, its work done on return.
+        machine: the opened machine, held with ``with``: its threads are turned, and its CPU quota
+            is lifted. Without one only sub-networks change.
+        batch: images of a frame.
+        repeats: frames of each sub-network on each unit; at least 90 for the p95.
+        gap_ms: pause before each.
+
+    `latency_ms` is the median and `latency_std_ms` that of the log-normal noise with the measured
+    p95: the rare long stall of a busy machine is not what the next frame will be like.
+
+    Raises `ProfileError` for too few repeats.
+    """
+    knobs = machine.knobs if machine else {}
+    if ("process", "quota_pct") in knobs:  # in the group where the frames will be served
+        machine.set("process", "quota_pct", knobs["process", "quota_pct"].bounds[1])
+    rows = []
+    for unit in board.units:
+        if ("process", "threads") in knobs:
+            machine.set("process", "threads", unit.cores)
+        samples: dict[str, list[float]] = {subnet: [] for subnet in subnets}
+        for k in range(-_WARMUP_ROUNDS, repeats):
+            for subnet in subnets:
+                time.sleep(gap_ms / 1000)
+                switch(subnet)
+                begin = time.perf_counter()
+                answer(max(k, 0))
+                if k >= 0:
+                    samples[subnet].append((time.perf_counter() - begin) * 1000)
+        for subnet, times in samples.items():
+            row = {"model": model, "subnet": subnet, "board": board.name, "unit": unit.name}
+            row |= {"cores": unit.cores, "threads": unit.cores, "batch": batch}
+            rows.append({**row, **_latency(times), "source": "measured", **subnets[subnet]})
+    return make_table(rows)
+
+
+def _latency(times: list[float]) -> dict[str, float]:
+    middle_ms = median(times)
+    p95_ms = Latency(tuple(times)).p95_ms
+    sigma = math.log(p95_ms / middle_ms) / _P95_SIGMA
+    std_ms = middle_ms * math.sqrt(math.expm1(sigma**2))
+    return {"latency_ms": middle_ms, "latency_p95_ms": p95_ms, "latency_std_ms": std_ms}
