@@ -1,4 +1,4 @@
-"""Temperature of a board, and the kernel's two thermal governors (Linux 6.12).
+"""Temperature of a board, and the kernel's power allocator (IPA, Linux 6.12).
 
 One thermal resistance and one capacity: ``C dT/dt = P - (T - ambient)/R``. Where a board publishes
 its sustainable power at its highest passive trip, R follows; the time constant is a guess.
@@ -47,35 +47,6 @@ class ThermalRC:
         final_c = self.ambient_c + self.r_k_w * power_mw / 1e3
         self.temp_c = final_c + (self.temp_c - final_c) * math.exp(-seconds / self.tau_s)
         return self.temp_c
-
-
-class StepWise:
-    """The default governor for one trip: a cooling state up at each poll above it while warming.
-
-    State 0 is no cooling; each further state is one OPP less. `hysteresis_c` below the trip the
-    zone counts as cool again.
-    """
-
-    def __init__(self, trip_c: float, states: int, hysteresis_c: float = 0.0, lower: int = 0):
-        self.trip_c, self.upper, self.lower = trip_c, states, lower
-        self.hysteresis_c = hysteresis_c
-        self.state: int | None = None
-        self._last_c: float | None = None
-        self._hot = False
-
-    def update(self, temp_c: float) -> int:
-        """The cooling state after a poll."""
-        self._hot = temp_c >= self.trip_c - (self.hysteresis_c if self._hot else 0.0)
-        trend = 0.0 if self._last_c is None else temp_c - self._last_c
-        first, self._last_c = self._last_c is None, temp_c
-        current = self.state or 0
-        if self._hot and (first or self.state is None or trend > 0):
-            self.state = min(max(current + 1, self.lower), self.upper)
-        elif self._hot and trend < 0:
-            self.state = max(current - 1, min(self.lower + 1, self.upper))
-        elif not self._hot and trend < 0:
-            self.state = None
-        return self.state or 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -89,11 +89,6 @@ class Lease:
         if threading.current_thread() is threading.main_thread():
             self._old = {s: signal.signal(s, self._handle) for s in _SIGNALS}
 
-    @property
-    def guarded(self) -> bool:
-        """Whether the guardian lives."""
-        return self._guardian is not None and self._guardian.poll() is None
-
     def forget(self, targets: set[str]) -> None:
         """Leave these as they are from now on: somebody else has taken them over."""
         self.undo = [undo for undo in self.undo if undo.target not in targets]

@@ -9,26 +9,20 @@ from dynlib.machine.control import Clock, Knob, MachineUnit, Parts, Sensor
 
 
 class VirtualClock:
-    """Time that passes only when somebody sleeps; `suspend` lets only the boot clock go on."""
+    """Time that passes only when somebody sleeps; this machine is never suspended."""
 
     def __init__(self):
-        self._now = self._asleep = 0
+        self._now = 0
 
     def now_ns(self) -> int:
         """Nanoseconds slept through."""
         return self._now
 
-    def boot_ns(self) -> int:
-        """The same and the suspended time."""
-        return self._now + self._asleep
+    boot_ns = now_ns
 
     def sleep(self, seconds: float) -> None:
         """Let time pass."""
         self._now += round(1e9 * seconds)
-
-    def suspend(self, seconds: float) -> None:
-        """The machine sleeps."""
-        self._asleep += round(1e9 * seconds)
 
 
 class _State:
