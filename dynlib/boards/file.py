@@ -64,16 +64,16 @@ class _Table(Table):
     def kind(self, key: str, hint: Any) -> tuple[str, Check]:
         words, fits = super().kind(key, hint)
         if hint is str:
-            return words, lambda v: fits(v) and bool(v.strip())
+            return words, lambda value: fits(value) and bool(value.strip())
         if hint not in (int, float):
             return words, fits
-        unit, most = next((r for end, r in _RANGES.items() if re.search(end, key)), ("", math.inf))
+        unit, most = _range(key)
         words = words.replace("finite ", "")
         if unit:
             words += f" in {unit}"
         if most < math.inf:
             words += f" from 0 to {most:g}"
-        return words, lambda v: fits(v) and 0 <= v <= most
+        return words, lambda value: fits(value) and 0 <= value <= most
 
     def read(self, key: str, hint: Any, default: Any = REQUIRED) -> Any:
         value = super().read(key, hint, default)
@@ -85,32 +85,55 @@ class _Table(Table):
         return value
 
     def check_mhz(self, key: str, value: float) -> None:
-        if not 10 <= value <= 10_000:
-            guess = "GHz" if value < 10 else "kHz" if value < 10_000_000 else "Hz"
-            self.fail(key, f"{value:g} looks like {guess}; expected a clock in MHz (10 to 10000)")
+        if 10 <= value <= 10_000:
+            return
+        guess = "Hz"
+        if value < 10:
+            guess = "GHz"
+        elif value < 10_000_000:
+            guess = "kHz"
+        self.fail(key, f"{value:g} looks like {guess}; expected a clock in MHz (10 to 10000)")
+
+    def check_mv(self, key: str, value: float) -> None:
+        if 300 <= value <= 3000:
+            return
+        hint = ""
+        if 0 < value < 10:
+            hint = " looks like V"
+        elif value > 100_000:
+            hint = " looks like uV"
+        self.fail(key, f"{value:g}{hint}; expected a voltage in mV (300 to 3000)")
 
     def opps(self, volts_needed: bool) -> tuple[Opp, ...]:
         expected = "a list of [MHz, mV] pairs, clocks ascending"
-        pairs = self.take("opps", expected, lambda v: isinstance(v, list) and len(v) > 0)
-        before = 0.0
+        pairs = self.take("opps", expected, lambda value: isinstance(value, list) and value)
+        opps: list[Opp] = []
         for i, pair in enumerate(pairs):
             key = f"opps[{i}]"
             if not (list_of(is_number)(pair) and len(pair) == 2):
                 self.fail(key, f"{pair!r:.60}; expected a pair [MHz, mV]")
-            mhz, mv = pair
-            self.check_mhz(key, mhz)
-            if (volts_needed or mv) and not 300 <= mv <= 3000:
-                hint = " looks like V" if 0 < mv < 10 else " looks like uV" if mv > 1e5 else ""
-                self.fail(key, f"{mv:g}{hint}; expected a voltage in mV (300 to 3000)")
-            if mhz <= before:
-                self.fail(key, f"{mhz:g} MHz after {before:g} MHz; expected {expected}")
-            before = mhz
-        return tuple(Opp(float(mhz), float(mv)) for mhz, mv in pairs)
+            opp = Opp(*map(float, pair))
+            self.check_mhz(key, opp.freq_mhz)
+            if volts_needed or opp.voltage_mv:  # 0 is a voltage that nobody knows
+                self.check_mv(key, opp.voltage_mv)
+            if opps and opp.freq_mhz <= opps[-1].freq_mhz:
+                steps = f"{opp.freq_mhz:g} MHz after {opps[-1].freq_mhz:g} MHz"
+                self.fail(key, f"{steps}; expected {expected}")
+            opps.append(opp)
+        return tuple(opps)
 
     def done(self) -> None:
         if "note" not in self.seen:
             self.read("note", str, None)
         super().done()
+
+
+def _range(key: str) -> tuple[str, float]:
+    """Unit and highest value of a number, from the end of its name."""
+    for ending, unit_and_most in _RANGES.items():
+        if re.search(ending, key):
+            return unit_and_most
+    return "", math.inf
 
 
 def _board(top: _Table, digest: str) -> Board:
@@ -156,6 +179,7 @@ def _unit(table: _Table, kind: str) -> Unit:
         "opps": table.opps(volts_needed=True),
         "cost": table.table("cost").record(LayerCost, cores=1, us_per_kweight_depthwise=0.0),
     }
+    # What the class has a default for is not to be forgotten in a file.
     needed = ["c_uw_mhz_v2", "model", "memory_share"]
     needed += [f.name for f in fields(Unit) if f.name.endswith("_status")]
     usual = {"stall_ms": _STALL_MS, "settle_ms": _SETTLE_MS[kind], "noise_cv": _NOISE_CV[kind]}
