@@ -102,7 +102,7 @@ def test_persistent_steps_survive_a_reboot(root, memory):
         Undo("write", f"{POLICY}/scaling_governor", "powersave"),
         Undo("write", "sys/firmware/acpi/platform_profile", "low-power", persistent=True),
     ]
-    lease = Lease(fs, lambda: steps, folder=memory, guardian=False)
+    lease = Lease(fs, lambda: steps, folder=memory)
     text = lease.file.read_text()
     lease.undo = []
     lease.release()

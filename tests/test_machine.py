@@ -7,10 +7,11 @@ import pytest
 from fake_tree import FakeKernel
 from machine_contract import MachineContract
 
+from dynlib.machine import nvml
 from dynlib.machine.bind import load_board, open_machine
 from dynlib.machine.control import Missing
 from dynlib.machine.machine import Machine
-from dynlib.machine.nvml import nvml_parts, undo
+from dynlib.machine.nvml import nvml_parts
 from dynlib.machine.process import process_parts
 from dynlib.machine.sensors import find_sensors
 from dynlib.machine.virtual import VirtualClock, load, virtual_parts
@@ -98,28 +99,28 @@ class FakeNvml:
 
 class TestNvml(MachineContract):
     @pytest.fixture
-    def library(self):
-        return FakeNvml()
+    def library(self, monkeypatch):
+        fake = FakeNvml()
+        monkeypatch.setattr(nvml, "_library", lambda: fake)
+        return fake
 
     @pytest.fixture
     def machine(self, library, memory):
         (memory / "root").mkdir()
-        undoers = {"nvml": lambda fs, step: undo(step, library)}
-        return Machine("gpu", nvml_parts(library), SysFs(memory / "root"), folder=memory,
-                         undoers=undoers)  # fmt: skip
+        return Machine("gpu", nvml_parts(), SysFs(memory / "root"), folder=memory)
 
     def test_a_gpu_that_answers_nothing_is_left_out(self, library):
         def fails(index):
             raise library.NVMLError("GPU is lost")
 
         library.nvmlDeviceGetHandleByIndex = fails
-        parts = nvml_parts(library)
+        parts = nvml_parts()
         assert not parts.units
         assert any("GPU is lost" in lack for lack in parts.lacks)
 
     def test_a_gpu_without_a_list_of_clocks_has_no_clock_knob(self, library):
         library.nvmlDeviceGetSupportedMemoryClocks = lambda handle: []
-        assert "clock_mhz" not in {knob.kind for knob in nvml_parts(library).knobs}
+        assert "clock_mhz" not in {knob.kind for knob in nvml_parts().knobs}
 
     def test_says_what_the_gpu_lacks(self, machine):
         assert any("energy: Not Supported" in lack for lack in machine.lacks)

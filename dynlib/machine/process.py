@@ -58,7 +58,7 @@ class _ThreadsKnob(Knob):
 class _QuotaKnob(Knob):
     """Share of one core that this process may use, in percent, enforced by a control group.
 
-    The process moves into a new group, of version 1 or 2, and back when the board is put back.
+    The process moves into a new group, of version 1 or 2, and back when everything is put back.
     """
 
     unit, kind = "process", "quota_pct"

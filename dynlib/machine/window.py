@@ -15,6 +15,7 @@ from itertools import pairwise
 from dynlib.machine.control import Clock, Missing, Reading, Sensor
 
 MAX_MW = 2e6  # no board draws more: a counter that says so went back or wrapped twice
+_MAX_ERROR = 0.1  # by what one update of a sensor may change the result
 _SUSPEND_NS = 50_000_000
 _Z95 = 1.96
 
@@ -66,8 +67,8 @@ class Window:
         dropped: samples that could not be used.
     """
 
-    def __init__(self, sensors: Iterable[Sensor], clock: Clock, *, max_error: float = 0.1):
-        self._clock, self._max_error = clock, max_error
+    def __init__(self, sensors: Iterable[Sensor], clock: Clock):
+        self._clock = clock
         whole = [sensor for sensor in sensors if sensor.total]
         self._counters = [sensor for sensor in whole if sensor.kind == "energy_mj"]
         self._meters = [sensor for sensor in whole if sensor.kind == "power_mw"]
@@ -144,7 +145,7 @@ class Window:
         if suspended:
             return "the machine was suspended in the window"
         slowest = max(used, key=lambda sensor: sensor.period_s)
-        needed_s = slowest.period_s / self._max_error
+        needed_s = slowest.period_s / _MAX_ERROR
         if seconds >= needed_s:
             return ""
         return (
