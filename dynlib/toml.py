@@ -64,12 +64,13 @@ class Table:
 
     def path(self, key: str) -> str:
         """The key as the whole file knows it, such as ``app[0].deadline_ms``."""
-        return ".".join(filter(None, (self.where, key)))
+        parts = [self.where, key]
+        return ".".join(part for part in parts if part)
 
     def fail(self, key: str, problem: str) -> NoReturn:
         """Raise the error of this key, or of the whole table for the key ""."""
-        parts = str(self.file), self.path(key), problem
-        raise self.error(": ".join(filter(None, parts)))
+        parts = [str(self.file), self.path(key), problem]
+        raise self.error(": ".join(part for part in parts if part))
 
     def take(self, key: str, expected: str, fits: Check, default: Any = REQUIRED) -> Any:
         """The value of a key if it fits, which `expected` says in words; else its default."""
@@ -80,8 +81,9 @@ class Table:
                 self.fail(key, f"{value!r:.60}; expected {expected}")
             return value
         if default is REQUIRED:
-            close = get_close_matches(key, self.left, n=1)
-            hint = f" (there is {self.path(close[0])}: did you mean {key}?)" if close else ""
+            hint = ""
+            for close in get_close_matches(key, self.left, n=1):
+                hint = f" (there is {self.path(close)}: did you mean {key}?)"
             self.fail(key, f"missing{hint}; expected {expected}")
         return default
 
@@ -100,9 +102,9 @@ class Table:
         value = self.take(key, *self.kind(key, hint), default)
         if hint is float and value is not None:
             return float(value)
-        if get_origin(hint) is tuple:
-            return tuple(float(v) if float in get_args(hint) else v for v in value)
-        return value
+        if hint == tuple[float, ...]:
+            return tuple(map(float, value))
+        return tuple(value) if get_origin(hint) is tuple else value
 
     def table(self, key: str, default: Any = REQUIRED) -> Self | None:
         """A table ``[key]``."""
@@ -128,17 +130,19 @@ class Table:
         `defaults` go before those of the class.
         """
         hints = get_type_hints(cls)
-        defaults = {field.name: field.default for field in fields(cls)} | defaults
+        of_class = {field.name: field.default for field in fields(cls)}
         found = {}
         for name in names:
-            hint, default = hints[name], defaults[name]
-            optional = NoneType in get_args(hint)
-            if optional:
-                hint = get_args(hint)[0]
+            hint = hints[name]
+            default = defaults.get(name, of_class[name])
+            if default is MISSING:
+                default = REQUIRED
+            if NoneType in get_args(hint):  # of `float | None`
+                hint, _ = get_args(hint)
+                if default is REQUIRED:
+                    default = None
             if name in needed:
                 default = REQUIRED
-            elif default is MISSING:
-                default = None if optional else REQUIRED
             found[name] = self.read(name, hint, default)
         return found
 
@@ -161,16 +165,19 @@ class Table:
     def done(self) -> None:
         """Refuse what nobody has read."""
         for key in self.left:
-            close = get_close_matches(key, self.seen, n=1)
-            hint = f" (did you mean {close[0]!r}?)" if close else ""
-            self.fail(key, f"unknown key{hint}; expected only {', '.join(sorted(self.seen))}")
+            hint = ""
+            for close in get_close_matches(key, self.seen, n=1):
+                hint = f" (did you mean {close!r}?)"
+            known = ", ".join(sorted(self.seen))
+            self.fail(key, f"unknown key{hint}; expected only {known}")
 
 
 def read_toml(file: str | Path, error: type[DynlibError]) -> tuple[dict[str, Any], str]:
     """The content of a TOML file and the SHA-256 of its bytes; raises `error` for other files."""
     try:
         raw = Path(file).read_bytes()
-        return tomllib.loads(raw.decode()), hashlib.sha256(raw).hexdigest()
+        content = tomllib.loads(raw.decode())
+        return content, hashlib.sha256(raw).hexdigest()
     except OSError as problem:
         raise error(f"{file}: cannot be read: {problem.strerror}") from problem
     except UnicodeDecodeError as problem:
@@ -181,12 +188,14 @@ def read_toml(file: str | Path, error: type[DynlibError]) -> tuple[dict[str, Any
 
 def entries(item: Any, names: Iterable[str] | None = None) -> list[str]:
     """Lines of TOML: the fields of a dataclass that have not their default value."""
+    defaults = {field.name: field.default for field in fields(item)}
     lines = []
-    for field in fields(item):
-        value = getattr(item, field.name)
-        if (names is None or field.name in names) and value != field.default:
+    for name in names or defaults:
+        value = getattr(item, name)
+        if value != defaults[name]:
             # For these types JSON is TOML: basic strings, numbers, true and false, arrays of
             # numbers. Only DEL may not stand in a TOML string.
-            text = json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-            lines.append(f"{field.name} = {text}")
+            text = json.dumps(value, ensure_ascii=False)
+            text = text.replace("\x7f", "\\u007f")
+            lines.append(f"{name} = {text}")
     return lines

@@ -4,7 +4,6 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from statistics import median
 
 import pandas as pd
 
@@ -60,31 +59,33 @@ def profile_points(
     Raises `ProfileError` for too few repeats.
     """
     knobs = machine.knobs if machine else {}
-    if ("process", "quota_pct") in knobs:  # in the group where the frames will be served
-        machine.set("process", "quota_pct", knobs["process", "quota_pct"].bounds[1])
+    quota = knobs.get(("process", "quota_pct"))
+    if quota:  # in the group where the frames will be served
+        machine.set("process", "quota_pct", quota.bounds[1])
     rows = []
     for unit in board.units:
         if ("process", "threads") in knobs:
             machine.set("process", "threads", unit.cores)
         samples: dict[str, list[float]] = {subnet: [] for subnet in subnets}
         for k in range(-_WARMUP_ROUNDS, repeats):
-            for subnet in subnets:
+            for subnet, times in samples.items():
                 time.sleep(gap_ms / 1000)
                 switch(subnet)
-                begin = time.perf_counter()
+                begin_s = time.perf_counter()
                 answer(max(k, 0))
+                took_s = time.perf_counter() - begin_s
                 if k >= 0:
-                    samples[subnet].append((time.perf_counter() - begin) * 1000)
+                    times.append(took_s * 1000)
+        where = {"board": board.name, "unit": unit.name, "cores": unit.cores, "batch": batch}
         for subnet, times in samples.items():
-            row = {"model": model, "subnet": subnet, "board": board.name, "unit": unit.name}
-            row |= {"cores": unit.cores, "threads": unit.cores, "batch": batch}
-            rows.append({**row, **_latency(times), "source": "measured", **subnets[subnet]})
+            row = {"model": model, "subnet": subnet, "threads": unit.cores, "source": "measured"}
+            rows.append(where | row | _latency(times) | subnets[subnet])
     return make_table(rows)
 
 
 def _latency(times: list[float]) -> dict[str, float]:
-    middle_ms = median(times)
-    p95_ms = Latency(tuple(times)).p95_ms
+    seen = Latency(tuple(times))
+    p95_ms, middle_ms = seen.p95_ms, seen.median_ms
     sigma = math.log(p95_ms / middle_ms) / _P95_SIGMA
     std_ms = middle_ms * math.sqrt(math.expm1(sigma**2))
     return {"latency_ms": middle_ms, "latency_p95_ms": p95_ms, "latency_std_ms": std_ms}
