@@ -17,7 +17,7 @@ from typing import Any, Literal, NoReturn, Self, get_args, get_origin, get_type_
 
 from dynlib.errors import DynlibError
 
-REQUIRED = object()  # the default of a key that has none
+NEEDED = object()  # the default of a key that has none
 Check = Callable[[Any], bool]
 
 
@@ -72,7 +72,7 @@ class Table:
         parts = [str(self.file), self.path(key), problem]
         raise self.error(": ".join(part for part in parts if part))
 
-    def take(self, key: str, expected: str, fits: Check, default: Any = REQUIRED) -> Any:
+    def take(self, key: str, expected: str, fits: Check, default: Any = NEEDED) -> Any:
         """The value of a key if it fits, which `expected` says in words; else its default."""
         self.seen.append(key)
         if key in self.left:
@@ -80,7 +80,7 @@ class Table:
             if not fits(value):
                 self.fail(key, f"{value!r:.60}; expected {expected}")
             return value
-        if default is REQUIRED:
+        if default is NEEDED:
             hint = ""
             for close in get_close_matches(key, self.left, n=1):
                 hint = f" (there is {self.path(close)}: did you mean {key}?)"
@@ -97,7 +97,7 @@ class Table:
             return f"a list, each {words}", list_of(fits)
         return _KINDS[hint]
 
-    def read(self, key: str, hint: Any, default: Any = REQUIRED) -> Any:
+    def read(self, key: str, hint: Any, default: Any = NEEDED) -> Any:
         """The value of a key with this annotation; whole numbers pass for floats."""
         value = self.take(key, *self.kind(key, hint), default)
         if hint is float and value is not None:
@@ -106,7 +106,7 @@ class Table:
             return tuple(map(float, value))
         return tuple(value) if get_origin(hint) is tuple else value
 
-    def table(self, key: str, default: Any = REQUIRED) -> Self | None:
+    def table(self, key: str, default: Any = NEEDED) -> Self | None:
         """A table ``[key]``."""
         values = self.take(key, f"a table [{key}]", is_a(dict), default)
         return values if values is None else self._inner(values, key)
@@ -136,13 +136,13 @@ class Table:
             hint = hints[name]
             default = defaults.get(name, of_class[name])
             if default is MISSING:
-                default = REQUIRED
+                default = NEEDED
             if NoneType in get_args(hint):  # of `float | None`
                 hint, _ = get_args(hint)
-                if default is REQUIRED:
+                if default is NEEDED:
                     default = None
             if name in needed:
-                default = REQUIRED
+                default = NEEDED
             found[name] = self.read(name, hint, default)
         return found
 

@@ -12,8 +12,8 @@ from dynlib.machine.machine import Machine
 from dynlib.machine.process import process_parts
 from dynlib.sysfs import SysFs
 from suite.studies.judge_machine import (
-    board_costs_us,
     inject_faults,
+    machine_costs_us,
     quota_tracking,
     reached,
 )
@@ -64,4 +64,4 @@ def test_faults_are_counted_from_a_real_run(tmp_path):
 
 
 def test_costs_of_a_board_are_positive():
-    assert all(us > 0 for us in board_costs_us(459).values())
+    assert all(us > 0 for us in machine_costs_us(459).values())

@@ -1,4 +1,4 @@
-"""Power and latency of a workload at any clock and concurrency, from a few dozen samples.
+"""Power and latency of a served network at any clock and concurrency, from a few dozen samples.
 
 n clients each wait for their answer; what is waiting runs as one batch. A batch of b takes
 ``o + s*b``, so alone ``L(1) = o + s``; from two clients on two batches alternate and
@@ -29,8 +29,8 @@ _KNEES = np.arange(0.0, 0.91, 0.05)
 
 
 @dataclass(frozen=True)
-class WorkloadModel:
-    """A calibrated workload on one unit; see the module for the symbols.
+class ClockModel:
+    """Power and latency of one served network on one unit; see the module for the symbols.
 
     `overhead_ms`, `image_ms`: o and s at the highest clock, each (fixed, scaled with the clock).
     `static_slope_per_c`: relative growth of the static power per degree above `reference_c`. Nobody
@@ -72,30 +72,30 @@ class WorkloadModel:
 
 @dataclass(frozen=True)
 class Calibration:
-    """A workload with its errors on clocks and concurrencies that a fit had not seen (%)."""
+    """A model with its errors on clocks and concurrencies that a fit had not seen (%)."""
 
-    workload: WorkloadModel
+    model: ClockModel
     power_mape_pct: float
     latency_mape_pct: float
     n: int
 
 
 def fit_samples(samples: pd.DataFrame, budget: int = 50) -> Calibration:
-    """Fit a workload to at most `budget` samples, with error bars by cross-validation among them.
+    """Fit a model to at most `budget` samples, with error bars by cross-validation among them.
 
     Args:
         samples: columns freq_mhz, concurrency, power_mw, latency_ms, one row a measurement.
 
     Raises `ProfileError`. PowerTrain (arXiv 2407.13944) reaches 6 % and 15 % with 50 samples.
     """
-    chosen = choose(_checked(samples), budget)
+    chosen = pick_samples(_checked(samples), budget)
     judged = cross_validate(chosen, budget)
     power_pct = mape(judged, "power_mw")
     latency_pct = mape(judged, "latency_ms")
-    return Calibration(fit(chosen), power_pct, latency_pct, len(chosen))
+    return Calibration(fit_model(chosen), power_pct, latency_pct, len(chosen))
 
 
-def choose(samples: pd.DataFrame, budget: int) -> pd.DataFrame:
+def pick_samples(samples: pd.DataFrame, budget: int) -> pd.DataFrame:
     """At most `budget` rows: all clocks, at concurrencies spread evenly on a logarithmic scale."""
     left = sorted(samples["concurrency"].unique())
     affordable = budget // samples["freq_mhz"].nunique()
@@ -123,13 +123,13 @@ def cross_validate(samples: pd.DataFrame, budget: int = 50, folds: int = 3) -> p
     queue = _fold(samples["concurrency"], folds)
     parts = []
     for a, b in np.ndindex(clock.max() + 1, queue.max() + 1):
-        train = choose(samples[_apart(clock, a) & _apart(queue, b)], budget)
-        workload = fit(train)
+        train = pick_samples(samples[_apart(clock, a) & _apart(queue, b)], budget)
+        model = fit_model(train)
         test = samples[(clock == a) & (queue == b)]
         f, n = test["freq_mhz"].to_numpy(), test["concurrency"].to_numpy()
         judged = test.assign(
-            predicted_power_mw=workload.power_mw(f, n),
-            predicted_latency_ms=workload.latency_ms(f, n),
+            predicted_power_mw=model.power_mw(f, n),
+            predicted_latency_ms=model.latency_ms(f, n),
             fitted_on=len(train),
         )
         parts.append(judged)
@@ -141,8 +141,8 @@ def mape(judged: pd.DataFrame, column: str) -> float:
     return float(100 * (judged[f"predicted_{column}"] / judged[column] - 1).abs().mean())
 
 
-def fit(samples: pd.DataFrame) -> WorkloadModel:
-    """The workload of least relative error; all parts are at least 0. See `fit_samples`."""
+def fit_model(samples: pd.DataFrame) -> ClockModel:
+    """The model of least relative error; all parts are at least 0. See `fit_samples`."""
     columns = samples[list(SAMPLE_COLUMNS)].to_numpy(float)
     f, n, power_mw, latency_ms = np.ascontiguousarray(columns.T)
     top = f.max()
@@ -159,7 +159,7 @@ def fit(samples: pd.DataFrame) -> WorkloadModel:
         if squares < least:
             best, least = (*parts, floor, knee), squares
     overhead_ms, image_ms = times.reshape(2, 2).tolist()
-    return WorkloadModel(float(top), tuple(overhead_ms), tuple(image_ms), *map(float, best))
+    return ClockModel(float(top), tuple(overhead_ms), tuple(image_ms), *map(float, best))
 
 
 def relative_nnls(terms: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -24,7 +24,7 @@ from dynlib.boards.board import (
 )
 from dynlib.boards.governors import GOVERNORS
 from dynlib.errors import BoardError
-from dynlib.toml import REQUIRED, Check, Table, is_number, is_whole, list_of, read_toml
+from dynlib.toml import NEEDED, Check, Table, is_number, is_whole, list_of, read_toml
 
 BOARD_DIR = Path(__file__).parent
 
@@ -75,7 +75,7 @@ class _Table(Table):
             words += f" from 0 to {most:g}"
         return words, lambda value: fits(value) and 0 <= value <= most
 
-    def read(self, key: str, hint: Any, default: Any = REQUIRED) -> Any:
+    def read(self, key: str, hint: Any, default: Any = NEEDED) -> Any:
         value = super().read(key, hint, default)
         if hint is float and value is not None:
             if key.endswith("_mhz"):
@@ -172,7 +172,7 @@ def _unit(table: _Table, kind: str) -> Unit:
             table.fail("cpus", "[]; expected the numbers of the cluster's CPUs")
     given = {
         "kind": kind,
-        "name": table.read("name", str, "gpu" if kind == "gpu" else REQUIRED),
+        "name": table.read("name", str, "gpu" if kind == "gpu" else NEEDED),
         "cores": max(len(cpus), 1),
         "cpus": cpus,
         "governor": table.read("governor", Literal[tuple(GOVERNORS)]),

@@ -21,7 +21,7 @@ _Z95 = 1.96
 
 
 @dataclass(slots=True)
-class Counter:
+class EnergyCounter:
     """Sums an energy counter across its wraps; what cannot be resolved is dropped and counted.
 
     Args:
@@ -83,7 +83,7 @@ class Window:
     def __enter__(self) -> "Window":
         self._stop = threading.Event()
         self._thread = None
-        self._sums = {s.name: Counter(s.span_mj) for s in self._counters}
+        self._sums = {s.name: EnergyCounter(s.span_mj) for s in self._counters}
         self._samples: dict[str, list[Reading | Missing]] = {s.name: [] for s in self._meters}
         self._began = self._clock.now_ns(), self._clock.boot_ns()
         self.sample()

@@ -28,7 +28,7 @@ from dynlib.machine.control import Missing, Reading, Sensor
 from dynlib.machine.knobs import CPU
 from dynlib.machine.lease import lease_file, parse_lease, recover
 from dynlib.machine.virtual import VirtualClock
-from dynlib.machine.window import Counter, Window
+from dynlib.machine.window import EnergyCounter, Window
 from dynlib.manager.manager import Manager
 from dynlib.runtime.engine import run
 from dynlib.sysfs import SysFs
@@ -394,7 +394,7 @@ def test_fault_19_impossible_latency(value, monkeypatch):
 @settings(max_examples=100)
 @given(steps=st.lists(st.integers(0, 400), min_size=1, max_size=30), span=st.integers(401, 2000))
 def test_fault_20_counter_wraps(steps, span):
-    counter, total = Counter(float(span), max_mw=4001.0), 0
+    counter, total = EnergyCounter(float(span), max_mw=4001.0), 0
     counter.add(Reading(0.0, 0))
     for i, step in enumerate(steps, 1):
         total += step
@@ -405,25 +405,25 @@ def test_fault_20_counter_wraps(steps, span):
 
 @pytest.mark.parametrize("span", [None, 0.0])
 def test_fault_20_wrap_of_unknown_range_or_reset(span):
-    counter = Counter(span)
+    counter = EnergyCounter(span)
     for reading in readings([900, 950, 10, 60]):
         counter.add(reading)
     assert (counter.energy_mj, counter.dropped) == (100.0, 1)
-    reset = Counter(1e9)  # a reset to 0 would be a wrap of impossible power
+    reset = EnergyCounter(1e9)  # a reset to 0 would be a wrap of impossible power
     for reading in readings([5000, 5100, 0, 100]):
         reset.add(reading)
     assert (reset.energy_mj, reset.dropped) == (200.0, 1)
 
 
 def test_fault_20_first_sample_is_only_a_baseline():
-    counter = Counter(1e6)
+    counter = EnergyCounter(1e6)
     counter.add(Missing("Permission denied"))
     counter.add(Reading(5e5, 0))
     assert counter.energy_mj == 0.0
 
 
 def test_fault_21_two_wraps():
-    counter = Counter(1000.0, max_mw=200.0)
+    counter = EnergyCounter(1000.0, max_mw=200.0)
     counter.add(Reading(100.0, 0))
     counter.add(Reading(200.0, 20_000_000_000))  # 20 s at up to 200 mW: up to four times round
     assert (counter.energy_mj, counter.dropped) == (0.0, 1)

@@ -147,7 +147,7 @@ def _terms(layer: LayerSpec) -> tuple[float, float, float, float]:
     return 1.0, mmac * (not depthwise), mmac * depthwise, layer.params / 1e3 * depthwise
 
 
-def main(data_dir: Path, write=sys.stdout.write) -> None:
+def print_coefficients(data_dir: Path, write=sys.stdout.write) -> None:
     """Print all coefficients."""
     rates = {}
     for name in ("jetson-xavier-nx", "jetson-nano"):
@@ -167,4 +167,4 @@ def main(data_dir: Path, write=sys.stdout.write) -> None:
 if __name__ == "__main__":
     if len(sys.argv) != 2:
         sys.exit("usage: python -m suite.studies.fit_boards DATA_DIR")
-    main(Path(sys.argv[1]))
+    print_coefficients(Path(sys.argv[1]))
