@@ -118,16 +118,18 @@ def _sensors(library, handle, name: str) -> list[Sensor]:
         return read
 
     clock = reader("nvmlDeviceGetClockInfo", library.NVML_CLOCK_GRAPHICS)
+    power = reader("nvmlDeviceGetPowerUsage")
+    # mJ since the driver was loaded, renewed every 20-100 ms (Volta and later)
+    energy = reader("nvmlDeviceGetTotalEnergyConsumption")
+    temp = reader("nvmlDeviceGetTemperature", library.NVML_TEMPERATURE_GPU)
+    util = reader("nvmlDeviceGetUtilizationRates", item="gpu")
     return [
         Sensor(f"{name}.clock", "clock_mhz", clock, 0.02),
-        Sensor(f"{name}.power", "power_mw", reader("nvmlDeviceGetPowerUsage"), 0.1),
-        # mJ since the driver was loaded, renewed every 20-100 ms (Volta and later)
-        Sensor(f"{name}.energy", "energy_mj", reader("nvmlDeviceGetTotalEnergyConsumption"), 0.1),
-        Sensor(f"{name}.temp", "temp_c",
-               reader("nvmlDeviceGetTemperature", library.NVML_TEMPERATURE_GPU), 0.5),
-        Sensor(f"{name}.util", "util_pct",
-               reader("nvmlDeviceGetUtilizationRates", item="gpu"), 0.2),
-    ]  # fmt: skip
+        Sensor(f"{name}.power", "power_mw", power, 0.1),
+        Sensor(f"{name}.energy", "energy_mj", energy, 0.1),
+        Sensor(f"{name}.temp", "temp_c", temp, 0.5),
+        Sensor(f"{name}.util", "util_pct", util, 0.2),
+    ]
 
 
 def undo(step: Undo) -> bool:
