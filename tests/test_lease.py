@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 
 import fake_tree
@@ -172,3 +174,12 @@ def test_damage_is_refused_and_said(root, memory):
     file.unlink()
     with make_machine(fs, memory):
         pass
+
+
+def test_a_guardian_loads_nothing_that_it_does_not_need():
+    """It starts before the first write, on a slow board too; and in a guest without packages."""
+    code = (
+        "import sys, dynlib.machine.lease; "
+        "print({'numpy', 'pandas', 'psutil', 'dynlib.boards'} & set(sys.modules))"
+    )
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "set()"
