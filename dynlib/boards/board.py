@@ -14,7 +14,7 @@ from typing import Literal
 from dynlib.errors import BoardError, near
 
 Status = Literal["published", "fitted", "estimated"]  # where a coefficient comes from
-_TOLERANCE = 1e-9
+_TOLERANCE = 1e-9  # clocks and busy cores come from sums of floats
 
 
 def lowest_from(freqs: Sequence[float], mhz: float) -> float:
@@ -144,7 +144,7 @@ class Unit:
     def memory_scale(self, freq_mhz: float, emc: float) -> float:
         """Run time with the memory clock lowered by `emc`, over that at its highest: the share of a
         frame that no clock of the unit changes waits for memory."""
-        if emc == 1:
+        if emc == 1:  # nearly always, in a simulation
             return 1.0
         memory = self.memory_share
         compute = (1 - memory) * self.max_mhz / freq_mhz
