@@ -24,26 +24,29 @@ class SysFs:
 
     def path(self, path: str) -> str:
         """Absolute path of `path`, links followed, checked to lie inside the root."""
-        known = self._inside.get(path)
-        if known is None:
-            full = os.path.realpath(self.root / path)
-            if path.startswith("/") or not Path(full).is_relative_to(self.root):
+        if path not in self._inside:
+            full = self.root / path
+            target = Path(os.path.realpath(full))
+            if path.startswith("/") or not target.is_relative_to(self.root):
                 raise MachineError(f"{path}: outside {self.root}; expected a path inside the root")
-            known = self._inside[path] = str(self.root / path)
-        return known
+            self._inside[path] = str(full)
+        return self._inside[path]
 
     def read(self, path: str) -> str:
         """Text of a file without the blanks around it; never waits for a writer of a FIFO."""
-        handle = os.open(self.path(path), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+        handle = os.open(self.path(path), flags)
         try:
             # Bytes are stripped: text would also lose control characters that make it nonsense.
-            return os.read(handle, _PAGE).strip().decode("utf-8", "replace")
+            raw = os.read(handle, _PAGE).strip()
+            return raw.decode("utf-8", "replace")
         finally:
             os.close(handle)
 
     def write(self, path: str, text: str) -> None:
         """Write `text` in one call to a file that exists."""
-        handle = os.open(self.path(path), os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC)
+        flags = os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC
+        handle = os.open(self.path(path), flags)
         try:
             os.write(handle, text.encode())
         finally:
@@ -63,16 +66,18 @@ class SysFs:
         except OSError:
             return []
 
+    def integers(self, path: str) -> tuple[int, ...]:
+        """Numbers of a file, such as the CPUs of a cluster; other words count for nothing."""
+        return tuple(int(word) for word in self.words(path) if word.isdecimal())
+
     def exists(self, path: str) -> bool:
         """Whether there is such a file or folder."""
         return Path(self.path(path)).exists()
 
     def glob(self, pattern: str) -> list[str]:
         """Relative paths, sorted so that policy2 comes before policy10."""
-        found = (p.relative_to(self.root).as_posix() for p in self.root.glob(pattern))
-        return sorted(
-            found, key=lambda p: [int(w) if w.isdigit() else w for w in re.split(r"(\d+)", p)]
-        )
+        found = [path.relative_to(self.root).as_posix() for path in self.root.glob(pattern)]
+        return sorted(found, key=_natural)
 
     def mkdir(self, path: str) -> None:
         """Make a folder (a control group)."""
@@ -81,6 +86,10 @@ class SysFs:
     def rmdir(self, path: str) -> None:
         """Remove a folder (a control group; the kernel removes the files in it)."""
         Path(self.path(path)).rmdir()
+
+
+def _natural(path: str) -> list[str | int]:
+    return [int(word) if word.isdigit() else word for word in re.split(r"(\d+)", path)]
 
 
 def is_gone(error: OSError) -> bool:

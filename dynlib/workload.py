@@ -8,19 +8,15 @@ and trace. What is offered never depends on who manages the board, except in the
 import hashlib
 import json
 import math
-import tomllib
-import types
 import zlib
-from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, asdict, dataclass, fields
-from difflib import get_close_matches
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
-from dynlib.errors import WorkloadError
-from dynlib.files import atomic_write
+from dynlib.errors import WorkloadError, near
 
 ARRIVALS = ("periodic", "single-stream", "multi-stream", "server", "offline", "trace")
 CLOSED_LOOP = ("single-stream", "multi-stream")
@@ -75,17 +71,41 @@ class App:
         _range(self, "memory_mb", 0)
         _range(self, "start_s", 0)
         if self.arrival not in ARRIVALS:
-            _fail(self, "arrival", f"one of {', '.join(ARRIVALS)}{_close(self.arrival, ARRIVALS)}")
+            _fail(self, "arrival", f"another one; {near(self.arrival, ARRIVALS)}")
         if self.arrival in ("periodic", "server"):
             if self.period_ms is None:
                 _fail(self, "period_ms", f"a time above 0 for {self.arrival} arrival")
             _above(self, "period_ms")
         if self.frames < 1:
             _fail(self, "frames", "at least 1")
-        if list(self.trace_ms) != sorted(self.trace_ms) or any(t < 0 for t in self.trace_ms):
+        if [*self.trace_ms] != sorted(self.trace_ms) or any(t < 0 for t in self.trace_ms):
             _fail(self, "trace_ms", "times >= 0 in ascending order")
         if self.end_s is not None and not self.end_s > self.start_s:
             _fail(self, "end_s", f"a time after start_s = {self.start_s:g}")
+
+
+# What may change, and whose it is.
+_CHANGES = {
+    "deadline_ms": "app",
+    "period_ms": "app",
+    "accuracy_floor_pct": "app",
+    "cap_mhz": "unit",
+    "stretch": "unit",
+    "lost": "unit",
+    "emc_mhz": "board",
+    "power_mw": "board",
+    "memory_mb": "board",
+    "ambient_c": "board",
+}
+# Lowest and highest value; the others, `lost` apart, are above 0.
+_RANGES = {
+    "accuracy_floor_pct": (0, 100),
+    "cap_mhz": (0, math.inf),
+    "power_mw": (0, math.inf),
+    "memory_mb": (0, math.inf),
+    "stretch": (1, math.inf),
+    "ambient_c": (-60, 100),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,21 +144,21 @@ class Change:
         _range(self, "t_s", 0)
         if self.app and self.unit:
             _fail(self, "app", "either app or unit")
-        kinds = [self.requirements, [self.cap_mhz, self.stretch, self.lost],
-                 [self.emc_mhz, self.power_mw, self.memory_mb, self.ambient_c]]  # fmt: skip
-        what = kinds.pop(0 if self.app else 1 if self.unit else 2)
-        if any(v is not None for wrong in kinds for v in wrong) or all(v is None for v in what):
-            _fail(self, "app" if self.app else "unit", "deadline_ms, period_ms or "
-                  "accuracy_floor_pct of an app; cap_mhz, stretch or lost of a unit; or emc_mhz, "
-                  "power_mw, memory_mb or ambient_c of the board")  # fmt: skip
-        for key in ("deadline_ms", "period_ms", "emc_mhz"):
-            if getattr(self, key) is not None:
+        whose = "app" if self.app else "unit" if self.unit else "board"
+        changed = [key for key in _CHANGES if getattr(self, key) is not None]
+        if not changed or any(_CHANGES[key] != whose for key in changed):
+            key = "app" if self.app else "unit"
+            _fail(
+                self,
+                key,
+                "deadline_ms, period_ms or accuracy_floor_pct of an app; cap_mhz, stretch or lost "
+                "of a unit; or emc_mhz, power_mw, memory_mb or ambient_c of the board",
+            )
+        for key in changed:
+            if key in _RANGES:
+                _range(self, key, *_RANGES[key])
+            elif key != "lost":
                 _above(self, key)
-        for key, low, high in (("accuracy_floor_pct", 0, 100), ("cap_mhz", 0, math.inf),
-                               ("power_mw", 0, math.inf), ("memory_mb", 0, math.inf),
-                               ("stretch", 1, math.inf), ("ambient_c", -60, 100)):  # fmt: skip
-            if getattr(self, key) is not None:
-                _range(self, key, low, high)
 
     @property
     def requirements(self) -> list[float | None]:
@@ -160,16 +180,22 @@ class Workload:
         names = [app.name for app in self.apps]
         for name in names:
             if names.count(name) > 1:
-                _fail(self, "apps", f"different names; {name!r} is there twice", show=False)
+                raise WorkloadError(
+                    f"{self.name}, apps: {name!r} is there twice; expected different names"
+                )
         for change in self.changes:
             if change.app and change.app not in names:
-                _fail(self, "changes", f"an app of {names}, got {change.app!r}", show=False)
-        object.__setattr__(self, "changes", tuple(sorted(self.changes, key=lambda c: c.t_s)))
+                raise WorkloadError(
+                    f"{self.name}, changes: got app {change.app!r}; expected one of {names}"
+                )
+        in_time = sorted(self.changes, key=lambda change: change.t_s)
+        object.__setattr__(self, "changes", tuple(in_time))
 
     @property
     def digest(self) -> str:
         """SHA-256 of the content, for the header of a log."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+        content = json.dumps(asdict(self), sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()
 
     def app(self, name: str) -> App:
         """The app of that name."""
@@ -178,13 +204,13 @@ class Workload:
     def timeline(self, app: App) -> list[tuple[float, Requirement]]:
         """What `app` requires from each time (ms) on, in time order."""
         period_ms = app.period_ms or app.deadline_ms
-        now = Requirement(app.deadline_ms, period_ms, app.accuracy_floor_pct)
-        steps = [(-math.inf, now)]
+        need = Requirement(app.deadline_ms, period_ms, app.accuracy_floor_pct)
+        steps = [(-math.inf, need)]
         for change in self.changes:
             if change.app == app.name:
-                pairs = zip(change.requirements, now, strict=True)
-                now = Requirement(*(old if new is None else new for new, old in pairs))
-                steps.append((change.t_s * 1000, now))
+                pairs = zip(change.requirements, need, strict=True)
+                need = Requirement(*(old if new is None else new for new, old in pairs))
+                steps.append((change.t_s * 1000, need))
         return steps
 
     def arrivals(self, app: App, seed: int) -> Iterator[tuple[float, Requirement]]:
@@ -195,29 +221,33 @@ class Workload:
         back before the change.
         """
         steps = self.timeline(app)
+        for t_ms in self._times(app, steps, seed):
+            need = requirement_at(steps, t_ms)
+            if self.fits(t_ms, need):
+                yield t_ms, need
+
+    def _times(self, app: App, steps: list, seed: int) -> Iterator[float]:
         start_ms, end_ms = app.start_s * 1000, self.end_ms(app)
         if app.arrival in CLOSED_LOOP:
             return
         if app.arrival in ("offline", "trace"):
-            times = [0.0] * app.frames if app.arrival == "offline" else app.trace_ms
-            for t_ms in times:
-                need = requirement_at(steps, start_ms + t_ms)
-                if start_ms + t_ms < end_ms and self.fits(start_ms + t_ms, need):
-                    yield start_ms + t_ms, need
+            given = [0.0] * app.frames if app.arrival == "offline" else app.trace_ms
+            times = (start_ms + t_ms for t_ms in given)
+            yield from (t_ms for t_ms in times if t_ms < end_ms)
             return
+        random = app.arrival == "server"
         rng = app_rng(seed, app.name, "arrivals")
-        first_ms = rng.exponential(app.period_ms) if app.arrival == "server" else 0.0
-        t_ms = start_ms + first_ms
+        t_ms = start_ms
+        if random:
+            t_ms += rng.exponential(app.period_ms)
         while t_ms < end_ms - _SAME_MS:
-            need = requirement_at(steps, t_ms)
-            if self.fits(t_ms, need):
-                yield t_ms, need
-            gap = rng.exponential(1.0) if app.arrival == "server" else 1.0
-            ahead_ms = t_ms + gap * need.period_ms
-            for change_ms, new in steps[1:]:
-                if t_ms + _SAME_MS < change_ms < ahead_ms:
-                    ahead_ms = max(t_ms + gap * new.period_ms, change_ms)
-            t_ms = ahead_ms
+            yield t_ms
+            gap = rng.exponential(1.0) if random else 1.0
+            next_ms = t_ms + gap * requirement_at(steps, t_ms).period_ms
+            for change_ms, need in steps[1:]:
+                if t_ms + _SAME_MS < change_ms < next_ms:
+                    next_ms = max(t_ms + gap * need.period_ms, change_ms)
+            t_ms = next_ms
 
     def fits(self, t_ms: float, need: Requirement) -> bool:
         """Whether a frame that arrives at `t_ms` has its deadline within the horizon."""
@@ -225,7 +255,8 @@ class Workload:
 
     def end_ms(self, app: App) -> float:
         """When `app` stops asking."""
-        return min(self.horizon_s, math.inf if app.end_s is None else app.end_s) * 1000
+        end_s = self.horizon_s if app.end_s is None else min(app.end_s, self.horizon_s)
+        return end_s * 1000
 
 
 def requirement_at(steps: list[tuple[float, Requirement]], t_ms: float) -> Requirement:
@@ -244,86 +275,32 @@ def load_workload(path: str | Path) -> Workload:
     The file has `name`, `horizon_s`, an ``[[app]]`` table per `App` and a ``[[change]]`` table per
     `Change`, with their fields as keys.
     """
-    try:
-        raw = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise WorkloadError(f"{path}: cannot read a workload: {error}") from error
-    try:
-        # In a file the tables are called as one of them is: [[app]] and [[change]].
-        many = {"apps": ("app", App), "changes": ("change", Change)}
-        for key, (table, cls) in many.items():
-            rows = raw.pop(table, [])
-            if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-                raise WorkloadError(f"{table}: expected tables [[{table}]]")
-            raw[key] = tuple(_build(cls, row, f"{table}[{i}]") for i, row in enumerate(rows))
-        return _build(Workload, raw, "")
-    except WorkloadError as error:
-        raise WorkloadError(f"{path}: {error}") from error
+    # Whoever only states workloads, such as the author of a policy, need not pay for the reader.
+    from dynlib.toml import Table, read_toml
+
+    content, _ = read_toml(path, WorkloadError)
+    table = Table(content, path, WorkloadError)
+    apps = tuple(app.record(App) for app in table.tables("app"))
+    changes = tuple(change.record(Change) for change in table.tables("change"))
+    return table.record(Workload, {"apps": apps, "changes": changes})
 
 
 def dump_workload(workload: Workload, path: str | Path) -> Path:
     """Write a workload as TOML; `load_workload` reads the same one back."""
-    lines = [f"name = {_toml(workload.name)}", f"horizon_s = {_toml(workload.horizon_s)}"]
-    for table, items in (("app", workload.apps), ("change", workload.changes)):
-        for item in items:
-            lines += ["", f"[[{table}]]"]
-            for f in fields(item):
-                value = getattr(item, f.name)
-                if f.default is MISSING or value != f.default:
-                    lines.append(f"{f.name} = {_toml(value)}")
+    from dynlib.files import atomic_write
+    from dynlib.toml import entries
+
+    lines = entries(workload, ("name", "horizon_s"))
+    for app in workload.apps:
+        lines += ["", "[[app]]", *entries(app)]
+    for change in workload.changes:
+        lines += ["", "[[change]]", *entries(change)]
     return atomic_write(path, "\n".join(lines) + "\n")
 
 
-def _toml(value: Any) -> str:
-    # For these types JSON is TOML: basic strings, numbers, true and false, arrays of numbers. Only
-    # DEL may not stand in a TOML string.
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-
-
-def _build(cls: type, raw: Mapping[str, Any], where: str):
-    known = {f.name: f for f in fields(cls)}
-    prefix = f"{where}." if where else ""
-    for key in raw:
-        if key not in known:
-            hint = _close(key, known) or f"; known: {', '.join(known)}"
-            raise WorkloadError(f"{prefix}{key}: unknown key{hint}")
-    for name, f in known.items():
-        if f.default is MISSING and name not in raw:
-            raise WorkloadError(f"{prefix}{name}: missing, expected {_type_name(f.type)}")
-    values = {key: _typed(value, known[key].type, prefix + key) for key, value in raw.items()}
-    try:
-        return cls(**values)
-    except WorkloadError as error:
-        raise WorkloadError(f"{where}: {error}" if where else str(error)) from error
-
-
-def _typed(value: Any, kind: Any, key: str) -> Any:
-    kinds = kind.__args__ if isinstance(kind, types.UnionType) else (kind,)
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if float in kinds and number and math.isfinite(value):
-        return float(value)
-    if kinds[0] in (str, bool, int) and type(value) is kinds[0]:
-        return value
-    origin = getattr(kinds[0], "__origin__", None)
-    if origin is tuple and isinstance(value, (list, tuple)):
-        inner = kinds[0].__args__[0]
-        return tuple(v if inner in (App, Change) else _typed(v, inner, key) for v in value)
-    raise WorkloadError(f"{key}: got {value!r}, expected {_type_name(kind)}")
-
-
-def _type_name(kind: Any) -> str:
-    kinds = kind.__args__ if isinstance(kind, types.UnionType) else (kind,)
-    names = {str: "a text", bool: "true or false", int: "a whole number", float: "a finite number"}
-    return names.get(kinds[0], "a list of numbers")
-
-
-def _close(name: str, known) -> str:
-    close = get_close_matches(str(name), list(known), n=2)
-    return f"; did you mean {' or '.join(close)}?" if close else ""
-
-
 def _above(item: Any, key: str) -> None:
-    if not (math.isfinite(getattr(item, key)) and getattr(item, key) > 0):
+    value = getattr(item, key)
+    if not (math.isfinite(value) and value > 0):
         _fail(item, key, "a number above 0")
 
 
@@ -333,7 +310,6 @@ def _range(item: Any, key: str, low: float, high: float = math.inf) -> None:
         _fail(item, key, f"a number from {low:g} to {high:g}")
 
 
-def _fail(item: Any, key: str, expected: str, show: bool = True):
-    got = f" got {getattr(item, key)!r}," if show else ""
-    raise WorkloadError(f"{getattr(item, 'name', '') or type(item).__name__}, {key}:{got} "
-                        f"expected {expected}")  # fmt: skip
+def _fail(item: Any, key: str, expected: str) -> NoReturn:
+    who = getattr(item, "name", "") or type(item).__name__
+    raise WorkloadError(f"{who}, {key}: got {getattr(item, key)!r}, expected {expected}")

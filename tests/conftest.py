@@ -26,7 +26,7 @@ def root(memory) -> Path:
     """The fake tree of a Jetson."""
     import fake_tree
 
-    from suite.studies.knobs import write_tree
+    from suite.studies.judge_machine import write_tree
 
     return write_tree(memory / "root", fake_tree.jetson())
 

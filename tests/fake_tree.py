@@ -13,7 +13,7 @@ from dynlib.machine.knobs import CPU, CPUFREQ, DEVFREQ, Names, find_knobs
 from dynlib.machine.machine import Machine
 from dynlib.machine.sensors import find_sensors
 from dynlib.sysfs import SysFs
-from suite.studies.knobs import cpu_files
+from suite.studies.judge_machine import cpu_files
 
 KHZ = (800_000, 1_000_000, 1_200_000, 1_600_000, 2_000_000, 2_400_000)  # those of the guest's SSDT
 GPU_MHZ = (114.75, 510.0, 1109.25)
@@ -200,7 +200,7 @@ class FaultyKernel(FakeKernel):
         self.written.append((path, text))
 
 
-def make_board(fs: SysFs, folder: Path, **options) -> Machine:
+def make_machine(fs: SysFs, folder: Path, **options) -> Machine:
     """All knobs and sensors of a tree, its lease in `folder`."""
     knobs = find_knobs(fs)
     return Machine("fake", knobs + find_sensors(fs, knobs.knobs), fs, folder=folder, **options)

@@ -1,19 +1,19 @@
 """The live loop on a clock that the test turns, shared by its tests and those of its faults."""
 
-from runtime_cases import board
+from runtime_cases import board, unit
 
 from dynlib.machine.control import Knob, MachineUnit, Parts
 from dynlib.machine.machine import Machine
 from dynlib.manager.manager import Manager
 from dynlib.manager.policy import Placement
 from dynlib.points import PointTable
+from dynlib.profile import points as points_module
+from dynlib.profile.points import at_full_clock, profile_points
 from dynlib.runtime import live as live_module
 from dynlib.runtime.case import Case
 from dynlib.runtime.live import Served
 from dynlib.runtime.rivals import Static
 from dynlib.workload import App, Workload
-from suite.studies import live as livebench
-from suite.studies.live import live_board, profile_live
 
 MS = {"small": 2.0, "large": 10.0}
 ROWS = {"small": {"accuracy_val_pct": 70.0}, "large": {"accuracy_val_pct": 80.0}}
@@ -50,18 +50,19 @@ class Net:
 
 def turned(monkeypatch, clock):
     """`clock` in place of the machine's."""
-    for module in (live_module, livebench):
+    for module in (live_module, points_module):
         monkeypatch.setattr(module, "time", clock)
     return clock
 
 
-def machine(*threads):
-    return live_board(board(), threads or (1,))
+def machine():
+    """The board of this machine: one CPU of two cores, whose clock is the kernel's business."""
+    return at_full_clock(board(unit("cpu", "cpu", cores=2)))
 
 
 def measured(net, on, **options):
-    served = Served(net.switch, net.answer)
-    return {"net": PointTable(profile_live(ROWS, served, on, model="net", **options), on)}
+    table = profile_points(on, ROWS, net.switch, net.answer, model="net", **options)
+    return {"net": PointTable(table, on)}
 
 
 def camera(deadline_ms=12.0, period_ms=24.0, horizon_s=6.0, **values):
@@ -83,7 +84,7 @@ def go(clock, policy, workload=None, stretch=lambda t_s: 1.0, knobs=None, on=Non
 
 
 def fixed(subnet):
-    return Static("fixed", {"cam": Placement(subnet, "cpu-1")}, {})
+    return Static("fixed", {"cam": Placement(subnet, "cpu")}, {})
 
 
 def managed(on, tables):

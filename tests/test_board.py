@@ -268,7 +268,7 @@ def test_imports_without_torch():
     code = (
         "import sys; import dynlib.boards.board, dynlib.boards.latency, "
         "dynlib.profile.timing, dynlib.boards.governors as g; "
-        "from dynlib.boards.board import load_board; load_board('auto'); "
+        "from dynlib.machine.bind import load_board; load_board('auto'); "
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dynlib.errors import DynlibError
-from suite.studies.contention import CASES, Case, Coupling, Queue, judged_cases
+from suite.studies.contention import CASES, Coupling, PublishedCase, Queue, judged_cases
 
 
 @given(st.floats(1, 100), st.floats(0, 1), st.integers(3, 20), st.integers(1, 20))
@@ -48,7 +48,7 @@ def test_published_cases():
 
 
 def test_a_judged_case_is_not_seen():
-    cases = [Case("a", "gpu", 1, 10, 15), Case("b", "gpu", 1, 10, 99)]
+    cases = [PublishedCase("a", "gpu", 1, 10, 15), PublishedCase("b", "gpu", 1, 10, 99)]
     assert [row["predicted_ms"] for row in judged_cases(cases)] == [99, 15]
     with pytest.raises(DynlibError, match="at least one"):
         Coupling.fit([])

@@ -3,11 +3,13 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 
 import fake_tree
 import pytest
-from fake_tree import POLICY, FakeKernel, FaultyKernel, make_board, tree_state
+from fake_tree import POLICY, FakeKernel, FaultyKernel, make_machine, tree_state
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -16,14 +18,14 @@ from dynlib.machine.control import Undo
 from dynlib.machine.knobs import CPU, find_knobs
 from dynlib.machine.lease import Lease, lease_file, parse_lease, process_key, recover, restore
 from dynlib.sysfs import SysFs
-from suite.studies.knobs import write_tree
+from suite.studies.judge_machine import write_tree
 
 
 def test_lease_is_on_disk_before_the_first_write(root, memory):
     fs = FaultyKernel(root)
-    board = make_board(fs, memory)
+    machine = make_machine(fs, memory)
     before = tree_state(root)
-    with board:
+    with machine:
         assert fs.written == []
         _, undo = parse_lease(lease_file(fs, memory).read_bytes(), memory)
         saved = {step.target: step.value for step in undo}
@@ -31,32 +33,32 @@ def test_lease_is_on_disk_before_the_first_write(root, memory):
             for name in ("scaling_governor", "scaling_min_freq", "scaling_max_freq"):
                 file = f"{CPU}/cpufreq/{policy}/{name}"
                 assert saved[file] == before[file]
-        assert board._lease.guarded
+        assert machine._lease._guardian.poll() is None  # it lives
     assert not lease_file(fs, memory).exists()
     assert fs.written == []  # what was not touched is not written either
 
 
 def test_no_guardian_is_left_behind(root, memory):
-    board = make_board(SysFs(root), memory)
-    with board:
-        guardian = board._lease._guardian
+    machine = make_machine(SysFs(root), memory)
+    with machine:
+        guardian = machine._lease._guardian
     assert guardian.poll() == 0
 
 
 def test_a_forked_child_changes_nothing(root, memory):
-    board = make_board(SysFs(root), memory)
-    with board:
-        board.set("policy0", "governor", "performance")
+    machine = make_machine(SysFs(root), memory)
+    with machine:
+        machine.set("policy0", "governor", "performance")
         held = tree_state(root)
         child = os.fork()
         if child == 0:
-            board.restore()
+            machine.restore()
             signal.raise_signal(signal.SIGTERM)
             os._exit(0)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGTERM
         assert tree_state(root) == held
         with pytest.raises(MachineError):
-            make_board(SysFs(root), memory).__enter__()
+            make_machine(SysFs(root), memory).__enter__()
 
 
 def test_signal_handlers_are_put_back(root, memory):
@@ -65,8 +67,8 @@ def test_signal_handlers_are_put_back(root, memory):
     try:
         handler = signal.getsignal(signal.SIGTERM)
         before = tree_state(root)
-        with make_board(FakeKernel(root), memory) as board:
-            board.set("policy0", "governor", "performance")
+        with make_machine(FakeKernel(root), memory) as machine:
+            machine.set("policy0", "governor", "performance")
             signal.raise_signal(signal.SIGTERM)
             assert tree_state(root) == before  # at once, not at the end of the block
             assert seen == [signal.SIGTERM]
@@ -79,8 +81,8 @@ def test_works_in_a_thread_without_signals(root, memory):
     before, problems = tree_state(root), []
 
     def work():
-        with make_board(FakeKernel(root), memory) as board:
-            problems.append(board.set("policy0", "governor", "performance").problem)
+        with make_machine(FakeKernel(root), memory) as machine:
+            problems.append(machine.set("policy0", "governor", "performance").problem)
 
     thread = threading.Thread(target=work)
     thread.start()
@@ -102,7 +104,7 @@ def test_persistent_steps_survive_a_reboot(root, memory):
         Undo("write", f"{POLICY}/scaling_governor", "powersave"),
         Undo("write", "sys/firmware/acpi/platform_profile", "low-power", persistent=True),
     ]
-    lease = Lease(fs, lambda: steps, folder=memory, guardian=False)
+    lease = Lease(fs, lambda: steps, folder=memory)
     text = lease.file.read_text()
     lease.undo = []
     lease.release()
@@ -168,7 +170,16 @@ def test_damage_is_refused_and_said(root, memory):
     for text in ("{}", "[]", "null", json.dumps({"sha256": "0", "body": "{}"}), "\0"):
         file.write_text(text)
         with pytest.raises(MachineError, match=r"lease-.*damaged.*delete this file"):
-            make_board(fs, memory).__enter__()
+            make_machine(fs, memory).__enter__()
     file.unlink()
-    with make_board(fs, memory):
+    with make_machine(fs, memory):
         pass
+
+
+def test_a_guardian_loads_nothing_that_it_does_not_need():
+    """It starts before the first write, on a slow board too; and in a guest without packages."""
+    code = (
+        "import sys, dynlib.machine.lease; "
+        "print({'numpy', 'pandas', 'psutil', 'dynlib.boards'} & set(sys.modules))"
+    )
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "set()"

@@ -1,13 +1,9 @@
 """The live loop on a clock that the test turns, and what a live experiment needs around it."""
 
-import math
-
 import pandas as pd
-import psutil
 import pytest
 from live_cases import (
     MS,
-    ROWS,
     Clock,
     FakeKnob,
     Net,
@@ -21,16 +17,16 @@ from live_cases import (
     quota,
     turned,
 )
+from runtime_cases import board, unit
 
-from dynlib.errors import ProfileError, WorkloadError
+from dynlib.errors import WorkloadError
 from dynlib.log import DecisionLog
-from dynlib.machine.bind import load_board
 from dynlib.manager.manager import Manager
 from dynlib.points import PointTable
+from dynlib.profile.points import at_full_clock
 from dynlib.runtime.case import Case
 from dynlib.runtime.live import Served
 from dynlib.workload import App, Change, Workload
-from suite.studies.live import Burst, background, live_board, profile_live
 
 
 @pytest.fixture
@@ -98,7 +94,7 @@ def test_the_more_urgent_of_two_apps_goes_first(clock):
 
 
 @pytest.mark.parametrize("change", [
-    Change(0.5, unit="cpu-1", stretch=2.0), Change(0.5, emc_mhz=100.0), Change(0.5, ambient_c=40.0)
+    Change(0.5, unit="cpu", stretch=2.0), Change(0.5, emc_mhz=100.0), Change(0.5, ambient_c=40.0)
 ])  # fmt: skip
 def test_what_it_cannot_do_it_says(clock, change):
     with pytest.raises(WorkloadError, match=r"at 0\.5 s: a live run cannot set"):
@@ -157,12 +153,18 @@ def test_apps_come_and_go(clock):
 
 
 def test_a_unit_that_may_not_be_used_gets_no_frames(clock):
-    on = machine(1, 2)
-    changes = (Change(1.0, unit="cpu-1", lost=True), Change(2.0, unit="cpu-1", lost=False))
-    _, frames = go(clock, managed, Workload("w", 3.0, camera().apps, changes), on=on)
+    on = at_full_clock(board(unit("cpu", "cpu"), unit("gpu")))
+    rows = measured(Net(clock), on)["net"].frame
+    tables = {"net": PointTable(pd.concat([rows, rows.assign(unit="gpu")]), on)}
+    changes = (Change(1.0, unit="cpu", lost=True), Change(2.0, unit="cpu", lost=False))
+    net = Net(clock)
+    case = Case(Workload("w", 3.0, camera().apps, changes), on, tables)
+    run = case.serve(managed(on, tables), {"cam": Served(net.switch, net.answer)})
+    frames = run.frames()
     inside = frames["arrival_s"].between(1.0, 1.99)
     assert frames["on_time"].mean() > 0.97
-    assert "cpu-1" not in set(frames[inside]["unit"])
+    assert set(frames["unit"]) == {"cpu", "gpu"}
+    assert "cpu" not in set(frames[inside]["unit"])
 
 
 def test_settings_are_switched_like_networks(clock):
@@ -202,53 +204,3 @@ def test_a_knob_that_is_refused_is_named_and_the_run_goes_on(clock):
         run, frames = go(clock, managed, knobs=knobs)
     assert run.problems == {"quota_pct": "not permitted"}
     assert frames["on_time"].all()
-
-
-def test_points_are_measured_on_every_number_of_threads(clock):
-    on, threads = machine(1, 2), FakeKnob("threads", (1, 2))
-    net = Net(clock)
-    with knobbed(threads) as knobs:
-        table = profile_live(ROWS, Served(net.switch, net.answer), on, knobs, model="net", batch=4)
-    assert threads.history[:2] == [1, 2]
-    assert list(zip(table["unit"], table["subnet"], strict=True)) == [
-        ("cpu-1", "small"), ("cpu-1", "large"), ("cpu-2", "small"), ("cpu-2", "large")
-    ]  # fmt: skip
-    assert table["latency_ms"].tolist() == pytest.approx([2, 10, 2, 10], abs=0.01)
-    assert set(table["source"]) == {"measured"}
-    with pytest.raises(ProfileError, match="at least 90"):
-        profile_live(ROWS, Served(net.switch, net.answer), on, model="net", repeats=20)
-
-
-def test_the_board_of_a_live_run_has_threads_for_units_and_no_price():
-    on = live_board(load_board("auto"), (1, 2))
-    assert [(u.name, u.cores, len(u.freqs)) for u in on.units] == [("cpu-1", 1, 1), ("cpu-2", 2, 1)]
-    assert all(u.power_mw(u.max_mhz, u.cores) == 0 for u in on.units)
-    assert math.isfinite(on.units[0].max_mhz)
-
-
-def children():
-    return psutil.Process().children()
-
-
-def test_the_load_is_gone_at_the_end_whatever_happens():
-    before = set(children())
-    workers = set()
-
-    def fail():
-        with background([Burst(0.0, 60.0, 3)]) as start:
-            start()
-            workers.update(set(children()) - before)
-            raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError):
-        fail()
-    assert len(workers) == 3
-    assert set(children()) == before
-    assert not any(worker.is_running() for worker in workers)
-
-
-def test_no_load_no_process():
-    before = set(children())
-    with background([]) as start:
-        start()
-        assert set(children()) == before

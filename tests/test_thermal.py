@@ -1,10 +1,10 @@
-"""The thermal body, and the kernel's governors against reference vectors."""
+"""The thermal body, and the kernel's power allocator against reference vectors."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dynlib.boards.thermal import Actor, PowerAllocator, StepWise, ThermalRC, granted_mhz
+from dynlib.boards.thermal import Actor, PowerAllocator, ThermalRC, granted_mhz
 from dynlib.errors import DynlibError
 from dynlib.machine.bind import load_board
 
@@ -33,23 +33,6 @@ def test_a_step_may_be_split(power_mw, seconds, parts):
         split.step(power_mw, seconds / parts)
     assert split.temp_c == pytest.approx(whole.step(power_mw, seconds), abs=1e-6)
     assert 25 - 1e-9 <= whole.temp_c <= 25 + power_mw / 100 + 1e-9
-
-
-def test_step_wise():
-    governor = StepWise(trip_c=70, states=3)
-    asked = [69, 70, 71, 71, 72, 73, 74, 72, 71, 70.5, 69, 68, 75]
-    states = [0, 1, 2, 2, 3, 3, 3, 2, 1, 1, 0, 0, 1]
-    assert [governor.update(t) for t in asked] == states
-
-
-def test_step_wise_starts_hot_whatever_the_trend():
-    assert StepWise(trip_c=70, states=3).update(80) == 1
-    assert StepWise(trip_c=70, states=3).update(60) == 0
-
-
-def test_hysteresis_keeps_the_zone_hot():
-    governor = StepWise(trip_c=70, states=3, hysteresis_c=2)
-    assert [governor.update(t) for t in (69, 71, 72, 69, 68.5, 67.5)] == [0, 1, 2, 1, 1, 0]
 
 
 def test_ipa_constants_of_hikey960():

@@ -7,13 +7,26 @@ computed from a board can be labelled.
 """
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from dynlib.errors import BoardError, near
 
-STATUSES = ("published", "fitted", "estimated")
-_TOLERANCE = 1e-9
+Status = Literal["published", "fitted", "estimated"]  # where a coefficient comes from
+_TOLERANCE = 1e-9  # clocks and busy cores come from sums of floats
+
+
+def lowest_from(freqs: Sequence[float], mhz: float) -> float:
+    """The lowest of ascending clocks that is at least `mhz`, else the highest."""
+    place = bisect_left(freqs, mhz - _TOLERANCE)
+    return freqs[min(place, len(freqs) - 1)]
+
+
+def highest_to(freqs: Sequence[float], mhz: float) -> float:
+    """The highest of ascending clocks that is at most `mhz`, else the lowest."""
+    place = bisect_right(freqs, mhz + _TOLERANCE) - 1
+    return freqs[max(place, 0)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +52,7 @@ class LayerCost:
     us_per_mbyte: float
     asynchronous: bool
     cores: int
-    status: str
+    status: Status
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,10 +88,10 @@ class Unit:
     memory_share: float = 0.0
     noise_cv: float = 0.0
     cost: LayerCost | None = None
-    c_status: str = "estimated"
-    voltage_status: str = "estimated"
-    idle_status: str = "estimated"
-    memory_share_status: str = "estimated"
+    c_status: Status = "estimated"
+    voltage_status: Status = "estimated"
+    idle_status: Status = "estimated"
+    memory_share_status: Status = "estimated"
     freqs: tuple[float, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self):
@@ -112,11 +125,11 @@ class Unit:
 
     def at_or_above(self, mhz: float) -> float:
         """Lowest clock that is at least `mhz`, else the highest (the kernel's RELATION_L)."""
-        return self.freqs[min(bisect_left(self.freqs, mhz - _TOLERANCE), len(self.freqs) - 1)]
+        return lowest_from(self.freqs, mhz)
 
     def at_or_below(self, mhz: float) -> float:
         """Highest clock that is at most `mhz`, else the lowest (the kernel's RELATION_H)."""
-        return self.freqs[max(bisect_right(self.freqs, mhz + _TOLERANCE) - 1, 0)]
+        return highest_to(self.freqs, mhz)
 
     def clock_scale(self, freq_mhz: float) -> float:
         """Run time at `freq_mhz` over run time at the highest clock: ``a + (1 - a) * max / f``."""
@@ -125,14 +138,16 @@ class Unit:
                 f"{self.name}: clock of {freq_mhz} MHz; "
                 f"expected above 0 and up to {self.max_mhz} MHz"
             )
-        return self.memory_share + (1 - self.memory_share) * self.max_mhz / freq_mhz
+        share = self.memory_share
+        return share + (1 - share) * self.max_mhz / freq_mhz
 
     def memory_scale(self, freq_mhz: float, emc: float) -> float:
         """Run time with the memory clock lowered by `emc`, over that at its highest: the share of a
         frame that no clock of the unit changes waits for memory."""
-        if emc == 1:
+        if emc == 1:  # nearly always, in a simulation
             return 1.0
-        memory, compute = self.memory_share, (1 - self.memory_share) * self.max_mhz / freq_mhz
+        memory = self.memory_share
+        compute = (1 - memory) * self.max_mhz / freq_mhz
         return (memory * emc + compute) / (memory + compute)
 
     def voltage_mv(self, freq_mhz: float) -> float:
@@ -167,7 +182,7 @@ class MemoryController:
     model: str
     opps: tuple[Opp, ...]
     settle_ms: float
-    status: str
+    status: Status
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +202,7 @@ class Thermal:
     """Trip points and, where published, the power that can be sustained."""
 
     zones: str
-    status: str
+    status: Status
     passive_c: tuple[float, ...] = ()
     fan_active_c: tuple[float, ...] = ()
     hysteresis_c: float | None = None
@@ -237,7 +252,7 @@ class Board:
     units: tuple[Unit, ...]
     memory: MemoryController | None
     static_mw: float | None
-    static_status: str
+    static_status: Status
     modes: tuple[Mode, ...]
     thermal: Thermal | None
     sensors: tuple[Meter, ...]
@@ -246,7 +261,7 @@ class Board:
     sources: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     static_slope_per_c: float = 0.0
-    static_slope_status: str = "estimated"
+    static_slope_status: Status = "estimated"
     reference_c: float = 40.0
 
     @property
@@ -292,11 +307,12 @@ class Board:
             raise BoardError(f"board {self.name!r}: no power model (its static power is unknown)")
         for name in (*clocks, *busy):
             self.unit(name)
+        units_mw = 0.0
+        for unit in self.units:
+            mhz = clocks.get(unit.name, unit.min_mhz)
+            units_mw += unit.power_mw(mhz, busy.get(unit.name, 0.0))
         warmer_c = 0.0 if temp_c is None else temp_c - self.reference_c
-        return self.static_mw * (1 + self.static_slope_per_c * warmer_c) + sum(
-            unit.power_mw(clocks.get(unit.name, unit.min_mhz), busy.get(unit.name, 0.0))
-            for unit in self.units
-        )
+        return self.static_mw * (1 + self.static_slope_per_c * warmer_c) + units_mw
 
     def perturbed(self, factor: float) -> "Board":
         """The same board with every estimated coefficient multiplied by `factor`.
@@ -319,10 +335,10 @@ def _perturbed_unit(unit: Unit, factor: float) -> Unit:
     guessed = "estimated" in (unit.c_status, unit.voltage_status)
     if guessed and unit.c_uw_mhz_v2 is not None:
         changes["c_uw_mhz_v2"] = unit.c_uw_mhz_v2 * factor
-    for name, status in (("idle_fraction", unit.idle_status),
-                         ("memory_share", unit.memory_share_status)):  # fmt: skip
-        if status == "estimated":
-            changes[name] = min(getattr(unit, name) * factor, 1.0)
+    if unit.idle_status == "estimated":
+        changes["idle_fraction"] = min(unit.idle_fraction * factor, 1.0)
+    if unit.memory_share_status == "estimated":
+        changes["memory_share"] = min(unit.memory_share * factor, 1.0)
     if unit.cost and unit.cost.status == "estimated":
         times = [name for name in LayerCost.__slots__ if "us" in name.split("_")]
         scaled = {name: getattr(unit.cost, name) * factor for name in times}

@@ -1,4 +1,4 @@
-"""Power and latency of a workload at any clock and concurrency, from a few dozen samples.
+"""Power and latency of a served network at any clock and concurrency, from a few dozen samples.
 
 n clients each wait for their answer; what is waiting runs as one batch. A batch of b takes
 ``o + s*b``, so alone ``L(1) = o + s``; from two clients on two batches alternate and
@@ -11,6 +11,8 @@ plus the energy of each answer times the answers per second, plus what is always
 Where no voltages are public v = V / V_max is a floor up to a knee, then a line, found by the fit.
 """
 
+import itertools
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,13 +23,14 @@ from dynlib.errors import ProfileError
 
 SAMPLE_COLUMNS = ("freq_mhz", "concurrency", "power_mw", "latency_ms")
 MIN_SAMPLES = 12
+MIN_CLOCKS = 4
 _FLOORS = np.arange(0.60, 1.001, 0.02)
 _KNEES = np.arange(0.0, 0.91, 0.05)
 
 
 @dataclass(frozen=True)
-class WorkloadModel:
-    """A calibrated workload on one unit; see the module for the symbols.
+class ClockModel:
+    """Power and latency of one served network on one unit; see the module for the symbols.
 
     `overhead_ms`, `image_ms`: o and s at the highest clock, each (fixed, scaled with the clock).
     `static_slope_per_c`: relative growth of the static power per degree above `reference_c`. Nobody
@@ -48,55 +51,63 @@ class WorkloadModel:
 
     def latency_ms(self, freq_mhz, concurrency=1):
         """Time of an answer (ms); both arguments broadcast."""
-        ratio = self.max_mhz / np.asarray(freq_mhz, float)
-        terms = _latency_terms(ratio, np.asarray(concurrency, float))
-        return terms @ np.array([*self.overhead_ms, *self.image_ms])
+        slower = self.max_mhz / np.asarray(freq_mhz, float)
+        terms = _latency_terms(slower, np.asarray(concurrency, float))
+        parts = [*self.overhead_ms, *self.image_ms]
+        return terms @ np.array(parts)
 
     def power_mw(self, freq_mhz, concurrency=1, temp_c: float | None = None):
         """Power of the whole board (mW); both arguments broadcast."""
-        f, n = np.broadcast_arrays(np.asarray(freq_mhz, float), np.asarray(concurrency, float))
+        freq_mhz = np.asarray(freq_mhz, float)
+        f, n = np.broadcast_arrays(freq_mhz, np.asarray(concurrency, float))
         volts = _volts(f / self.max_mhz, self.volt_floor, self.volt_knee)
-        leak = 1.0
+        terms = _power_terms(f, n, volts, self.latency_ms(f, n))
+        static_mw = self.static_mw
         if temp_c is not None:
-            leak += self.static_slope_per_c * (temp_c - self.reference_c)
-        parts = [self.static_mw * leak, self.idle_mw_mhz, self.busy_mw_mhz, self.work_mj]
-        return _power_terms(f, n, volts, self.latency_ms(f, n)) @ np.array(parts)
+            warmer_c = temp_c - self.reference_c
+            static_mw *= 1.0 + self.static_slope_per_c * warmer_c
+        parts = [static_mw, self.idle_mw_mhz, self.busy_mw_mhz, self.work_mj]
+        return terms @ np.array(parts)
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """A workload with its errors on clocks and concurrencies that a fit had not seen (%)."""
+    """A model with its errors on clocks and concurrencies that a fit had not seen (%)."""
 
-    workload: WorkloadModel
+    model: ClockModel
     power_mape_pct: float
     latency_mape_pct: float
     n: int
 
 
 def fit_samples(samples: pd.DataFrame, budget: int = 50) -> Calibration:
-    """Fit a workload to at most `budget` samples, with error bars by cross-validation among them.
+    """Fit a model to at most `budget` samples, with error bars by cross-validation among them.
 
     Args:
         samples: columns freq_mhz, concurrency, power_mw, latency_ms, one row a measurement.
 
     Raises `ProfileError`. PowerTrain (arXiv 2407.13944) reaches 6 % and 15 % with 50 samples.
     """
-    chosen = choose(_checked(samples), budget)
+    chosen = pick_samples(_checked(samples), budget)
     judged = cross_validate(chosen, budget)
-    return Calibration(fit(chosen), mape(judged, "power_mw"), mape(judged, "latency_ms"),
-                       len(chosen))  # fmt: skip
+    power_pct = mape(judged, "power_mw")
+    latency_pct = mape(judged, "latency_ms")
+    return Calibration(fit_model(chosen), power_pct, latency_pct, len(chosen))
 
 
-def choose(samples: pd.DataFrame, budget: int) -> pd.DataFrame:
+def pick_samples(samples: pd.DataFrame, budget: int) -> pd.DataFrame:
     """At most `budget` rows: all clocks, at concurrencies spread evenly on a logarithmic scale."""
-    clocks = samples["freq_mhz"].nunique()
     left = sorted(samples["concurrency"].unique())
+    affordable = budget // samples["freq_mhz"].nunique()
+    count = max(min(affordable, len(left)), 1)
     picked = []
-    for want in np.geomspace(left[0], left[-1], max(min(budget // clocks, len(left)), 1)):
-        picked.append(min(left, key=lambda n: abs(np.log(n / want))))
-        left.remove(picked[-1])
+    for want in np.geomspace(left[0], left[-1], count):
+        closest = min(left, key=lambda n: abs(np.log(n / want)))
+        picked.append(closest)
+        left.remove(closest)
     rows = samples[samples["concurrency"].isin(picked)]
-    return rows.iloc[np.linspace(0, len(rows) - 1, min(budget, len(rows))).astype(int)]
+    kept = np.linspace(0, len(rows) - 1, min(budget, len(rows)))
+    return rows.iloc[kept.astype(int)]
 
 
 def cross_validate(samples: pd.DataFrame, budget: int = 50, folds: int = 3) -> pd.DataFrame:
@@ -108,18 +119,20 @@ def cross_validate(samples: pd.DataFrame, budget: int = 50, folds: int = 3) -> p
     left out and is then shared by both sides.
     """
     samples = _checked(samples)
-    clock, queue = (_fold(samples[name], folds) for name in ("freq_mhz", "concurrency"))
+    clock = _fold(samples["freq_mhz"], folds)
+    queue = _fold(samples["concurrency"], folds)
     parts = []
     for a, b in np.ndindex(clock.max() + 1, queue.max() + 1):
+        train = pick_samples(samples[_apart(clock, a) & _apart(queue, b)], budget)
+        model = fit_model(train)
         test = samples[(clock == a) & (queue == b)]
-        apart_clock = clock != a if clock.max() else np.ones(len(samples), bool)
-        apart_queue = queue != b if queue.max() else np.ones(len(samples), bool)
-        train = choose(samples[apart_clock & apart_queue], budget)
-        workload = fit(train)
-        where = test["freq_mhz"].to_numpy(), test["concurrency"].to_numpy()
-        parts.append(test.assign(predicted_power_mw=workload.power_mw(*where),
-                                 predicted_latency_ms=workload.latency_ms(*where),
-                                 fitted_on=len(train)))  # fmt: skip
+        f, n = test["freq_mhz"].to_numpy(), test["concurrency"].to_numpy()
+        judged = test.assign(
+            predicted_power_mw=model.power_mw(f, n),
+            predicted_latency_ms=model.latency_ms(f, n),
+            fitted_on=len(train),
+        )
+        parts.append(judged)
     return pd.concat(parts).sort_index()
 
 
@@ -128,51 +141,65 @@ def mape(judged: pd.DataFrame, column: str) -> float:
     return float(100 * (judged[f"predicted_{column}"] / judged[column] - 1).abs().mean())
 
 
-def fit(samples: pd.DataFrame) -> WorkloadModel:
-    """The workload of least relative error; all parts are at least 0. See `fit_samples`."""
-    f, n = (samples[name].to_numpy(float) for name in SAMPLE_COLUMNS[:2])
-    power, latency = (samples[name].to_numpy(float) for name in SAMPLE_COLUMNS[2:])
+def fit_model(samples: pd.DataFrame) -> ClockModel:
+    """The model of least relative error; all parts are at least 0. See `fit_samples`."""
+    columns = samples[list(SAMPLE_COLUMNS)].to_numpy(float)
+    f, n, power_mw, latency_ms = np.ascontiguousarray(columns.T)
     top = f.max()
-    parts, _ = relative_nnls(_latency_terms(top / f, n), latency)
-    modelled = _latency_terms(top / f, n) @ parts
-    best = None
-    for floor in _FLOORS:
-        for knee in _KNEES:
-            terms = _power_terms(f, n, _volts(f / top, floor, knee), modelled)
-            watts, error = relative_nnls(terms, power)
-            if best is None or (error**2).sum() < best[0]:
-                best = (error**2).sum(), watts, floor, knee
-    _, watts, floor, knee = best
-    return WorkloadModel(float(top), tuple(parts[:2].tolist()), tuple(parts[2:].tolist()),
-                    *watts.tolist(), float(floor), float(knee))  # fmt: skip
+    terms = _latency_terms(top / f, n)
+    times, _ = relative_nnls(terms, latency_ms)
+    modelled_ms = terms @ times
+    # The voltage bends the power: floor and knee are tried, the rest follows by least squares.
+    best, least = (), math.inf
+    for floor, knee in itertools.product(_FLOORS, _KNEES):
+        volts = _volts(f / top, floor, knee)
+        terms = _power_terms(f, n, volts, modelled_ms)
+        parts, error = relative_nnls(terms, power_mw)
+        squares = (error**2).sum()
+        if squares < least:
+            best, least = (*parts, floor, knee), squares
+    overhead_ms, image_ms = times.reshape(2, 2).tolist()
+    return ClockModel(float(top), tuple(overhead_ms), tuple(image_ms), *map(float, best))
 
 
 def relative_nnls(terms: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Non-negative coefficients of least relative error, and the relative error of each row."""
     scale = np.where(terms.any(axis=0), np.abs(terms).max(axis=0), 1.0)
-    parts, _ = nnls(terms / scale / values[:, None], np.ones(len(values)))
-    parts = parts / scale
-    return parts, np.abs(terms @ parts / values - 1)
+    relative = terms / scale / values[:, None]
+    scaled, _ = nnls(relative, np.ones(len(values)))
+    parts = scaled / scale
+    error = np.abs(terms @ parts / values - 1)
+    return parts, error
 
 
 def _latency_terms(ratio: np.ndarray, n: np.ndarray) -> np.ndarray:
     ratio, n = np.broadcast_arrays(ratio, n)
     batches = np.minimum(n, 2)
-    return np.stack([batches, batches * ratio, n, n * ratio], axis=-1)
+    terms = [batches, batches * ratio, n, n * ratio]
+    return np.stack(terms, axis=-1)
 
 
 def _power_terms(f, n, volts, latency_ms) -> np.ndarray:
     switched = f * volts**2
+    waiting = 1 - 1 / n
     per_s = 1000 * n / latency_ms
-    return np.stack([np.ones_like(f), switched, switched * (1 - 1 / n), volts**2 * per_s], axis=-1)
+    terms = [np.ones_like(f), switched, switched * waiting, volts**2 * per_s]
+    return np.stack(terms, axis=-1)
 
 
 def _volts(share: np.ndarray, floor: float, knee: float) -> np.ndarray:
-    return floor + (1 - floor) * np.clip((share - knee) / (1 - knee), 0, None)
+    above = (share - knee) / (1 - knee)
+    return floor + (1 - floor) * np.clip(above, 0, None)
+
+
+def _apart(folds: np.ndarray, left_out: int) -> np.ndarray:
+    """Rows outside of a fold; all of them where there is only one."""
+    return (folds != left_out) | (folds.max() == 0)
 
 
 def _fold(values: pd.Series, folds: int) -> np.ndarray:
-    rank = np.unique(values, return_inverse=True)[1]
+    """The fold of each row: every `folds`-th value goes into the same one."""
+    _, rank = np.unique(values, return_inverse=True)
     return rank % folds if rank.max() >= folds else np.zeros(len(rank), int)
 
 
@@ -180,11 +207,13 @@ def _checked(samples: pd.DataFrame) -> pd.DataFrame:
     if missing := [name for name in SAMPLE_COLUMNS if name not in samples]:
         raise ProfileError(f"samples lack the columns {missing}; expected {SAMPLE_COLUMNS}")
     numbers = samples[list(SAMPLE_COLUMNS)].to_numpy(float)
-    if not (np.isfinite(numbers).all() and (numbers > 0).all()):
+    sound = np.isfinite(numbers) & (numbers > 0)
+    if not sound.all():
         raise ProfileError(f"samples must be finite and above 0 in all of {SAMPLE_COLUMNS}")
-    if len(samples) < MIN_SAMPLES or samples["freq_mhz"].nunique() < 4:
+    clocks = samples["freq_mhz"].nunique()
+    if len(samples) < MIN_SAMPLES or clocks < MIN_CLOCKS:
         raise ProfileError(
-            f"{len(samples)} samples at {samples['freq_mhz'].nunique()} clocks; expected at least "
-            f"{MIN_SAMPLES} at 4 or more"
+            f"{len(samples)} samples at {clocks} clocks; expected at least {MIN_SAMPLES} at "
+            f"{MIN_CLOCKS} or more"
         )
     return samples

@@ -7,63 +7,74 @@ idle (ondemand); uclamp is the two bounds of `schedutil_perf`.
 """
 
 import math
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
+from dynlib.boards.board import Unit, highest_to, lowest_from
 from dynlib.boards.pelt import CAPACITY_SCALE, Pelt, util_est
-from dynlib.errors import DynlibError
-
-if TYPE_CHECKING:
-    from dynlib.boards.board import Unit
+from dynlib.errors import DynlibError, near
 
 TICK_MS = 4.0  # CONFIG_HZ = 250
 
 
 def schedutil_perf(util: int, cap: int, util_min: int = 0, util_max: int | None = None) -> int:
     """`sugov_effective_cpu_perf`: 25 % headroom, between the two bounds (default 0 and `cap`)."""
-    bound = cap if util_max is None else min(cap, util_max)
-    return max(util_min, min(util + (util >> 2), bound))
+    highest = cap if util_max is None else min(cap, util_max)
+    wanted = util + (util >> 2)
+    return max(util_min, min(wanted, highest))
 
 
 def schedutil_next_khz(util: int, cap: int, max_khz: int) -> int:
     """The frequency schedutil asks for, before it is rounded up to an OPP (`get_next_freq`)."""
-    return max_khz * schedutil_perf(util, cap) // cap
+    perf = schedutil_perf(util, cap)
+    return max_khz * perf // cap
 
 
 def simple_ondemand_target(
     busy: int, total: int, cur_hz: int, max_hz: int, up: int = 90, down: int = 5
 ) -> int:
     """What devfreq's simple_ondemand asks for in Hz, before it is rounded up to an OPP."""
-    if total == 0 or cur_hz == 0 or busy * 100 > total * up:
+    if total == 0 or cur_hz == 0:
         return max_hz
-    if busy * 100 > total * (up - down):
+    busy_pct = busy * 100  # of `total`
+    if busy_pct > total * up:
+        return max_hz
+    if busy_pct > total * (up - down):
         return cur_hz
-    return busy * cur_hz // total * 100 // (up - down // 2)
+    aim = up - down // 2
+    return busy * cur_hz // total * 100 // aim
 
 
-def podgov_step(
-    cur: int, norm: int, avg: int, favg: int, fmax: int,
-    load_max: int = 900, load_target: int = 700, bias: int = 80, smooth: int = 10, damp: int = 7,
-) -> tuple[int, int]:  # fmt: skip
+# Tunables of nvhost_podgov: loads in per mille, damping in tenths.
+_LOAD_MAX, _LOAD_TARGET = 900, 700
+_BIAS, _SMOOTH, _DAMP = 80, 10, 7
+
+
+def podgov_step(cur: int, norm: int, avg: int, favg: int, fmax: int) -> tuple[int, int]:
     """One evaluation of nvhost_podgov, in whole MHz: (target before limits, new `favg`).
 
     `norm` = clock * busy share of the last poll, `avg` its running mean, `favg` the running mean of
-    the results. A burst above `load_max` per mille jumps by a third of the highest clock, undamped.
+    the results. A burst above 900 per mille jumps by a third of the highest clock, undamped.
     """
-    if 1000 * norm // cur > load_max:
-        boost, damp = fmax // 3, 10
+    highest_boost = fmax // 3
+    if 1000 * norm // cur > _LOAD_MAX:
+        boost, damp = highest_boost, 10
     else:
         busyness = 1000 * avg // cur
-        product = (busyness - load_target) * bias * cur
+        product = (busyness - _LOAD_TARGET) * _BIAS * cur
         # C divides toward zero: a floor would ask for 1 MHz less on the way down.
-        boost = min(int(math.copysign(abs(product) // (100 * load_target), product)), fmax // 3)
+        size = abs(product) // (100 * _LOAD_TARGET)
+        boost = min(size if product > 0 else -size, highest_boost)
+        damp = _DAMP
     result = cur + boost
-    favg = (favg * smooth + result) // (smooth + 1)
+    favg = (favg * _SMOOTH + result) // (_SMOOTH + 1)
     return (damp * result + (10 - damp) * favg) // 10, favg
 
 
 def ondemand_target(load: int, min_khz: int, max_khz: int, up_threshold: int = 95) -> int:
     """What ondemand asks for in kHz at `load` percent, before it is rounded to the closest OPP."""
-    return max_khz if load > up_threshold else min_khz + load * (max_khz - min_khz) // 100
+    if load > up_threshold:
+        return max_khz
+    return min_khz + load * (max_khz - min_khz) // 100
 
 
 class Governor:
@@ -72,11 +83,10 @@ class Governor:
     period_ms = TICK_MS
     tunables: ClassVar[dict[str, float | None]] = {}
 
-    def __init__(self, unit: "Unit", min_mhz: float | None, max_mhz: float | None, **tunables):
+    def __init__(self, unit: Unit, min_mhz: float | None, max_mhz: float | None, **tunables):
         self.unit = unit
         self.set_limits(min_mhz, max_mhz)
-        for name, value in {**self.tunables, **tunables}.items():
-            setattr(self, name, value)
+        vars(self).update(self.tunables | tunables)
         self.reset()
 
     def reset(self):
@@ -106,11 +116,11 @@ class Governor:
 
     def above(self, mhz: float) -> float:
         """Lowest allowed clock >= `mhz`, else the highest (RELATION_L)."""
-        return next((f for f in self.allowed if f >= mhz - 1e-9), self.allowed[-1])
+        return lowest_from(self.allowed, mhz)
 
     def below(self, mhz: float) -> float:
         """Highest allowed clock <= `mhz`, else the lowest (RELATION_H)."""
-        return next((f for f in reversed(self.allowed) if f <= mhz + 1e-9), self.allowed[0])
+        return highest_to(self.allowed, mhz)
 
 
 class Performance(Governor):
@@ -150,24 +160,29 @@ class Schedutil(Governor):
         """Start idle; the default rate limit follows the driver's transition latency."""
         if self.rate_limit_us is None:
             self.rate_limit_us = 1.5 * self.unit.transition_latency_us or 1000.0
-        self.pelt, self.estimate = Pelt(), 0
+        self.pelt = Pelt()
+        self.estimate = 0
         self._changed_ms = -math.inf
 
     def _target(self, now_ms, busy_ms, total_ms, cur_mhz):
-        unit = self.unit
+        unit, pelt = self.unit, self.pelt
+        idle_ms = total_ms - busy_ms
+        was_idle = idle_ms > 1e-6  # a rest of adding floats is no idle time
         if busy_ms > 0:
             scale = min(cur_mhz / unit.max_mhz, 1.0) * unit.capacity / CAPACITY_SCALE
-            util = self.pelt.run(busy_ms * 1e6 / 1024, min(scale, 1.0))
-        was_idle = total_ms - busy_ms > 1e-6  # a rest of adding floats is no idle time
-        if was_idle:
-            if busy_ms > 0:
+            util = pelt.run(busy_ms * 1e6 / 1024, min(scale, 1.0))
+            if was_idle:
                 self.estimate = util_est(self.estimate, util)
-            self.pelt.idle((total_ms - busy_ms) * 1e6 / 1024)
-        util = max(self.pelt.util_avg, self.estimate if busy_ms > 0 else 0)
+        if was_idle:
+            pelt.idle(idle_ms * 1e6 / 1024)
+        util = pelt.util_avg
+        if busy_ms > 0:
+            util = max(util, self.estimate)
         if now_ms - self._changed_ms < self.rate_limit_us / 1000:
             return self.above(cur_mhz)
-        cap, max_khz = unit.capacity, round(unit.max_mhz * 1000)
-        target = self.above(schedutil_next_khz(min(util, cap), cap, max_khz) / 1000)
+        cap = unit.capacity
+        khz = schedutil_next_khz(min(util, cap), cap, round(unit.max_mhz * 1000))
+        target = self.above(khz / 1000)
         if unit.cores == 1 and not was_idle:
             # Its utilisation can only have dropped because others stole time.
             target = max(target, self.above(cur_mhz))
@@ -183,8 +198,10 @@ class Ondemand(Governor):
     tunables: ClassVar = {"up_threshold": 95}
 
     def _target(self, now_ms, busy_ms, total_ms, cur_mhz):
-        low, high = (round(f * 1000) for f in (self.unit.min_mhz, self.unit.max_mhz))
-        want = ondemand_target(_load(busy_ms, total_ms), low, high, self.up_threshold) / 1000
+        min_khz = round(self.unit.min_mhz * 1000)
+        max_khz = round(self.unit.max_mhz * 1000)
+        load = _load(busy_ms, total_ms)
+        want = ondemand_target(load, min_khz, max_khz, self.up_threshold) / 1000
         return min(self.allowed, key=lambda f: (abs(f - want), -f))
 
 
@@ -199,17 +216,22 @@ class Conservative(Governor):
         self.requested_mhz: float | None = None
 
     def _target(self, now_ms, busy_ms, total_ms, cur_mhz):
-        low, high, load = self.allowed[0], self.allowed[-1], _load(busy_ms, total_ms)
+        low, high = self.allowed[0], self.allowed[-1]
+        load = _load(busy_ms, total_ms)
         step = self.freq_step * high / 100
-        if self.requested_mhz is None or not low <= self.requested_mhz <= high:
-            self.requested_mhz = min(max(cur_mhz, low), high)
+        asked = self.requested_mhz
+        if asked is None or not low <= asked <= high:
+            asked = min(max(cur_mhz, low), high)
         if load > self.up_threshold:
-            self.requested_mhz = min(self.requested_mhz + step, high)
-            return self.below(self.requested_mhz)
-        if load < self.down_threshold:
-            self.requested_mhz = max(self.requested_mhz - step, low)
-            return self.above(self.requested_mhz)
-        return self.above(cur_mhz)
+            asked = min(asked + step, high)
+            target = self.below(asked)
+        elif load < self.down_threshold:
+            asked = max(asked - step, low)
+            target = self.above(asked)
+        else:
+            target = self.above(cur_mhz)
+        self.requested_mhz = asked
+        return target
 
 
 class SimpleOndemand(Governor):
@@ -219,10 +241,12 @@ class SimpleOndemand(Governor):
     tunables: ClassVar = {"upthreshold": 90, "downdifferential": 5}
 
     def _target(self, now_ms, busy_ms, total_ms, cur_mhz):
-        busy_us, total_us = round(busy_ms * 1000), round(total_ms * 1000)
-        cur_hz, max_hz = round(cur_mhz * 1e6), round(self.unit.max_mhz * 1e6)
-        thresholds = self.upthreshold, self.downdifferential
-        hz = simple_ondemand_target(busy_us, total_us, cur_hz, max_hz, *thresholds)
+        busy_us = round(busy_ms * 1000)
+        total_us = round(total_ms * 1000)
+        cur_hz = round(cur_mhz * 1e6)
+        max_hz = round(self.unit.max_mhz * 1e6)
+        up, down = self.upthreshold, self.downdifferential
+        hz = simple_ondemand_target(busy_us, total_us, cur_hz, max_hz, up, down)
         return self.above(hz / 1e6)
 
 
@@ -242,11 +266,14 @@ class NvhostPodgov(Governor):
         if total_ms <= 0 or cur_mhz < 1:
             return keep
         cur = int(cur_mhz)
-        norm = cur * round(busy_ms * 1000) // max(round(total_ms * 1000), 1)
+        busy_us = round(busy_ms * 1000)
+        total_us = round(total_ms * 1000)
+        norm = cur * busy_us // max(total_us, 1)
         self.avg = (self.avg * 10 + norm) // 11
         if now_ms - self._changed_ms < self.block_window_ms:
             return keep
-        want, self.favg = podgov_step(cur, norm, self.avg, self.favg, int(self.unit.max_mhz))
+        highest = int(self.unit.max_mhz)
+        want, self.favg = podgov_step(cur, norm, self.avg, self.favg, highest)
         target = self.above(want)
         if target != cur_mhz:
             self._changed_ms = now_ms
@@ -254,30 +281,34 @@ class NvhostPodgov(Governor):
 
 
 GOVERNORS: dict[str, type[Governor]] = {
-    "performance": Performance, "powersave": Powersave, "userspace": Userspace,
-    "schedutil": Schedutil, "ondemand": Ondemand, "conservative": Conservative,
-    "simple_ondemand": SimpleOndemand, "nvhost_podgov": NvhostPodgov,
-}  # fmt: skip
+    "performance": Performance,
+    "powersave": Powersave,
+    "userspace": Userspace,
+    "schedutil": Schedutil,
+    "ondemand": Ondemand,
+    "conservative": Conservative,
+    "simple_ondemand": SimpleOndemand,
+    "nvhost_podgov": NvhostPodgov,
+}
 
 
 def make_governor(
     name: str,
-    unit: "Unit",
+    unit: Unit,
     *,
     min_mhz: float | None = None,
     max_mhz: float | None = None,
     **tunables: float,
 ) -> Governor:
     """A governor by its kernel name; raises `DynlibError` for an unknown name or tunable."""
-    from dynlib.errors import near
-
     if name not in GOVERNORS:
         raise DynlibError(f"unknown governor {name!r}; {near(name, GOVERNORS)}")
+    governor = GOVERNORS[name]
     for key in tunables:
-        if key not in GOVERNORS[name].tunables:
-            known = near(key, GOVERNORS[name].tunables)
+        if key not in governor.tunables:
+            known = near(key, governor.tunables)
             raise DynlibError(f"governor {name}: unknown tunable {key!r}; {known}")
-    return GOVERNORS[name](unit, min_mhz, max_mhz, **tunables)
+    return governor(unit, min_mhz, max_mhz, **tunables)
 
 
 def _load(busy_ms: float, total_ms: float) -> int:

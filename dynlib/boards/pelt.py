@@ -20,7 +20,7 @@ _SATURATED_SUM = ((LOAD_AVG_MAX - SEGMENT_US) << 10) - LOAD_AVG_MAX
 
 def decay(value: int, segments: int) -> int:
     """``value * y**segments`` as `decay_load` truncates it."""
-    if segments > HALF_LIFE * 63:
+    if segments > HALF_LIFE * 63:  # the kernel shifts 64 bits
         return 0
     halvings, rest = divmod(segments, HALF_LIFE)
     return ((value >> halvings) * _INVERSE[rest]) >> 32

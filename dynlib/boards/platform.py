@@ -1,5 +1,6 @@
 """A GPU under three clocks: its own, the memory's, and that of the CPU that launches layers."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -35,32 +36,40 @@ class Platform:
         self, board: Board, cluster: str = "", memory_power_share: float = MEMORY_POWER_SHARE
     ):
         """Raises `BoardError` for a board without GPU, memory clocks or a cost model."""
-        cpu, gpu = board.unit(cluster) if cluster else board.cpus[0], board.gpu
-        if gpu is None or gpu.cost is None or board.memory is None or board.static_mw is None:
+        cpu = board.unit(cluster) if cluster else board.cpus[0]
+        gpu, memory = board.gpu, board.memory
+        if gpu is None or gpu.cost is None or memory is None or board.static_mw is None:
             raise BoardError(f"board {board.name!r} needs GPU, memory clocks and models of both")
         self.board, self.gpu = board, gpu
         self.source: Source = weakest(board.source([cpu.name, gpu.name]), "estimated")
-        lists = cpu.freqs, gpu.freqs, tuple(opp.freq_mhz for opp in board.memory.opps)
-        self.shape = tuple(map(len, lists))
-        self.settings = np.stack([m.ravel() for m in np.meshgrid(*lists, indexing="ij")], 1)
+        clocks = [cpu.freqs, gpu.freqs, [opp.freq_mhz for opp in memory.opps]]
+        self.shape = tuple(map(len, clocks))
+        self.settings = np.array(list(itertools.product(*clocks)))
         slower = self.settings.max(axis=0) / self.settings
+        slower_cpu, slower_gpu, slower_memory = slower.T
         m = gpu.memory_share
-        self._launch, self._work = slower[:, 0], (1 - m) * slower[:, 1] + m * slower[:, 2]
-        saved_mw = board.static_mw * memory_power_share * (1 - 1 / slower[:, 2])
-        self._waiting_mw = np.array([
-            board.power_mw({cpu.name: c, gpu.name: g}, {cpu.name: 1.0}) for c, g, _ in self.settings
-        ]) - saved_mw  # fmt: skip
-        self._working_mw = np.array(
-            [gpu.power_mw(g, 1.0) - gpu.power_mw(g, 0.0) for g in self.settings[:, 1]]
-        )
+        self._launch = slower_cpu
+        self._work = (1 - m) * slower_gpu + m * slower_memory
+        saved_mw = board.static_mw * memory_power_share * (1 - 1 / slower_memory)
+        waiting_mw, working_mw = [], []
+        for cpu_mhz, gpu_mhz, _ in self.settings:
+            held = {cpu.name: cpu_mhz, gpu.name: gpu_mhz}
+            waiting_mw.append(board.power_mw(held, {cpu.name: 1.0}))
+            working_mw.append(gpu.power_mw(gpu_mhz, 1.0) - gpu.power_mw(gpu_mhz, 0.0))
+        self._waiting_mw = np.array(waiting_mw) - saved_mw
+        self._working_mw = np.array(working_mw)
 
     def cost(self, layers: Sequence[LayerSpec], batch: int = 1) -> tuple[np.ndarray, np.ndarray]:
         """Time (ms) and energy (mJ) of a batch through `layers` at every setting; both (F,)."""
+        launch_us = self.gpu.cost.overhead_us
         quiet = replace(self.gpu.cost, overhead_us=0.0)
-        ms, busy_ms = np.zeros(len(self.settings)), np.zeros(len(self.settings))
+        ms = np.zeros(len(self.settings))
+        busy_ms = np.zeros(len(self.settings))
         for layer in layers:
-            work = layer_us(layer, quiet, batch) / 1e3 * self._work
+            work_ms = layer_us(layer, quiet, batch) / 1e3 * self._work
             launched = layer.op in ("conv", "linear")
-            ms += np.maximum(work, launched * self.gpu.cost.overhead_us / 1e3 * self._launch)
-            busy_ms += work
-        return ms, (ms * self._waiting_mw + busy_ms * self._working_mw) / 1e3
+            launch_ms = launched * launch_us / 1e3 * self._launch
+            ms += np.maximum(work_ms, launch_ms)
+            busy_ms += work_ms
+        energy_mj = (ms * self._waiting_mw + busy_ms * self._working_mw) / 1e3
+        return ms, energy_mj

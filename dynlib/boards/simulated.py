@@ -32,25 +32,25 @@ def simulate_points(
 
     Raises `BoardError` for a board without a power or latency model.
     """
+    known = known or {}
+    common = {"model": model, "board": board.name, "batch": batch}
+    common["idle_power_mw"] = board.power_mw({}, {})
     rows = []
-    for unit in [board.unit(name) for name in units] if units else board.units:
+    for name in units or [unit.name for unit in board.units]:
+        unit = board.unit(name)
+        source = weakest(board.source([name]), network_source(unit))
         busy = 1.0 if unit.kind == "gpu" else float(unit.cores)
-        source = weakest(board.source([unit.name]), network_source(unit))
         clock = "gpu_mhz" if unit.kind == "gpu" else "cpu_mhz"
         for subnet, layers in networks.items():
+            row = {**common, "unit": name, "cores": busy, "source": source, "subnet": subnet}
+            row["macs_m"] = sum(layer.macs for layer in layers) / 1e6
+            row |= known.get(subnet, {})
             for mhz in unit.freqs:
                 latency_ms = network_ms(layers, unit, mhz, batch)
-                power_mw = board.power_mw({unit.name: mhz}, {unit.name: busy})
-                rows.append(
-                    {
-                        "model": model, "subnet": subnet, "board": board.name, "unit": unit.name,
-                        "cores": busy, clock: mhz, "batch": batch, "latency_ms": latency_ms,
-                        "power_mw": power_mw, "idle_power_mw": board.power_mw({}, {}),
-                        "energy_mj": power_mw * latency_ms / 1e3,
-                        "macs_m": sum(layer.macs for layer in layers) / 1e6,
-                        "source": source, **(known or {}).get(subnet, {}),
-                    }
-                )  # fmt: skip
+                power_mw = board.power_mw({name: mhz}, {name: busy})
+                energy_mj = power_mw * latency_ms / 1e3
+                costs = {"latency_ms": latency_ms, "power_mw": power_mw, "energy_mj": energy_mj}
+                rows.append({**row, **costs, clock: mhz})
     return make_table(rows)
 
 

@@ -1,4 +1,4 @@
-"""Temperature of a board, and the kernel's two thermal governors (Linux 6.12).
+"""Temperature of a board, and the kernel's power allocator (IPA, Linux 6.12).
 
 One thermal resistance and one capacity: ``C dT/dt = P - (T - ambient)/R``. Where a board publishes
 its sustainable power at its highest passive trip, R follows; the time constant is a guess.
@@ -40,42 +40,15 @@ class ThermalRC:
         if thermal is None or not thermal.sustainable_power_mw or not thermal.passive_c:
             raise DynlibError(f"board {board.name!r} publishes no sustainable power and trip")
         rise_k = max(thermal.passive_c) - ambient_c
-        return cls(rise_k / (thermal.sustainable_power_mw / 1e3), tau_s, ambient_c)
+        sustained_w = thermal.sustainable_power_mw / 1e3
+        return cls(rise_k / sustained_w, tau_s, ambient_c)
 
     def step(self, power_mw: float, seconds: float) -> float:
         """Temperature after `seconds` at constant power; exact, so any step length will do."""
         final_c = self.ambient_c + self.r_k_w * power_mw / 1e3
-        self.temp_c = final_c + (self.temp_c - final_c) * math.exp(-seconds / self.tau_s)
+        left = math.exp(-seconds / self.tau_s)
+        self.temp_c = final_c + (self.temp_c - final_c) * left
         return self.temp_c
-
-
-class StepWise:
-    """The default governor for one trip: a cooling state up at each poll above it while warming.
-
-    State 0 is no cooling; each further state is one OPP less. `hysteresis_c` below the trip the
-    zone counts as cool again.
-    """
-
-    def __init__(self, trip_c: float, states: int, hysteresis_c: float = 0.0, lower: int = 0):
-        self.trip_c, self.upper, self.lower = trip_c, states, lower
-        self.hysteresis_c = hysteresis_c
-        self.state: int | None = None
-        self._last_c: float | None = None
-        self._hot = False
-
-    def update(self, temp_c: float) -> int:
-        """The cooling state after a poll."""
-        self._hot = temp_c >= self.trip_c - (self.hysteresis_c if self._hot else 0.0)
-        trend = 0.0 if self._last_c is None else temp_c - self._last_c
-        first, self._last_c = self._last_c is None, temp_c
-        current = self.state or 0
-        if self._hot and (first or self.state is None or trend > 0):
-            self.state = min(max(current + 1, self.lower), self.upper)
-        elif self._hot and trend < 0:
-            self.state = max(current - 1, min(self.lower + 1, self.upper))
-        elif not self._hot and trend < 0:
-            self.state = None
-        return self.state or 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,15 +72,17 @@ class PowerAllocator:
     _BITS = 10
 
     def __init__(self, switch_on_c: float, control_c: float, sustainable_mw: int):
-        self.switch_on, self.control = round(1000 * switch_on_c), round(1000 * control_c)
-        if self.control <= self.switch_on:
+        self.switch_on = round(1000 * switch_on_c)
+        self.control = round(1000 * control_c)
+        range_mc = self.control - self.switch_on
+        if range_mc <= 0:
             raise DynlibError(
                 f"control at {control_c} C, switch-on at {switch_on_c} C; expected it above"
             )
         self.sustainable_mw = sustainable_mw
         scaled = sustainable_mw << self._BITS
-        self.k_po = scaled // (self.control - self.switch_on)
-        self.k_pu = 2 * scaled // (self.control - self.switch_on)
+        self.k_po = scaled // range_mc
+        self.k_pu = 2 * scaled // range_mc
         self.k_i = max(self.k_pu // 10, 1)
         self.error_sum = 0
 
@@ -122,26 +97,34 @@ class PowerAllocator:
             self.error_sum = 0
             return max_mw
         error = self.control - temp
-        proportional = (self.k_po if error < 0 else self.k_pu) * error
+        too_hot = error < 0
+        proportional = (self.k_po if too_hot else self.k_pu) * error
         integral = self.k_i * self.error_sum
-        if error < 0:
-            grown = integral + self.k_i * error
-            if abs(grown) < max_mw << self._BITS:
-                integral, self.error_sum = grown, self.error_sum + error
-        budget = self.sustainable_mw + ((proportional + integral) >> self._BITS)
-        return min(max(budget, 0), max_mw)
+        grown = integral + self.k_i * error
+        if too_hot and abs(grown) < max_mw << self._BITS:
+            integral = grown
+            self.error_sum += error
+        correction = (proportional + integral) >> self._BITS
+        return min(max(self.sustainable_mw + correction, 0), max_mw)
 
     def grants_mw(self, temp_c: float, actors: Sequence[Actor]) -> list[int]:
-        """The budget shared by weighted requests; what one cannot use goes to the others."""
+        """The budget shared by weighted requests; what one cannot use goes to the others.
+
+        With 900 mW for requests of 600 and 300 mW of which the first can use 400 at most, the
+        first gets these and the other, if it can use them, the 300 it asked for and 200 more.
+        """
         budget = self.budget_mw(temp_c, sum(actor.max_mw for actor in actors))
         wanted = [actor.weight * actor.request_mw for actor in actors]
         total = sum(wanted) or 1.0
         fair = [round(want * budget / total) for want in wanted]
-        grants = [min(g, actor.max_mw) for g, actor in zip(fair, actors, strict=True)]
-        room = [actor.max_mw - g for g, actor in zip(grants, actors, strict=True)]
-        extra = min(sum(fair) - sum(grants), sum(room))
+        most = [actor.max_mw for actor in actors]
+        grants = [min(share, high) for share, high in zip(fair, most, strict=True)]
+        room = [high - grant for high, grant in zip(most, grants, strict=True)]
+        all_room = sum(room)
+        extra = min(sum(fair) - sum(grants), all_room)
         if extra > 0:
-            grants = [g + r * extra // sum(room) for g, r in zip(grants, room, strict=True)]
+            more = [r * extra // all_room for r in room]
+            grants = [grant + mw for grant, mw in zip(grants, more, strict=True)]
         return grants
 
 

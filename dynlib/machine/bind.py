@@ -1,8 +1,9 @@
-"""A board, and the machine this runs on."""
+"""Where a board's model meets this machine: boards by name or `auto`, machines real or virtual."""
 
 import contextlib
 import hashlib
 import platform
+from collections.abc import Iterable
 from pathlib import Path
 
 import psutil
@@ -18,6 +19,8 @@ from dynlib.machine.process import process_parts
 from dynlib.machine.sensors import find_sensors
 from dynlib.machine.virtual import VirtualClock, virtual_parts
 from dynlib.sysfs import SysFs
+
+_NO_LATENCY_NS = 2**32 - 1  # what a driver says that knows none
 
 
 def load_board(name_or_path: str | Path) -> Board:
@@ -44,49 +47,74 @@ def host_board(cpufreq: str | Path = f"/{CPU}/cpufreq") -> Board:
     table); without cpufreq a single CPU unit with one clock.
     """
     fs = SysFs(cpufreq)
-    units = tuple(filter(None, (_policy_unit(fs, folder) for folder in fs.glob("policy*"))))
-    if not units:
-        freq = psutil.cpu_freq()
-        # Where even the clock is hidden (some virtual machines), 1000 MHz stands for "its clock".
-        mhz = (freq and (freq.max or freq.current)) or 1000.0
-        units = (_unit("cpu", tuple(range(psutil.cpu_count() or 1)), (mhz,), "performance", 0.0),)
+    found = [_policy_unit(fs, folder) for folder in fs.glob("policy*")]
+    units = tuple(unit for unit in found if unit) or (_plain_unit(),)
     name = platform.node() or "this machine"
     digest = hashlib.sha256(repr((name, units)).encode()).hexdigest()
     return Board(
-        name, platform.machine(), units, memory=None, static_mw=None, static_status="estimated",
-        modes=(), thermal=None, sensors=(), measured=(), digest=digest,
-    )  # fmt: skip
+        name,
+        soc=platform.machine(),
+        units=units,
+        memory=None,
+        static_mw=None,
+        static_status="estimated",
+        modes=(),
+        thermal=None,
+        sensors=(),
+        measured=(),
+        digest=digest,
+    )
 
 
 def _policy_unit(fs: SysFs, folder: str) -> Unit | None:
     mhz = ClockKnob(fs, folder, CPUFREQ, folder).choices
-    cpus = tuple(int(word) for word in fs.words(f"{folder}/related_cpus") if word.isdigit())
+    cpus = fs.integers(f"{folder}/related_cpus")
     if not mhz or not cpus:
         return None
-    latency_ns = 0
+    latency_us = 0.0
     with contextlib.suppress(OSError, ValueError):
         latency_ns = fs.number(f"{folder}/cpuinfo_transition_latency")
-    governor = (fs.words(f"{folder}/scaling_governor") or ["performance"])[0]
-    known = latency_ns < 2**32 - 1  # else the driver gives none
-    return _unit(folder, cpus, mhz, governor, latency_ns / 1000 if known else 0.0)
+        if latency_ns < _NO_LATENCY_NS:
+            latency_us = latency_ns / 1000
+    governor, *_ = fs.words(f"{folder}/scaling_governor") or ["performance"]
+    return _unit(folder, cpus, mhz, governor, latency_us)
 
 
-def _unit(name: str, cpus, mhz, governor: str, latency_us: float) -> Unit:
+def _plain_unit() -> Unit:
+    """All CPUs at one clock; where even that is hidden (some virtual machines), at 1000 MHz."""
+    freq = psutil.cpu_freq()
+    mhz = (freq and (freq.max or freq.current)) or 1000.0
+    cpus = tuple(range(psutil.cpu_count() or 1))
+    return _unit("cpu", cpus, (mhz,), "performance", 0.0)
+
+
+def _unit(
+    name: str, cpus: tuple[int, ...], mhz: Iterable[float], governor: str, latency_us: float
+) -> Unit:
     return Unit(
-        name, "cpu", len(cpus), tuple(Opp(float(f), 0.0) for f in mhz), c_uw_mhz_v2=None,
-        idle_fraction=0.0, stall_ms=0.1, settle_ms=1.0, governor=governor, cpus=cpus,
-        model=platform.processor() or platform.machine(), transition_latency_us=latency_us,
+        name,
+        "cpu",
+        cores=len(cpus),
+        cpus=cpus,
+        opps=tuple(Opp(float(f), 0.0) for f in mhz),
+        model=platform.processor() or platform.machine(),
+        governor=governor,
+        c_uw_mhz_v2=None,
+        idle_fraction=0.0,
+        stall_ms=0.1,
+        settle_ms=1.0,
+        transition_latency_us=latency_us,
         noise_cv=0.10,
-    )  # fmt: skip
+    )
 
 
 def open_machine(
     source: str = "auto", *, root: str | Path = "/", clock: Clock | None = None, **options
 ) -> Machine:
-    """The live board of a machine: `auto` is the one this runs on, with all that is found.
+    """Open a machine: `auto` is the one this runs on, with all that is found.
 
-    A board's name or file gives its model in simulated time. `lacks` of the result says what was
-    not found, and why. `options` go to `Machine`.
+    A board's name or file gives its virtual twin, in time of its own. `lacks` of the result says
+    what was not found, and why. `options` go to `Machine`.
     """
     if source != "auto":
         board = load_board(source)
@@ -95,5 +123,5 @@ def open_machine(
     fs = SysFs(root)
     knobs = find_knobs(fs)
     parts = knobs + find_sensors(fs, knobs.knobs) + process_parts(fs) + nvml_parts()
-    name = (fs.words("proc/sys/kernel/hostname") or ["this machine"])[0]
+    name, *_ = fs.words("proc/sys/kernel/hostname") or ["this machine"]
     return Machine(name, parts, fs, clock=clock, **options)

@@ -1,6 +1,6 @@
-"""The contract of a live board: knobs that turn, sensors that read, and the files under both.
+"""The contract of a machine: knobs that turn, sensors that read, and the files under both.
 
-What a back end supplies is `Parts`; `dynlib.machine.machine.Machine` makes a board of them.
+What a back end supplies is `Parts`; `dynlib.machine.machine.Machine` makes a machine of them.
 """
 
 import math
@@ -67,7 +67,7 @@ class Missing:
 
 @dataclass(slots=True)
 class Sensor:
-    """One quantity of the board.
+    """One quantity of the machine.
 
     Args:
         kind: a key of `PLAUSIBLE`; says quantity and unit.
@@ -106,7 +106,7 @@ class Sensor:
 
 @dataclass(frozen=True, slots=True)
 class Undo:
-    """One step back to the state a board was found in; see `dynlib.machine.lease`.
+    """One step back to the state a machine was found in; see `dynlib.machine.lease`.
 
     `persistent`: a reboot does not undo it either.
     """

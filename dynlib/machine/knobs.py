@@ -5,6 +5,7 @@ else. Paths follow the kernel's documentation and the Jetson releases JetPack 4,
 are found by name, because their addresses differ from board to board.
 """
 
+import contextlib
 import errno
 import re
 from collections.abc import Sequence
@@ -18,10 +19,13 @@ from dynlib.sysfs import SysFs
 CPU = "sys/devices/system/cpu"
 EMC = "sys/kernel/debug/bpmp/debug/clk/emc"
 _DEVFREQ = (
-    "sys/class/devfreq/*", "sys/devices/*/devfreq/*", "sys/devices/platform/*/devfreq_dev",
-    "sys/devices/platform/*/devfreq/*", "sys/devices/platform/*/*/devfreq/*",
+    "sys/class/devfreq/*",
+    "sys/devices/*/devfreq/*",
+    "sys/devices/platform/*/devfreq_dev",
+    "sys/devices/platform/*/devfreq/*",
+    "sys/devices/platform/*/*/devfreq/*",
     "sys/class/kgsl/*/devfreq",
-)  # fmt: skip
+)
 _GPU = re.compile(r"gpu|gv11b|gp10b|ga10b|gb10b|gm20b|mali|kgsl")
 _MEMORY = re.compile(r"emc|dmc|memory|ddr")
 _MODE = re.compile(r"<\s*POWER_MODEL\s+ID=(\d+)\s+NAME=(\S+)\s*>")
@@ -42,13 +46,25 @@ class Names:
 
 
 CPUFREQ = Names(
-    "scaling_cur_freq", "scaling_min_freq", "scaling_max_freq", "scaling_governor",
-    "scaling_available_governors", "scaling_available_frequencies", "scaling_setspeed", 1_000,
-)  # fmt: skip
+    "scaling_cur_freq",
+    "scaling_min_freq",
+    "scaling_max_freq",
+    "scaling_governor",
+    "scaling_available_governors",
+    "scaling_available_frequencies",
+    "scaling_setspeed",
+    per_mhz=1_000,
+)
 DEVFREQ = Names(
-    "cur_freq", "min_freq", "max_freq", "governor", "available_governors",
-    "available_frequencies", "userspace/set_freq", 1_000_000,
-)  # fmt: skip
+    "cur_freq",
+    "min_freq",
+    "max_freq",
+    "governor",
+    "available_governors",
+    "available_frequencies",
+    "userspace/set_freq",
+    per_mhz=1_000_000,
+)
 
 
 def _held(fs: SysFs, *paths: str) -> list[Undo]:
@@ -67,30 +83,33 @@ class ClockKnob(Knob):
     kind = "clock_mhz"
 
     def __init__(self, fs: SysFs, folder: str, names: Names, unit: str):
-        self.fs, self.folder, self.names, self.unit = fs, folder, names, unit
-        words = fs.words(f"{folder}/{names.table}")
-        if not all(word.isdigit() for word in words):
-            words = []
-        self.table = bool(words)
-        if not words and names is CPUFREQ:  # no table: the two ends are all the kernel lists
-            for end in ("cpuinfo_min_freq", "cpuinfo_max_freq"):
-                words += [w for w in fs.words(f"{folder}/{end}") if w.isdigit()]
-        self.choices = tuple(sorted({int(word) / names.per_mhz for word in words if int(word)}))
-        self.cur, self.low = f"{folder}/{names.cur}", f"{folder}/{names.low}"
+        self.fs, self.unit, self.per_mhz = fs, unit, names.per_mhz
+        self.cur = f"{folder}/{names.cur}"
+        self.low = f"{folder}/{names.low}"
         self.high = f"{folder}/{names.high}"
+        table = f"{folder}/{names.table}"
+        listed = fs.integers(table)
+        if len(listed) < len(fs.words(table)):  # words that are no numbers: no table
+            listed = ()
+        self.table = bool(listed)
+        if not listed and names is CPUFREQ:  # the two ends are all the kernel lists
+            lowest = fs.integers(f"{folder}/cpuinfo_min_freq")
+            listed = lowest + fs.integers(f"{folder}/cpuinfo_max_freq")
+        mhz = {number / self.per_mhz for number in listed if number}
+        self.choices = tuple(sorted(mhz))
 
     def get(self) -> float:
         """The clock the kernel reports, in MHz."""
-        return self.fs.number(self.cur) / self.names.per_mhz
+        return self.fs.number(self.cur) / self.per_mhz
 
     def put(self, value: float) -> None:
         """Hold this clock."""
-        number = round(value * self.names.per_mhz)
-        try:
-            lowering = number < self.fs.number(self.high)
-        except ValueError:
-            lowering = False
-        for path in (self.low, self.high) if lowering else (self.high, self.low):
+        number = round(value * self.per_mhz)
+        order = [self.high, self.low]
+        with contextlib.suppress(ValueError):
+            if number < self.fs.number(self.high):
+                order.reverse()
+        for path in order:
             self.fs.write(path, str(number))
 
     def undo(self) -> list[Undo]:
@@ -103,7 +122,8 @@ class TextKnob(Knob):
 
     def __init__(self, fs: SysFs, unit: str, kind: str, path: str, choices: Sequence[str]):
         self.fs, self.unit, self.kind, self.path = fs, unit, kind, path
-        self.choices, self.targets = tuple(choices), (path,)
+        self.choices = tuple(choices)
+        self.targets = (path,)
 
     def get(self) -> str:
         """The word in force; some files list all and mark it with brackets."""
@@ -135,7 +155,8 @@ class GovernorKnob(TextKnob):
         """The governor and, under `userspace`, the clock it held."""
         held = super().undo()
         if held[0].value == "userspace":
-            held += [step for step in _held(self.fs, self.setspeed) if step.value.isdigit()]
+            clock = _held(self.fs, self.setspeed)
+            held += [step for step in clock if step.value.isdigit()]
         return held
 
 
@@ -177,7 +198,8 @@ class EmcKnob(Knob):
 
     def __init__(self, fs: SysFs, points: Sequence[float] = ()):
         self.fs = fs
-        ends = [int(w) / 1e6 for n in ("min_rate", "max_rate") for w in fs.words(f"{EMC}/{n}")]
+        rates = fs.integers(f"{EMC}/min_rate") + fs.integers(f"{EMC}/max_rate")
+        ends = [rate / 1e6 for rate in rates]
         inside = [mhz for mhz in points if ends and ends[0] <= mhz <= ends[-1]]
         self.choices = tuple(sorted({*ends, *inside}))
 
@@ -194,8 +216,9 @@ class EmcKnob(Knob):
     def undo(self) -> list[Undo]:
         """The lock; the rate too if it was locked before, else the firmware chooses it."""
         lock = _held(self.fs, f"{EMC}/mrq_rate_locked", f"{EMC}/state")
-        locked = lock and lock[0].value == "1"
-        return (_held(self.fs, f"{EMC}/rate") if locked else []) + lock
+        if lock and lock[0].value == "1":
+            return _held(self.fs, f"{EMC}/rate") + lock
+        return lock
 
 
 class NvpmodelKnob(Knob):
@@ -206,13 +229,14 @@ class NvpmodelKnob(Knob):
 
     def __init__(self, fs: SysFs):
         self.fs = fs
-        found = _MODE.findall(fs.read("etc/nvpmodel.conf"))
-        self.ids = {name: int(number) for number, name in found}
+        modes = _MODE.findall(fs.read("etc/nvpmodel.conf"))
+        self.ids = {name: int(number) for number, name in modes}
         self.choices = tuple(self.ids)
 
     def get(self) -> str:
         """Name of the mode in force."""
-        number = int(self.fs.read(self.status).rpartition(":")[2])
+        _, _, text = self.fs.read(self.status).rpartition(":")
+        number = int(text)
         for name, known in self.ids.items():
             if known == number:
                 return name
@@ -233,44 +257,72 @@ class NvpmodelKnob(Knob):
 
 
 def find_knobs(fs: SysFs, memory_points: Sequence[float] = ()) -> Parts:
-    """Every unit and knob below the root that can be set, and what is missing."""
-    parts = Parts()
-    for folder in fs.glob(f"{CPU}/cpufreq/policy*"):
-        cpus = tuple(int(w) for w in fs.words(f"{folder}/related_cpus") if w.isdigit())
-        if cpus:
-            _domain(fs, parts, folder, CPUFREQ, MachineUnit(Path(folder).name, "cpu", cpus))
-        else:
-            parts.lacks.append(f"{folder}: all of its CPUs are offline")
-    if not parts.units:
-        cpus = tuple(int(p.rpartition("cpu")[2]) for p in fs.glob(f"{CPU}/cpu[0-9]*"))
-        parts.units.append(MachineUnit("cpu", "cpu", cpus))
-        parts.lacks.append(f"CPU clocks: no {CPU}/cpufreq/policy*")
-    for unit in parts.units:
-        cores = CoresKnob(fs, unit.name, unit.cpus)
-        # Cores come back before anything else is restored: the rest answers EBUSY without them.
-        parts.knobs[:0] = [cores] if len(cores.choices) > 1 else []
-    for kind, folder in find_devfreq(fs).items():
-        _domain(fs, parts, folder, DEVFREQ, MachineUnit(kind, kind))
-        railgate = f"{folder}/device/power/control"
-        if kind == "gpu" and fs.exists(railgate):
-            parts.knobs.append(TextKnob(fs, kind, "power_control", railgate, ("on", "auto")))
-    found = {unit.name for unit in parts.units}
-    if "memory" not in found and len((emc := EmcKnob(fs, memory_points)).choices) > 1:
-        parts.units.append(MachineUnit("memory", "memory"))
-        parts.knobs.append(emc)
-        found.add("memory")
-    missing = [kind for kind in ("gpu", "memory") if kind not in found]
+    """Every unit and knob below the root that can be set, and what is missing.
+
+    Their order is that of the way back: first the power mode, because it rewrites the limits; then
+    the cores, because without them the rest answers EBUSY.
+    """
+    parts = _mode(fs) + _cpus(fs) + _devices(fs)
+    if not any(unit.name == "memory" for unit in parts.units):
+        emc = EmcKnob(fs, memory_points)
+        if len(emc.choices) > 1:
+            parts.units.append(MachineUnit("memory", "memory"))
+            parts.knobs.append(emc)
+    names = {unit.name for unit in parts.units}
+    missing = [kind for kind in ("gpu", "memory") if kind not in names]
     parts.lacks += [f"{kind} clock: no such device" for kind in missing]
-    profile = "sys/firmware/acpi/platform_profile"
+    return parts
+
+
+def _mode(fs: SysFs) -> Parts:
+    """The power mode of the whole board: nvpmodel's, else the platform profile."""
     if fs.exists("etc/nvpmodel.conf"):
         mode = NvpmodelKnob(fs)
     else:
+        profile = "sys/firmware/acpi/platform_profile"
         mode = TextKnob(fs, "board", "mode", profile, fs.words(f"{profile}_choices"))
-    if mode.choices:
-        parts.units.append(MachineUnit("board", "board"))
-        parts.knobs.insert(0, mode)  # a mode rewrites the limits: first changed back, limits after
-    else:
-        parts.lacks.append("power mode: neither nvpmodel nor a platform profile")
+    if not mode.choices:
+        return Parts(lacks=["power mode: neither nvpmodel nor a platform profile"])
+    return Parts([MachineUnit("board", "board")], [mode])
+
+
+def _cpus(fs: SysFs) -> Parts:
+    """A unit for each cpufreq policy, else one for all CPUs."""
+    parts = Parts()
+    for folder in fs.glob(f"{CPU}/cpufreq/policy*"):
+        cpus = fs.integers(f"{folder}/related_cpus")
+        if cpus:
+            unit = MachineUnit(Path(folder).name, "cpu", cpus)
+            parts += _domain(fs, folder, CPUFREQ, unit)
+        else:
+            parts.lacks.append(f"{folder}: all of its CPUs are offline")
+    if not parts.units:
+        folders = fs.glob(f"{CPU}/cpu[0-9]*")
+        cpus = tuple(int(folder.rpartition("cpu")[2]) for folder in folders)
+        parts.units.append(MachineUnit("cpu", "cpu", cpus))
+        parts.lacks.append(f"CPU clocks: no {CPU}/cpufreq/policy*")
+    cores = [CoresKnob(fs, unit.name, unit.cpus) for unit in parts.units]
+    parts.knobs = [knob for knob in cores if len(knob.choices) > 1] + parts.knobs
+    return parts
+
+
+def _devices(fs: SysFs) -> Parts:
+    parts = Parts()
+    for kind, folder in find_devfreq(fs).items():
+        parts += _domain(fs, folder, DEVFREQ, MachineUnit(kind, kind))
+        railgate = f"{folder}/device/power/control"
+        if kind == "gpu" and fs.exists(railgate):
+            parts.knobs.append(TextKnob(fs, kind, "power_control", railgate, ("on", "auto")))
+    return parts
+
+
+def _domain(fs: SysFs, folder: str, names: Names, unit: MachineUnit) -> Parts:
+    """Governor and clock of a frequency domain."""
+    governor = GovernorKnob(fs, folder, names, unit.name)
+    clock = ClockKnob(fs, folder, names, unit.name)
+    parts = Parts([unit], [knob for knob in (governor, clock) if knob.choices])
+    if not clock.table:
+        parts.lacks.append(f"{unit.name}: no table of clocks ({folder}/{names.table})")
     return parts
 
 
@@ -280,22 +332,12 @@ def find_devfreq(fs: SysFs) -> dict[str, str]:
     for folder in (f for pattern in _DEVFREQ for f in fs.glob(pattern)):
         if not fs.exists(f"{folder}/{DEVFREQ.cur}"):
             continue
+        # The name may be that of the link, of what it leads to, or of the device tree's node.
+        target = Path(fs.path(folder)).resolve().name
         node = "".join(fs.words(f"{folder}/device/of_node/name")).replace("\0", "")
-        name = "/".join([*Path(folder).parts[-3:], Path(fs.path(folder)).resolve().name, node])
-        for kind, pattern in (("gpu", _GPU), ("memory", _MEMORY)):
-            if pattern.search(name):
-                found.setdefault(kind, folder)
-                break
+        name = "/".join([*Path(folder).parts[-3:], target, node])
+        if _GPU.search(name):
+            found.setdefault("gpu", folder)
+        elif _MEMORY.search(name):
+            found.setdefault("memory", folder)
     return found
-
-
-def _domain(fs: SysFs, parts: Parts, folder: str, names: Names, unit: MachineUnit) -> None:
-    parts.units.append(unit)
-    governor = GovernorKnob(fs, folder, names, unit.name)
-    clock = ClockKnob(fs, folder, names, unit.name)
-    if governor.choices:
-        parts.knobs.append(governor)
-    if clock.choices:
-        parts.knobs.append(clock)
-    if not clock.table:
-        parts.lacks.append(f"{unit.name}: no table of clocks ({folder}/{names.table})")

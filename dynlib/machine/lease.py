@@ -1,4 +1,4 @@
-"""Whatever happens, the board ends as it was found.
+"""Whatever happens, the machine ends as it was found.
 
 Before the first write the original state goes into a lease: a file, fsynced. It is undone when the
 `with` block ends, by a signal handler, by a guardian process once this one is gone (kill -9), and
@@ -6,7 +6,7 @@ by the next manager that starts (both were killed). After a reboot the kernel ha
 the persistent steps, so only those are undone.
 
 A lock on the root folder itself, shared with the guardian, keeps a second manager away until the
-board is back in order; the kernel drops it with the last of the two.
+machine is back in order; the kernel drops it with the last of the two.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -31,6 +31,7 @@ from dynlib.sysfs import SysFs, is_gone
 _LOG = logging.getLogger(__name__)
 _BOOT_ID = "proc/sys/kernel/random/boot_id"
 _PASSES = 6
+_GUARD = "import sys; from dynlib.machine.lease import guard; guard(*sys.argv[1:])"
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -48,14 +49,13 @@ def process_key(pid: int) -> str:
 
 
 class Lease:
-    """The right to change a board, and the duty to put it back.
+    """The right to change a machine, and the duty to put it back.
 
     Args:
-        capture: the steps back, in order; called once the board is ours and in order.
+        capture: the steps back, in order; called once the machine is ours and in order.
         on_signal: called when a signal ends the program, before it is passed on.
-        guardian: start the process that restores after a kill -9.
 
-    Raises `MachineError` when another manager holds the board or an old lease is damaged.
+    Raises `MachineError` when another manager holds the machine or an old lease is damaged.
     """
 
     def __init__(
@@ -65,21 +65,20 @@ class Lease:
         *,
         folder: Path | None = None,
         on_signal: Callable[[], object] | None = None,
-        guardian: bool = True,
-        undoers: Mapping[str, Callable[[SysFs, Undo], bool]] | None = None,
     ):
-        self.fs, self.undoers, self.closed = fs, undoers, False
+        self.fs = fs
+        self.closed = False
         self.file = lease_file(fs, folder)
-        self._pid, self._on_signal, self._pending = os.getpid(), on_signal or self.release, None
-        self._guardian = None
+        self._pid = os.getpid()
+        self._on_signal = on_signal or self.release
+        self._pending = None
         self._lock = _lock(fs, self.file)
         try:
-            left = recover(fs, self.file, undoers)
+            left = recover(fs, self.file)
             owed = {step.target for step in left}
             self.undo = left + [step for step in capture() if step.target not in owed]
             self._write()
-            if guardian:
-                self._guardian = _start_guardian(self.file, fs.root, self._lock)
+            self._guardian = _start_guardian(self.file, fs.root, self._lock)
         except BaseException:
             os.close(self._lock)
             raise
@@ -87,12 +86,8 @@ class Lease:
         os.register_at_fork(after_in_child=self._forget)
         self._old = {}
         if threading.current_thread() is threading.main_thread():
-            self._old = {s: signal.signal(s, self._handle) for s in _SIGNALS}
-
-    @property
-    def guarded(self) -> bool:
-        """Whether the guardian lives."""
-        return self._guardian is not None and self._guardian.poll() is None
+            for number in _SIGNALS:
+                self._old[number] = signal.signal(number, self._handle)
 
     def forget(self, targets: set[str]) -> None:
         """Leave these as they are from now on: somebody else has taken them over."""
@@ -101,7 +96,7 @@ class Lease:
 
     def restore(self) -> dict[str, str]:
         """Undo everything; again if called again. Returns what could not be undone, and why."""
-        left, problems = restore(self.fs, self.undo, self.undoers)
+        left, problems = restore(self.fs, self.undo)
         self.undo_left = left
         return problems
 
@@ -116,10 +111,9 @@ class Lease:
             self._write()
         else:
             self.file.unlink(missing_ok=True)
-        if self._guardian:
-            self._guardian.stdin.close()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._guardian.wait(2)
+        self._guardian.stdin.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._guardian.wait(2)
         os.close(self._lock)
         for number, handler in self._old.items():
             if signal.getsignal(number) == self._handle:
@@ -131,11 +125,11 @@ class Lease:
     def _handle(self, number, frame):
         if os.getpid() != self._pid:
             self._pass_on(number)
-        else:
-            busy, self._pending = self.closed, number
-            if not busy:  # a second signal waits until the board is in order
-                self._on_signal()
-                self.release()
+            return
+        self._pending = number
+        if not self.closed:  # else a second signal, which waits until the machine is in order
+            self._on_signal()
+            self.release()
 
     def _pass_on(self, number: int) -> None:
         self._pending = None
@@ -150,9 +144,11 @@ class Lease:
         from dynlib.files import atomic_write
 
         body = {
-            "boot_id": _boot_id(self.fs), "holder": process_key(self._pid),
-            "root": str(self.fs.root), "undo": [asdict(undo) for undo in self.undo],
-        }  # fmt: skip
+            "boot_id": _boot_id(self.fs),
+            "holder": process_key(self._pid),
+            "root": str(self.fs.root),
+            "undo": [asdict(undo) for undo in self.undo],
+        }
         text = json.dumps(body)
         atomic_write(self.file, json.dumps({"sha256": _digest(text), "body": text}))
         os.fsync(folder := os.open(self.file.parent, os.O_RDONLY))
@@ -162,16 +158,15 @@ class Lease:
         if not self.closed and os.getpid() != self._pid:
             self.closed = True
             os.close(self._lock)
-            if self._guardian:
-                os.close(self._guardian.stdin.fileno())
+            os.close(self._guardian.stdin.fileno())
 
 
 def lease_file(fs: SysFs, folder: Path | None = None) -> Path:
-    """The lease of the board below this root."""
+    """The lease of the machine below this root."""
     return (folder or state_dir()) / f"lease-{_digest(str(fs.root))[:12]}.json"
 
 
-def recover(fs: SysFs, file: Path, undoers=None) -> list[Undo]:
+def recover(fs: SysFs, file: Path) -> list[Undo]:
     """Undo what a killed manager left behind; returns the steps that failed and are still owed.
 
     Raises `MachineError` for a damaged lease: half a state is worse than none.
@@ -183,7 +178,7 @@ def recover(fs: SysFs, file: Path, undoers=None) -> list[Undo]:
     boot_id, undo = parse_lease(raw, file)
     if boot_id != _boot_id(fs):
         undo = [step for step in undo if step.persistent]
-    left, problems = restore(fs, undo, undoers)
+    left, problems = restore(fs, undo)
     for target, reason in problems.items():
         _LOG.warning("%s: not as it was found: %s", target, reason)
     if not left:
@@ -206,19 +201,18 @@ def parse_lease(raw: bytes, file: Path) -> tuple[str, list[Undo]]:
     )
 
 
-def restore(fs: SysFs, undo: list[Undo], undoers=None) -> tuple[list[Undo], dict[str, str]]:
+def restore(fs: SysFs, undo: list[Undo]) -> tuple[list[Undo], dict[str, str]]:
     """Take the steps back until every one holds: (steps still owed, problem of each target).
 
     Only what differs is written. Several passes, because limits must not cross on the way, a
     governor brings its own files, and a write may take some milliseconds to show.
     """
-    undoers = {**UNDOERS, **(undoers or {})}
     left, problems = list(undo), {}
     for attempt in range(_PASSES):
         owed = []
         for step in left:
             try:
-                if undoers[step.kind](fs, step):
+                if UNDOERS[step.kind](fs, step):
                     problems.pop(step.target, None)
                     continue
                 problems[step.target] = f"does not return to {step.value!r}"
@@ -283,9 +277,12 @@ def _undo_nvml(fs: SysFs, step: Undo) -> bool:
 
 
 UNDOERS: dict[str, Callable[[SysFs, Undo], bool]] = {
-    "write": _undo_write, "cgroup": _undo_cgroup, "affinity": _undo_affinity,
-    "command": _undo_command, "nvml": _undo_nvml,
-}  # fmt: skip
+    "write": _undo_write,
+    "cgroup": _undo_cgroup,
+    "affinity": _undo_affinity,
+    "command": _undo_command,
+    "nvml": _undo_nvml,
+}
 
 
 def _digest(text: str) -> str:
@@ -300,17 +297,16 @@ def _lock(fs: SysFs, file: Path) -> int:
     folder = fs.root / "sys" if (fs.root / "sys").is_dir() else fs.root
     handle = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
     for _ in range(50):  # a guardian at work needs under a second
-        try:
+        with contextlib.suppress(BlockingIOError):
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return handle
-        except BlockingIOError:
-            holder = _holder(file)
-            if holder:
-                break
-            time.sleep(0.02)
+        holder = _holder(file)
+        if holder:
+            break
+        time.sleep(0.02)
     os.close(handle)
     who = f"process {holder}" if holder else "the guardian of a process that is gone"
-    raise MachineError(f"{folder}: held by {who}; expected a board that nobody manages ({file})")
+    raise MachineError(f"{folder}: held by {who}; expected a machine that nobody manages ({file})")
 
 
 def _holder(file: Path) -> str | None:
@@ -325,24 +321,23 @@ def _holder(file: Path) -> str | None:
 
 def _start_guardian(file: Path, root: Path, lock: int) -> subprocess.Popen:
     guardian = subprocess.Popen(
-        [sys.executable, "-m", __spec__.name, str(file), str(root)],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True, pass_fds=(lock,),
+        [sys.executable, "-c", _GUARD, str(file), str(root)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+        pass_fds=(lock,),
         cwd=Path(__file__).parents[2],
-    )  # fmt: skip
+    )
     if guardian.stdout.read(1) != b"r":
         raise MachineError(f"{file}: the guardian process did not start; nothing was written")
     return guardian
 
 
-def guard(file: Path, root: Path) -> None:
+def guard(file: str, root: str) -> None:
     """Wait until standard input ends, so the manager is gone; then restore its lease."""
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     os.write(1, b"r")
     sys.stdin.buffer.read()
     with contextlib.suppress(MachineError):
-        recover(SysFs(root), file)
-
-
-if __name__ == "__main__":
-    guard(Path(sys.argv[1]), Path(sys.argv[2]))
+        recover(SysFs(root), Path(file))

@@ -1,10 +1,10 @@
-"""A live board: any back end behind one face, changed under a lease, as the kernel lists."""
+"""One face for any back end: units, knobs, sensors; changed under a lease as the kernel lists."""
 
 import errno
 import logging
 import queue
 import threading
-from collections.abc import Mapping
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,12 +12,10 @@ from dynlib.errors import MachineError, near
 from dynlib.machine.control import (
     Clock,
     Knob,
-    MachineUnit,
     Missing,
     Parts,
     Reading,
     RealClock,
-    Sensor,
 )
 from dynlib.machine.lease import Lease
 from dynlib.machine.window import Window
@@ -27,7 +25,7 @@ _LOG = logging.getLogger(__name__)
 _ATTEMPTS = 4
 _GIVE_UP = 3
 _DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
-CONTROL_LEVELS = ("control", "watch", "blind")
+_DEADLINE_S = 0.1  # a snapshot waits so long for its slowest sensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,17 +40,16 @@ class Applied:
 
 
 class Machine:
-    """Units, knobs and sensors of one machine. Turn knobs only inside `with board:`.
+    """Units, knobs and sensors of one machine. Turn knobs only inside `with machine:`.
 
     Whatever was turned is put back at the end of the block, also after an error, a signal or kill
     -9 (see `dynlib.machine.lease`). A knob that fails for good is refused from then on and the
     reason kept in `refused`; `level` says what is left: `control`, `watch` (sensors only), `blind`.
 
     Args:
-        fs: where the board's files are; None for a board that only this process knows.
+        fs: where the machine's files are; None for one that only this process knows.
         folder: where the lease is kept; default of the system.
         settle_s: how long a clock may take to reach what was asked (GPU 5 ms, memory 8 ms).
-        deadline_s: a snapshot waits so long for its slowest sensor.
     """
 
     def __init__(
@@ -64,21 +61,18 @@ class Machine:
         clock: Clock | None = None,
         folder: Path | None = None,
         settle_s: float = 0.02,
-        deadline_s: float = 0.1,
-        undoers: Mapping | None = None,
     ):
         self.name, self.fs, self.clock = name, fs, clock or RealClock()
-        self.units: dict[str, MachineUnit] = {unit.name: unit for unit in parts.units}
-        self.knobs: dict[tuple[str, str], Knob] = {(k.unit, k.kind): k for k in parts.knobs}
-        self.sensors: dict[str, Sensor] = {sensor.name: sensor for sensor in parts.sensors}
+        self.units = {unit.name: unit for unit in parts.units}
+        self.knobs = {(knob.unit, knob.kind): knob for knob in parts.knobs}
+        self.sensors = {sensor.name: sensor for sensor in parts.sensors}
         self.lacks = tuple(parts.lacks)
         self.refused: dict[tuple[str, str], str] = {}
         self.problems: dict[str, str] = {}
-        self._folder, self._undoers = folder, undoers
-        self._settle_s, self._deadline_s = settle_s, deadline_s
+        self._folder, self._settle_s = folder, settle_s
         self._lease: Lease | None = None
         self._found: dict[tuple[str, str], object] = {}
-        self._failures: dict[tuple[str, str], int] = {}
+        self._failures: Counter[tuple[str, str]] = Counter()
         self._reader: _Reader | None = None
         self._level = ""
 
@@ -87,10 +81,7 @@ class Machine:
         if self.fs is None:
             self._lease = _NoLease(self._capture())
         else:
-            self._lease = Lease(
-                self.fs, self._capture, folder=self._folder, on_signal=self.restore,
-                undoers=self._undoers,
-            )  # fmt: skip
+            self._lease = Lease(self.fs, self._capture, folder=self._folder, on_signal=self.restore)
         return self
 
     def __exit__(self, *_) -> None:
@@ -105,9 +96,10 @@ class Machine:
             self._yield_if_taken(unit)
         stayed = {}
         for key, knob in self.knobs.items():
-            found = knob.local and key in self._found
-            if found and (why := self._put(knob, key, self._found[key])):
-                stayed[".".join(key)] = why
+            if knob.local and key in self._found:
+                why = self._put(knob, key, self._found[key])
+                if why:
+                    stayed[".".join(key)] = why
         self.problems = self._lease.release() | stayed
         for target, reason in self.problems.items():
             _LOG.warning("%s: %s is not as it was found: %s", self.name, target, reason)
@@ -127,12 +119,12 @@ class Machine:
         knob, key = self._knob(unit, kind), (unit, kind)
         asked = knob.allowed(value)
         if self._lease is None or self._lease.closed:
-            raise MachineError(f"{self.name}: {unit}.{kind} set outside of 'with board:'")
+            raise MachineError(f"{self.name}: {unit}.{kind} set outside of 'with machine:'")
         self._yield_if_taken(unit)
         if key in self.refused:
             return Applied(unit, kind, asked, _value(knob), self.refused[key])
         problem = self._put(knob, key, asked)
-        if self._lease.closed:  # a signal restored the board in the middle of this write
+        if self._lease.closed:  # a signal restored everything in the middle of this write
             self._lease.restore()
         in_force = self._settled(knob, asked) if not problem else _value(knob)
         if knob.exclusive and not problem:
@@ -150,18 +142,19 @@ class Machine:
 
     def snapshot(self) -> dict[str, Reading | Missing]:
         """All sensors; one that hangs is `Missing` and keeps neither us nor the others waiting."""
-        if self._reader is None or self._reader.stuck:
-            hung = self._reader.hung if self._reader else set()
-            self._reader = _Reader(self.sensors.values(), self.clock, hung)
-        return self._reader.snapshot(self._deadline_s)
+        reader = self._reader
+        if reader is None or reader.stuck:
+            hung = reader.hung if reader else set()
+            self._reader = reader = _Reader(self.sensors.values(), self.clock, hung)
+        return reader.snapshot(_DEADLINE_S)
 
-    def measure(self, *, max_error: float = 0.1) -> Window:
-        """A window to measure in: ``with board.measure() as m: work()``; see `measure.Window`."""
-        return Window(self.sensors.values(), self.clock, max_error=max_error)
+    def measure(self) -> Window:
+        """A window to measure in: ``with machine.measure() as m: work()``; see `Window`."""
+        return Window(self.sensors.values(), self.clock)
 
     @property
     def level(self) -> str:
-        """How much of the board is left to us; one of `CONTROL_LEVELS`."""
+        """How much of the machine is left to us: `control`, `watch` or `blind`."""
         if any(key not in self.refused for key in self.knobs):
             return "control"
         readings = self.snapshot().values()  # does not wait for a sensor that hangs
@@ -187,28 +180,32 @@ class Machine:
 
     def _put(self, knob: Knob, key: tuple[str, str], value) -> str:
         for attempt in range(_ATTEMPTS):
+            if attempt:
+                self.clock.sleep(0.001 * 2 ** (attempt - 1))
             try:
                 knob.put(value)
-                self._failures.pop(key, None)
-                return ""
             except OSError as error:
-                problem, final = error.strerror or str(error), error.errno in _DENIED
-                if final or is_gone(error):
-                    final = True
+                problem = error.strerror or str(error)
+                final = error.errno in _DENIED or is_gone(error)
+                if final:
                     break
-                if attempt + 1 < _ATTEMPTS:
-                    self.clock.sleep(0.001 * 2**attempt)
-        self._failures[key] = self._failures.get(key, 0) + 1
+            else:
+                self._failures[key] = 0
+                return ""
+        self._failures[key] += 1
         if final or self._failures[key] >= _GIVE_UP:
             self.refused[key] = problem
             _LOG.warning("%s: %s.%s is given up: %s", self.name, *key, problem)
         return problem
 
     def _settled(self, knob: Knob, asked):
-        waited, step = 0.0, 0.0005
-        while (value := _value(knob)) != asked and waited < self._settle_s:
-            self.clock.sleep(step)
-            waited, step = waited + step, step * 2
+        waited_s, step_s = 0.0, 0.0005
+        value = _value(knob)
+        while value != asked and waited_s < self._settle_s:
+            self.clock.sleep(step_s)
+            waited_s += step_s
+            step_s *= 2
+            value = _value(knob)
         return value
 
     def _yield_if_taken(self, unit: str) -> None:
@@ -224,14 +221,13 @@ class Machine:
             self._lease.forget(set(knob.targets))
 
     def _note_level(self) -> None:
-        if self.level != self._level:
-            if self._level:
-                _LOG.warning("%s: from %s to %s", self.name, self._level, self.level)
-            self._level = self.level
+        before, self._level = self._level, self.level
+        if before and before != self._level:
+            _LOG.warning("%s: from %s to %s", self.name, before, self._level)
 
 
 class _NoLease:
-    """For a board whose knobs all end with this process."""
+    """For a machine whose knobs all end with this process."""
 
     closed = False
 
@@ -259,11 +255,14 @@ class _Reader:
         result: dict[str, Reading | Missing] = {}
         done = threading.Event()
         self.asked.put((result, done))
-        if not done.wait(deadline_s):
-            late = [sensor.name for sensor in self.sensors if sensor.name not in result]
-            self.stuck, self.hung = True, self.hung | {*late[:1]}
-            result = {**result, **{name: Missing("not read in time") for name in late}}
-        return {**result, **{name: Missing("hangs") for name in self.hung if name not in result}}
+        answer: dict[str, Reading | Missing] = dict.fromkeys(self.hung, Missing("hangs"))
+        if done.wait(deadline_s):
+            return answer | result
+        # The first that has not answered hangs; those behind it were only waiting for it.
+        late = [sensor.name for sensor in self.sensors if sensor.name not in result]
+        self.stuck = True
+        self.hung = self.hung | {*late[:1]}
+        return answer | dict.fromkeys(late, Missing("not read in time")) | result
 
     def _work(self) -> None:
         while not self.stuck:

@@ -5,16 +5,15 @@ is its own reset; an application-clock or power limit is put back to the value i
 """
 
 import errno
-from types import ModuleType
 
 from dynlib.machine.control import Knob, MachineUnit, Missing, Parts, Sensor, Undo
 
 _READ_ONLY = "this driver or GPU does not offer it"
 
 
-def nvml_parts(library: ModuleType | None = None) -> Parts:
-    """Units, knobs and sensors of every GPU; `library` stands in for `pynvml` in a test."""
-    library = library or _library()
+def nvml_parts() -> Parts:
+    """Units, knobs and sensors of every GPU."""
+    library = _library()
     if isinstance(library, Missing):
         return Parts(lacks=[f"NVIDIA GPU: {library.reason}"])
     parts = Parts()
@@ -24,25 +23,29 @@ def nvml_parts(library: ModuleType | None = None) -> Parts:
     except library.NVMLError as error:
         return Parts(lacks=[f"NVIDIA GPU: {error}"])
     for index in range(count):
-        name = f"nvidia{index}"
         try:
-            handle = library.nvmlDeviceGetHandleByIndex(index)
+            parts += _gpu(library, index)
         except library.NVMLError as error:
-            parts.lacks.append(f"{name}: {error}")
-            continue
-        parts.units.append(MachineUnit(name, "gpu"))
-        for cls in (_LockedClock, _PowerLimit):
-            try:
-                parts.knobs.append(cls(library, handle, name, index))
-            except (library.NVMLError, ValueError) as error:  # ValueError: lists no clocks
-                parts.lacks.append(f"{name}.{cls.kind}: {error} ({_READ_ONLY})")
-        for sensor in _sensors(library, handle, name):
-            try:
-                sensor.fetch()
-            except (OSError, ValueError) as error:
-                parts.lacks.append(f"{sensor.name}: {error}")
-            else:
-                parts.sensors.append(sensor)
+            parts.lacks.append(f"nvidia{index}: {error}")
+    return parts
+
+
+def _gpu(library, index: int) -> Parts:
+    name = f"nvidia{index}"
+    handle = library.nvmlDeviceGetHandleByIndex(index)
+    parts = Parts([MachineUnit(name, "gpu")])
+    for knob in (_LockedClock, _PowerLimit):
+        try:
+            parts.knobs.append(knob(library, handle, name, index))
+        except (library.NVMLError, ValueError) as error:  # ValueError: lists no clocks
+            parts.lacks.append(f"{name}.{knob.kind}: {error} ({_READ_ONLY})")
+    for sensor in _sensors(library, handle, name):
+        try:
+            sensor.fetch()
+        except (OSError, ValueError) as error:
+            parts.lacks.append(f"{sensor.name}: {error}")
+        else:
+            parts.sensors.append(sensor)
     return parts
 
 
@@ -115,21 +118,23 @@ def _sensors(library, handle, name: str) -> list[Sensor]:
         return read
 
     clock = reader("nvmlDeviceGetClockInfo", library.NVML_CLOCK_GRAPHICS)
+    power = reader("nvmlDeviceGetPowerUsage")
+    # mJ since the driver was loaded, renewed every 20-100 ms (Volta and later)
+    energy = reader("nvmlDeviceGetTotalEnergyConsumption")
+    temp = reader("nvmlDeviceGetTemperature", library.NVML_TEMPERATURE_GPU)
+    util = reader("nvmlDeviceGetUtilizationRates", item="gpu")
     return [
         Sensor(f"{name}.clock", "clock_mhz", clock, 0.02),
-        Sensor(f"{name}.power", "power_mw", reader("nvmlDeviceGetPowerUsage"), 0.1),
-        # mJ since the driver was loaded, renewed every 20-100 ms (Volta and later)
-        Sensor(f"{name}.energy", "energy_mj", reader("nvmlDeviceGetTotalEnergyConsumption"), 0.1),
-        Sensor(f"{name}.temp", "temp_c",
-               reader("nvmlDeviceGetTemperature", library.NVML_TEMPERATURE_GPU), 0.5),
-        Sensor(f"{name}.util", "util_pct",
-               reader("nvmlDeviceGetUtilizationRates", item="gpu"), 0.2),
-    ]  # fmt: skip
+        Sensor(f"{name}.power", "power_mw", power, 0.1),
+        Sensor(f"{name}.energy", "energy_mj", energy, 0.1),
+        Sensor(f"{name}.temp", "temp_c", temp, 0.5),
+        Sensor(f"{name}.util", "util_pct", util, 0.2),
+    ]
 
 
-def undo(step: Undo, library: ModuleType | None = None) -> bool:
-    """Take back a step of these knobs, in whatever process; false if NVML refused."""
-    library = library or _library()
+def undo(step: Undo) -> bool:
+    """Take back a step of these knobs, in whatever process; false where NVML is not there."""
+    library = _library()
     if isinstance(library, Missing):
         return False
     index, _, what = step.target.partition(".")
@@ -138,8 +143,10 @@ def undo(step: Undo, library: ModuleType | None = None) -> bool:
         handle = library.nvmlDeviceGetHandleByIndex(int(index))
         if what == "clock":
             library.nvmlDeviceResetGpuLockedClocks(handle)
-        elif library.nvmlDeviceGetPowerManagementLimit(handle) != int(step.value):
-            library.nvmlDeviceSetPowerManagementLimit(handle, int(step.value))
+            return True
+        limit_mw = int(step.value)
+        if library.nvmlDeviceGetPowerManagementLimit(handle) != limit_mw:
+            library.nvmlDeviceSetPowerManagementLimit(handle, limit_mw)
     except library.NVMLError as error:
         raise PermissionError(1, str(error)) from error
     return True

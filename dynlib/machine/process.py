@@ -1,7 +1,4 @@
-"""This machine as a board: its clocks where the kernel tells them, and no guess at its power.
-
-And what every Linux process can set for itself: affinity, threads and a CPU quota.
-"""
+"""What every Linux process can set for itself: affinity, threads and a CPU quota."""
 
 import contextlib
 import os
@@ -38,7 +35,8 @@ class _AffinityKnob(Knob):
                 os.sched_setaffinity(int(task.name), value)
 
     def undo(self) -> list[Undo]:
-        return [Undo("affinity", process_key(os.getpid()), ",".join(map(str, self.get())))]
+        cpus = ",".join(map(str, self.get()))
+        return [Undo("affinity", process_key(os.getpid()), cpus)]
 
 
 class _ThreadsKnob(Knob):
@@ -60,7 +58,7 @@ class _ThreadsKnob(Knob):
 class _QuotaKnob(Knob):
     """Share of one core that this process may use, in percent, enforced by a control group.
 
-    The process moves into a new group, of version 1 or 2, and back when the board is put back.
+    The process moves into a new group, of version 1 or 2, and back when everything is put back.
     """
 
     unit, kind = "process", "quota_pct"
@@ -69,23 +67,25 @@ class _QuotaKnob(Knob):
     def __init__(self, fs: SysFs, home: str, version: int):
         self.fs, self.home, self.version = fs, home, version
         self.group = f"{home}/dynlib-{os.getpid()}"
+        self.back = home
         if version == 2:
-            own = fs.read(f"proc/{os.getpid()}/cgroup").rpartition("::/")[2]
+            _, _, own = fs.read(f"proc/{os.getpid()}/cgroup").rpartition("::/")
             self.back = f"sys/fs/cgroup/{own}".rstrip("/")
-        else:
-            self.back = home
-        self.bounds = (1.0, 100.0 * (os.cpu_count() or 1))
+        self.unlimited = 100.0 * (os.cpu_count() or 1)
+        self.bounds = (1.0, self.unlimited)
 
     def get(self) -> float:
         try:
             if self.version == 2:
                 quota, period = self.fs.read(f"{self.group}/cpu.max").split()
             else:
-                quota = str(self.fs.read(f"{self.group}/cpu.cfs_quota_us"))
+                quota = self.fs.read(f"{self.group}/cpu.cfs_quota_us")
                 period = self.fs.read(f"{self.group}/cpu.cfs_period_us")
         except FileNotFoundError:
-            return self.bounds[1]
-        return self.bounds[1] if quota in ("max", "-1") else 100 * int(quota) / int(period)
+            return self.unlimited
+        if quota in ("max", "-1"):
+            return self.unlimited
+        return 100 * int(quota) / int(period)
 
     def put(self, value: float) -> None:
         if not self.fs.exists(self.group):
@@ -109,7 +109,8 @@ class _QuotaKnob(Knob):
     def throttled(self) -> int:
         """How many periods ended with the process held back."""
         words = self.fs.words(f"{self.group}/cpu.stat")
-        return int(words[words.index("nr_throttled") + 1]) if "nr_throttled" in words else 0
+        counts = dict(zip(words[::2], words[1::2], strict=False))
+        return int(counts.get("nr_throttled", 0))
 
 
 def process_parts(fs: SysFs) -> Parts:
@@ -131,24 +132,36 @@ def process_parts(fs: SysFs) -> Parts:
 
 def _cgroup(fs: SysFs) -> tuple[str, int] | Missing:
     """Where a group with a CPU quota can be made, and the version of the control groups there."""
+    own = _own_groups(fs)
+    for mount in ("sys/fs/cgroup/cpu", "sys/fs/cgroup/cpu,cpuacct"):
+        home = f"{mount}/{own.get('cpu', '')}".rstrip("/")
+        if "cpu" in own and fs.exists(f"{home}/cpu.cfs_quota_us"):
+            return _writable(fs, home, 1)
+    if not fs.exists("sys/fs/cgroup/cgroup.controllers"):
+        return Missing("no control groups with a CPU controller are mounted")
+    # Version 2 takes no processes beside groups, so ours goes beside our own, or further up.
+    top = Path("sys/fs/cgroup")
+    group = top / own.get("", "")
+    for home in (group, *group.parents):
+        if not home.is_relative_to(top):
+            break
+        if "cpu" in fs.words(f"{home}/cgroup.subtree_control"):
+            return _writable(fs, str(home), 2)
+    return Missing("no group above this process hands on the cpu controller")
+
+
+def _own_groups(fs: SysFs) -> dict[str, str]:
+    """Controller -> the control group of this process; version 2 has the controller ""."""
     own = {}
     with contextlib.suppress(OSError):
         for line in fs.read(f"proc/{os.getpid()}/cgroup").splitlines():
             _, controllers, path = line.split(":", 2)
-            own |= dict.fromkeys(controllers.split(","), path.strip("/"))
-    for mount in ("sys/fs/cgroup/cpu", "sys/fs/cgroup/cpu,cpuacct"):
-        home = f"{mount}/{own.get('cpu', '')}".rstrip("/")
-        if "cpu" in own and fs.exists(f"{home}/cpu.cfs_quota_us"):
-            writable = os.access(fs.path(home), os.W_OK)
-            return (home, 1) if writable else Missing(f"no permission to write {home}")
-    if not fs.exists("sys/fs/cgroup/cgroup.controllers"):
-        return Missing("no control groups with a CPU controller are mounted")
-    # Version 2 takes no processes beside groups, so ours goes beside our own, or further up.
-    home = Path("sys/fs/cgroup") / own.get("", "")
-    while home != Path("sys/fs"):
-        if "cpu" in fs.words(f"{home}/cgroup.subtree_control"):
-            if os.access(fs.path(str(home)), os.W_OK):
-                return str(home), 2
-            return Missing(f"no permission to write {home}")
-        home = home.parent
-    return Missing("no group above this process hands on the cpu controller")
+            for controller in controllers.split(","):
+                own[controller] = path.strip("/")
+    return own
+
+
+def _writable(fs: SysFs, home: str, version: int) -> tuple[str, int] | Missing:
+    if os.access(fs.path(home), os.W_OK):
+        return home, version
+    return Missing(f"no permission to write {home}")

@@ -6,6 +6,7 @@ what runs between layers, and counts waiting that a whole network hides.
 """
 
 import io
+import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -19,7 +20,7 @@ from dynlib.files import atomic_write
 from dynlib.space import LayerSpec
 
 _LAYER = [field.name for field in fields(LayerSpec)]
-_TIMES = ["mean_ms", "std_ms", "count"]
+_COLUMNS = [*_LAYER, "mean_ms", "std_ms", "count"]
 _OUTLIER = 3.0  # in robust standard deviations above the median
 
 
@@ -32,16 +33,17 @@ class LayerTable:
     def layers_ms(self, layers: Iterable[LayerSpec]) -> float:
         """Sum of the means of `layers`; raises `TableError` naming one that is not there."""
         times = self._times
-        try:
-            return sum(times[layer] for layer in layers)
-        except KeyError as error:
-            raise TableError(
-                f"no row for {error.args[0]}; the table has {len(times)} layers"
-            ) from None
+        total_ms = 0.0
+        for layer in layers:
+            if layer not in times:
+                raise TableError(f"no row for {layer}; the table has {len(times)} layers")
+            total_ms += times[layer]
+        return total_ms
 
     def write(self, path: str | Path) -> Path:
         """Write as CSV."""
-        return atomic_write(path, self.rows.to_csv(index=False, lineterminator="\n"))
+        text = self.rows.to_csv(index=False, lineterminator="\n")
+        return atomic_write(path, text)
 
     @classmethod
     def read(cls, path: str | Path) -> "LayerTable":
@@ -50,8 +52,8 @@ class LayerTable:
             rows = pd.read_csv(io.StringIO(Path(path).read_text()))
         except (OSError, ValueError) as error:
             raise TableError(f"{path}: cannot read the table: {error}") from error
-        if list(rows) != [*_LAYER, *_TIMES] or rows.isna().any(axis=None):
-            raise TableError(f"{path}: expected the full columns {[*_LAYER, *_TIMES]}")
+        if list(rows) != _COLUMNS or rows.isna().any(axis=None):
+            raise TableError(f"{path}: expected the full columns {_COLUMNS}")
         return cls(rows)
 
     @property
@@ -98,9 +100,8 @@ def build_table(
             runs[row]()
             synchronise()
             samples[row, column] = (clock() - start) / 1e6
-    return LayerTable(pd.DataFrame([
-        {**asdict(layer), **_summary(times)} for layer, times in zip(specs, samples, strict=True)
-    ]))  # fmt: skip
+    rows = [asdict(layer) | _summary(times) for layer, times in zip(specs, samples, strict=True)]
+    return LayerTable(pd.DataFrame(rows))
 
 
 def torch_layer(layer: LayerSpec, batch: int = 1, device: str = "cpu") -> Callable[[], object]:
@@ -113,9 +114,16 @@ def torch_layer(layer: LayerSpec, batch: int = 1, device: str = "cpu") -> Callab
     size, channels = layer.in_size, layer.in_channels
     shape = (batch, channels) if layer.op == "linear" else (batch, channels, size, size)
     if layer.op == "conv":
-        padding = max(-(-((layer.out_size - 1) * layer.stride + layer.kernel - size) // 2), 0)
-        module = torch.nn.Conv2d(channels, layer.out_channels, layer.kernel, layer.stride, padding,
-                                 groups=layer.groups, bias=False)  # fmt: skip
+        reached = (layer.out_size - 1) * layer.stride + layer.kernel  # pixels, padding included
+        module = torch.nn.Conv2d(
+            channels,
+            layer.out_channels,
+            layer.kernel,
+            layer.stride,
+            padding=max(math.ceil((reached - size) / 2), 0),
+            groups=layer.groups,
+            bias=False,
+        )
     elif layer.op == "linear":
         module = torch.nn.Linear(channels, layer.out_channels)
     elif layer.op == "pool":
@@ -154,8 +162,11 @@ class Affine:
 def leave_one_out(table_ms: Sequence[float], measured_ms: Sequence[float]) -> np.ndarray:
     """Predicted time of each network by the correction that the others give."""
     x, y = np.asarray(table_ms, float), np.asarray(measured_ms, float)
-    every = np.arange(len(x))
-    return np.array([Affine.fit(x[every != i], y[every != i]).predict(x[i]) for i in every])
+    predicted = []
+    for i, table in enumerate(x):
+        others = np.arange(len(x)) != i
+        predicted.append(Affine.fit(x[others], y[others]).predict(table))
+    return np.array(predicted)
 
 
 def _summary(times: np.ndarray) -> dict[str, float]:

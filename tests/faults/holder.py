@@ -1,4 +1,4 @@
-"""A manager in a process of its own, to be killed: holds the board of a tree until told to end."""
+"""A manager in a process of its own, to be killed: holds a tree's machine until told to end."""
 
 import signal
 import sys
@@ -14,11 +14,11 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background
 root, folder, how = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 fs = SysFs(root)
 try:
-    with Machine("fake", find_knobs(fs), fs, folder=folder, settle_s=0) as board:
-        board.set("policy0", "governor", "userspace")
-        board.set("policy0", "clock_mhz", 1200.0)
-        board.set("policy2" if "policy2" in board.units else "policy1", "cores", 0)
-        pid = board._lease._guardian.pid
+    with Machine("fake", find_knobs(fs), fs, folder=folder, settle_s=0) as machine:
+        machine.set("policy0", "governor", "userspace")
+        machine.set("policy0", "clock_mhz", 1200.0)
+        machine.set("policy2" if "policy2" in machine.units else "policy1", "cores", 0)
+        pid = machine._lease._guardian.pid
         sys.stdout.write(f"{pid}\n")
         sys.stdout.flush()
         if how == "raise":

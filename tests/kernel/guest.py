@@ -94,7 +94,7 @@ def overlay(folder: Path) -> Path:
     tree = folder / "overlay"
     clean = shutil.ignore_patterns("__pycache__", "*.pyc", "boards")
     shutil.copytree(REPO / "dynlib", tree / "t/dynlib", ignore=clean)
-    for file in ("board_contract.py", "kernel/cases.py", "kernel/guest_cases.py",
+    for file in ("machine_contract.py", "kernel/cases.py", "kernel/guest_cases.py",
                  "faults/holder.py"):  # fmt: skip
         shutil.copy(REPO / "tests" / file, tree / "t")
     import pytest

@@ -1,4 +1,4 @@
-"""Runs inside the guest, on its own /sys: the table of cases, the board contract, the lease."""
+"""Runs inside the guest, on its own /sys: the table of cases, the machine contract, the lease."""
 
 import os
 import signal
@@ -8,8 +8,8 @@ import time
 from pathlib import Path
 
 import pytest
-from board_contract import BoardContract
 from cases import CASES, KHZ, path, reset, run
+from machine_contract import MachineContract
 
 from dynlib.machine.control import Reading
 from dynlib.machine.knobs import find_knobs
@@ -23,7 +23,7 @@ STATE = [f"{p}/{n}" for p in ("policy0", "policy1") for n in
          ("scaling_governor", "scaling_min_freq", "scaling_max_freq")]  # fmt: skip
 
 
-def make_board(folder):
+def make_machine(folder):
     knobs = find_knobs(FS)
     return Machine("guest", knobs + find_sensors(FS, knobs.knobs), FS, folder=folder, settle_s=0.3)
 
@@ -42,12 +42,12 @@ def test_case(case):
     run(FS, case)
 
 
-class TestContract(BoardContract):
+class TestContract(MachineContract):
     @pytest.fixture
-    def board(self, tmp_path):
-        return make_board(tmp_path)
+    def machine(self, tmp_path):
+        return make_machine(tmp_path)
 
-    def state(self, board):
+    def state(self, machine):
         return state()
 
     def values(self, knob):
@@ -59,10 +59,10 @@ class TestContract(BoardContract):
 
 
 def test_finds_units_and_sensors(tmp_path):
-    board = make_board(tmp_path)
-    assert {"policy0", "policy1"} <= set(board.units)
-    assert board.knobs["policy0", "clock_mhz"].choices == tuple(khz / 1000 for khz in KHZ)
-    assert isinstance(board.read("acpitz"), Reading)
+    machine = make_machine(tmp_path)
+    assert {"policy0", "policy1"} <= set(machine.units)
+    assert machine.knobs["policy0", "clock_mhz"].choices == tuple(khz / 1000 for khz in KHZ)
+    assert isinstance(machine.read("acpitz"), Reading)
 
 
 def holder(tmp_path, how="sleep"):
@@ -92,7 +92,7 @@ def test_both_killed_and_started_again(tmp_path):
     child.kill()
     child.wait()
     assert state_or_offline() != before
-    with make_board(tmp_path):
+    with make_machine(tmp_path):
         assert state() == before
     assert not Path(lease_file(FS, tmp_path)).exists()
 
@@ -105,8 +105,8 @@ def state_or_offline():
 
 
 def test_another_tool_takes_over(tmp_path):
-    with make_board(tmp_path) as board:
-        assert board.set("policy0", "governor", "userspace").problem == ""
+    with make_machine(tmp_path) as machine:
+        assert machine.set("policy0", "governor", "userspace").problem == ""
         FS.write(path("policy0/scaling_governor"), "ondemand")
-        assert "another program" in board.set("policy0", "clock_mhz", 1200.0).problem
+        assert "another program" in machine.set("policy0", "clock_mhz", 1200.0).problem
     assert FS.read(path("policy0/scaling_governor")) == "ondemand"

@@ -8,7 +8,7 @@ import guest
 import pytest
 from fake_tree import FakeKernel
 
-from suite.studies.knobs import cpu_files, write_tree
+from suite.studies.judge_machine import cpu_files, write_tree
 
 
 @pytest.mark.parametrize("case", cases.CASES, ids=lambda case: case.name)

@@ -42,7 +42,7 @@ class Queue:
 
 
 @dataclass(frozen=True, slots=True)
-class Case:
+class PublishedCase:
     """A network alone and beside one application, as published: unit, clock, two latencies."""
 
     name: str
@@ -55,11 +55,11 @@ class Case:
 # Read off two figures of Dynamic-OFA (arXiv 2105.03596), Jetson Xavier NX: 1, points A to H (to
 # within 3 %); and 7, level 4 before and after the second application (middle of the ranges).
 CASES = (
-    Case("A, C", "gpu", 1100, 43, 50),
-    Case("B, D", "gpu", 803, 50, 69),
-    Case("Fig. 7", "gpu", 1100, 46.5, 62.55),
-    Case("E, G", "cpu", 1400, 570, 1125),
-    Case("F, H", "cpu", 1200, 835, 1445),
+    PublishedCase("A, C", "gpu", 1100, 43, 50),
+    PublishedCase("B, D", "gpu", 803, 50, 69),
+    PublishedCase("Fig. 7", "gpu", 1100, 46.5, 62.55),
+    PublishedCase("E, G", "cpu", 1400, 570, 1125),
+    PublishedCase("F, H", "cpu", 1200, 835, 1445),
 )
 
 
@@ -73,7 +73,7 @@ class Coupling:
     kappa: float
 
     @classmethod
-    def fit(cls, cases: Sequence[Case]) -> "Coupling":
+    def fit(cls, cases: Sequence[PublishedCase]) -> "Coupling":
         """Least squares over cases with one other application."""
         if not cases:
             raise DynlibError("no case to fit a coupling to; expected at least one")
@@ -84,7 +84,7 @@ class Coupling:
         return 1 + self.kappa * load
 
 
-def judged_cases(cases: Sequence[Case] = CASES) -> list[dict[str, float | str]]:
+def judged_cases(cases: Sequence[PublishedCase] = CASES) -> list[dict[str, float | str]]:
     """Each case beside what the other cases of its unit predict for it (leave-one-out)."""
     rows = []
     for case in cases:

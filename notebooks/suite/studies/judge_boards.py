@@ -1,7 +1,7 @@
 """The board models against published measurements, as tidy tables.
 
 Where a measurement is not on this machine its stand-in says so: the few rows that a board's file
-quotes for `workloads`, latency tables computed from the board model for `resolutions`.
+quotes for `clock_models`, latency tables computed from the board model for `resolutions`.
 """
 
 from collections.abc import Iterable
@@ -41,7 +41,7 @@ def find_data(name: str, data_dir: str | Path = "") -> Path | None:
     return next((path for path in paths if path.exists()), None)
 
 
-def workloads(measured: Path | None, budget: int = 50) -> pd.DataFrame:
+def clock_models(measured: Path | None, budget: int = 50) -> pd.DataFrame:
     """Nano and Xavier NX, each row predicted by a fit that saw neither its clock nor its queue.
 
     Columns of `cross_validate`, and board and source.

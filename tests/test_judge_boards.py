@@ -10,12 +10,12 @@ from dynlib.space import LayerSpec
 from suite.papers.jetson_tables import fixed_keys, grid
 from suite.studies.judge_boards import (
     RESOLUTIONS,
+    clock_models,
     find_data,
     modelled_tables,
     published_grid,
     queues,
     resolutions,
-    workloads,
 )
 
 GPU = load_board("jetson-xavier-nx").gpu
@@ -33,7 +33,7 @@ def test_data_is_looked_for_where_the_caller_says_first(tmp_path, monkeypatch):
 
 
 def test_without_measurements_the_board_files_stand_in():
-    judged = workloads(None)
+    judged = clock_models(None)
     assert set(judged["board"]) == {"jetson-nano", "jetson-xavier-nx"}
     assert set(judged["concurrency"]) == {1, 4}
     assert mape(judged, "power_mw") < 6
@@ -54,7 +54,7 @@ def test_with_measurements(data_root):
     folder = find_data("jetson_xavier_nx", data_root)
     if measured is None or folder is None:
         pytest.skip("the data folder has no Jetson measurements")
-    table = queues(workloads(measured))
+    table = queues(clock_models(measured))
     assert set(table["concurrency"]) == set(range(2, 8))
     assert table.groupby("board").apply(mape, "latency_ms", include_groups=False).max() <= 10
     assert 160 not in published_grid(folder, "gpu").resolutions

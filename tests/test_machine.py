@@ -1,41 +1,42 @@
-"""The contract of a live board on every back end."""
+"""The contract of a machine on every back end."""
 
 from types import SimpleNamespace
 
 import fake_tree
 import pytest
-from board_contract import BoardContract
 from fake_tree import FakeKernel
+from machine_contract import MachineContract
 
+from dynlib.machine import nvml
 from dynlib.machine.bind import load_board, open_machine
 from dynlib.machine.control import Missing
 from dynlib.machine.machine import Machine
-from dynlib.machine.nvml import nvml_parts, undo
+from dynlib.machine.nvml import nvml_parts
 from dynlib.machine.process import process_parts
 from dynlib.machine.sensors import find_sensors
 from dynlib.machine.virtual import VirtualClock, load, virtual_parts
 from dynlib.sysfs import SysFs
-from suite.studies.knobs import write_tree
+from suite.studies.judge_machine import write_tree
 
 
-class TestSysfs(BoardContract):
+class TestSysfs(MachineContract):
     @pytest.fixture
-    def board(self, memory, root):
-        return fake_tree.make_board(FakeKernel(root), memory)
+    def machine(self, memory, root):
+        return fake_tree.make_machine(FakeKernel(root), memory)
 
 
-class TestHost(BoardContract):
+class TestHost(MachineContract):
     @pytest.fixture
-    def board(self, memory):
+    def machine(self, memory):
         fs = SysFs("/")
         # Only what concerns this process: no test turns a real machine's clocks or cores.
         parts = process_parts(fs) + find_sensors(fs)
         return Machine("host", parts, fs, folder=memory)
 
 
-class TestSimulated(BoardContract):
+class TestSimulated(MachineContract):
     @pytest.fixture(params=["jetson-nano", "hikey960"])
-    def board(self, request):
+    def machine(self, request):
         return open_machine(request.param)
 
 
@@ -96,42 +97,42 @@ class FakeNvml:
         return SimpleNamespace(gpu=12)
 
 
-class TestNvml(BoardContract):
+class TestNvml(MachineContract):
     @pytest.fixture
-    def library(self):
-        return FakeNvml()
+    def library(self, monkeypatch):
+        fake = FakeNvml()
+        monkeypatch.setattr(nvml, "_library", lambda: fake)
+        return fake
 
     @pytest.fixture
-    def board(self, library, memory):
+    def machine(self, library, memory):
         (memory / "root").mkdir()
-        undoers = {"nvml": lambda fs, step: undo(step, library)}
-        return Machine("gpu", nvml_parts(library), SysFs(memory / "root"), folder=memory,
-                         undoers=undoers)  # fmt: skip
+        return Machine("gpu", nvml_parts(), SysFs(memory / "root"), folder=memory)
 
     def test_a_gpu_that_answers_nothing_is_left_out(self, library):
         def fails(index):
             raise library.NVMLError("GPU is lost")
 
         library.nvmlDeviceGetHandleByIndex = fails
-        parts = nvml_parts(library)
+        parts = nvml_parts()
         assert not parts.units
         assert any("GPU is lost" in lack for lack in parts.lacks)
 
     def test_a_gpu_without_a_list_of_clocks_has_no_clock_knob(self, library):
         library.nvmlDeviceGetSupportedMemoryClocks = lambda handle: []
-        assert "clock_mhz" not in {knob.kind for knob in nvml_parts(library).knobs}
+        assert "clock_mhz" not in {knob.kind for knob in nvml_parts().knobs}
 
-    def test_says_what_the_gpu_lacks(self, board):
-        assert any("energy: Not Supported" in lack for lack in board.lacks)
-        assert board.read("nvidia0.power").value == 71_234
+    def test_says_what_the_gpu_lacks(self, machine):
+        assert any("energy: Not Supported" in lack for lack in machine.lacks)
+        assert machine.read("nvidia0.power").value == 71_234
 
-    def test_error_becomes_a_problem(self, board, library):
+    def test_error_becomes_a_problem(self, machine, library):
         def refuse(*_):
             raise library.NVMLError("Insufficient Permissions")
 
         library.nvmlDeviceSetGpuLockedClocks = refuse
-        with board:
-            applied = board.set("nvidia0", "clock_mhz", 1200.0)
+        with machine:
+            applied = machine.set("nvidia0", "clock_mhz", 1200.0)
         assert applied.problem == "Insufficient Permissions"
         assert applied.in_force == 1980
 
@@ -141,9 +142,9 @@ def test_simulated_energy_is_exact():
     model = load_board("hikey960")
     parts = virtual_parts(model, clock)
     load(parts, "big", 4.0)
-    with Machine("model", parts, None, clock=clock) as board:
-        board.set("big", "clock_mhz", 903.0)
-        with board.measure() as window:
+    with Machine("model", parts, None, clock=clock) as machine:
+        machine.set("big", "clock_mhz", 903.0)
+        with machine.measure() as window:
             clock.sleep(2.0)
     expected = model.power_mw({"big": 903.0, "little": 1844.0}, {"big": 4.0})
     assert window.power_mw == pytest.approx(expected)
@@ -151,14 +152,14 @@ def test_simulated_energy_is_exact():
 
 
 def test_auto_finds_this_machine_and_says_what_it_lacks():
-    board = open_machine("auto")
-    assert ("process", "affinity") in board.knobs
-    assert board.lacks
-    assert not any(isinstance(v, Missing) and not v.reason for v in board.snapshot().values())
+    machine = open_machine("auto")
+    assert ("process", "affinity") in machine.knobs
+    assert machine.lacks
+    assert not any(isinstance(v, Missing) and not v.reason for v in machine.snapshot().values())
 
 
 def test_auto_on_an_injected_root(memory):
     root = write_tree(memory, fake_tree.jetson())
-    board = open_machine("auto", root=root)
-    assert {"policy0", "policy2", "gpu", "memory", "board"} <= set(board.units)
-    assert board.read("VDD_IN.power").value == 6000.0
+    machine = open_machine("auto", root=root)
+    assert {"policy0", "policy2", "gpu", "memory", "board"} <= set(machine.units)
+    assert machine.read("VDD_IN.power").value == 6000.0

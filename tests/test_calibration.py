@@ -1,4 +1,4 @@
-"""Calibrated power and latency: on invented workloads, and on the measured Jetsons."""
+"""Calibrated power and latency: of invented networks, and on the measured Jetsons."""
 
 import numpy as np
 import pandas as pd
@@ -6,26 +6,33 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dynlib.boards.calibration import WorkloadModel, choose, cross_validate, fit, fit_samples, mape
+from dynlib.boards.calibration import (
+    ClockModel,
+    cross_validate,
+    fit_model,
+    fit_samples,
+    mape,
+    pick_samples,
+)
 from dynlib.errors import ProfileError
 from dynlib.machine.bind import load_board
 
 CLOCKS = np.linspace(100, 1000, 10)
-TRUTH = WorkloadModel(1000.0, (5.0, 15.0), (2.0, 14.0), 4000.0, 5.0, 2.0, 30.0, 0.8, 0.5)
+TRUTH = ClockModel(1000.0, (5.0, 15.0), (2.0, 14.0), 4000.0, 5.0, 2.0, 30.0, 0.8, 0.5)
 
 
-def samples(workload=TRUTH, clocks=CLOCKS, queues=range(1, 11), noise=0.0):
+def samples(model=TRUTH, clocks=CLOCKS, queues=range(1, 11), noise=0.0):
     f, n = (a.ravel() for a in np.meshgrid(clocks, np.array(queues, float)))
     rng = np.random.default_rng(0)
     return pd.DataFrame({
         "freq_mhz": f, "concurrency": n,
-        "power_mw": workload.power_mw(f, n) * rng.normal(1, noise, len(f)),
-        "latency_ms": workload.latency_ms(f, n) * rng.normal(1, noise, len(f)),
+        "power_mw": model.power_mw(f, n) * rng.normal(1, noise, len(f)),
+        "latency_ms": model.latency_ms(f, n) * rng.normal(1, noise, len(f)),
     })  # fmt: skip
 
 
-def test_a_known_workload_is_found_again():
-    found = fit(samples())
+def test_a_known_model_is_found_again():
+    found = fit_model(samples())
     f, n = samples()["freq_mhz"], samples()["concurrency"]
     assert found.latency_ms(f, n) == pytest.approx(TRUTH.latency_ms(f, n), rel=1e-6)
     assert found.power_mw(f, n) == pytest.approx(TRUTH.power_mw(f, n), rel=1e-3)
@@ -40,7 +47,7 @@ def test_alone_and_in_a_queue():
 
 
 def test_static_power_rises_with_temperature():
-    warm = WorkloadModel(**{**vars(TRUTH), "static_slope_per_c": 0.01})
+    warm = ClockModel(**{**vars(TRUTH), "static_slope_per_c": 0.01})
     assert warm.power_mw(500) == warm.power_mw(500, temp_c=40) == TRUTH.power_mw(500, temp_c=80)
     assert warm.power_mw(500, temp_c=60) - warm.power_mw(500) == pytest.approx(0.2 * 4000)
     board = load_board("jetson-nano")
@@ -62,7 +69,7 @@ def test_each_row_is_judged_once_by_a_fit_that_saw_neither_its_clock_nor_its_que
     import dynlib.boards.calibration as power
 
     table, seen = samples(noise=0.02), []
-    monkeypatch.setattr(power, "fit", lambda rows: seen.append(rows) or fit(rows))
+    monkeypatch.setattr(power, "fit_model", lambda rows: seen.append(rows) or fit_model(rows))
     judged = cross_validate(table, budget=50)
     assert list(judged.index) == list(table.index)
     assert len(seen) == 9
@@ -83,13 +90,11 @@ def test_an_error_bar_of_the_size_of_the_noise():
 
 def test_one_concurrency_is_enough_for_a_model_of_clocks():
     calibration = fit_samples(samples(clocks=np.linspace(100, 1000, 15), queues=[1]))
-    assert calibration.workload.latency_ms(550.0) == pytest.approx(
-        TRUTH.latency_ms(550.0), rel=0.02
-    )
+    assert calibration.model.latency_ms(550.0) == pytest.approx(TRUTH.latency_ms(550.0), rel=0.02)
 
 
 def test_a_budget_keeps_all_clocks_and_both_ends_of_the_queues():
-    chosen = choose(samples(queues=range(1, 19)), 50)
+    chosen = pick_samples(samples(queues=range(1, 19)), 50)
     assert len(chosen) <= 50
     assert set(chosen["freq_mhz"]) == set(CLOCKS)
     assert {1, 18} <= set(chosen["concurrency"])

@@ -1,4 +1,4 @@
-"""Faults of a board, one test id per row: what breaks, and what must hold all the same."""
+"""Faults of a machine, one test id per row: what breaks, and what must hold all the same."""
 
 import errno
 import json
@@ -15,7 +15,7 @@ from pathlib import Path
 import fake_tree
 import pytest
 import runtime_cases
-from fake_tree import POLICY, FaultyKernel, make_board, tree_state
+from fake_tree import POLICY, FaultyKernel, make_machine, tree_state
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from runtime_cases import run
@@ -29,10 +29,10 @@ from dynlib.machine.control import Missing, Reading, Sensor
 from dynlib.machine.knobs import CPU
 from dynlib.machine.lease import lease_file, parse_lease, recover
 from dynlib.machine.virtual import VirtualClock
-from dynlib.machine.window import Counter, Window
+from dynlib.machine.window import EnergyCounter, Window
 from dynlib.manager.manager import Manager
 from dynlib.sysfs import SysFs
-from suite.studies.knobs import write_tree
+from suite.studies.judge_machine import write_tree
 
 pytestmark = pytest.mark.faults
 HOLDER = Path(__file__).with_name("holder.py")
@@ -44,12 +44,12 @@ def fs(root):
 
 
 @pytest.fixture
-def board(fs, memory):
-    return make_board(fs, memory)
+def machine(fs, memory):
+    return make_machine(fs, memory)
 
 
 def start(root, folder, how="sleep"):
-    """A holder that has changed the board; the process and its guardian's pid."""
+    """A holder that has changed the machine; the process and its guardian's pid."""
     child = subprocess.Popen(
         [sys.executable, str(HOLDER), str(root), str(folder), how],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2],
@@ -71,16 +71,16 @@ def readings(values, period_ms=100, kind=Reading):
     return [kind(float(v), i * period_ms * 1_000_000) for i, v in enumerate(values)]
 
 
-def test_fault_01_sensor_disappears(board, root):
-    assert board.read("CPU-therm").value == 41.5
+def test_fault_01_sensor_disappears(machine, root):
+    assert machine.read("CPU-therm").value == 41.5
     (root / "sys/class/thermal/thermal_zone0/temp").unlink()
-    assert board.read("CPU-therm") == Missing("No such file or directory")
-    assert board.snapshot()["GPU-therm"].value == 39.0
-    board.refused = dict.fromkeys(board.knobs, "for this test")
-    assert board.level == "watch"
-    for name in list(board.sensors):
-        board.sensors[name].fetch = lambda: SysFs(root).number("gone")
-    assert board.level == "blind"
+    assert machine.read("CPU-therm") == Missing("No such file or directory")
+    assert machine.snapshot()["GPU-therm"].value == 39.0
+    machine.refused = dict.fromkeys(machine.knobs, "for this test")
+    assert machine.level == "watch"
+    for name in list(machine.sensors):
+        machine.sensors[name].fetch = lambda: SysFs(root).number("gone")
+    assert machine.level == "blind"
 
 
 SENSORS = ("CPU-therm", "VDD_IN.power", "policy0.clock", "package-0.energy")
@@ -91,9 +91,9 @@ SENSORS = ("CPU-therm", "VDD_IN.power", "policy0.clock", "package-0.energy")
 )
 @pytest.mark.parametrize("name", SENSORS)
 def test_fault_02_sensor_returns_nonsense(memory, name, raw):
-    board, file = one_sensor(memory, name)
+    machine, file = one_sensor(memory, name)
     file.write_bytes(raw)
-    assert isinstance(board.read(name), Missing)
+    assert isinstance(machine.read(name), Missing)
 
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -113,106 +113,106 @@ def one_sensor(memory, name):
             "VDD_IN.power": "sys/class/hwmon/hwmon3/in1_input",
             "policy0.clock": f"{POLICY}/scaling_cur_freq",
             "package-0.energy": "sys/class/powercap/intel-rapl:0/energy_uj"}[name]  # fmt: skip
-    return make_board(SysFs(root), memory), root / file
+    return make_machine(SysFs(root), memory), root / file
 
 
-def test_fault_03_sensor_hangs(board, root):
+def test_fault_03_sensor_hangs(machine, root):
     file = root / "sys/class/thermal/thermal_zone0/temp"
     file.unlink()
     os.mkfifo(file)
-    assert isinstance(board.read("CPU-therm"), Missing)  # nobody writes: empty, at once
+    assert isinstance(machine.read("CPU-therm"), Missing)  # nobody writes: empty, at once
     forever = threading.Event()
-    board.sensors["VDD_IN.power"].fetch = forever.wait
-    first, second = board.snapshot(), board.snapshot()
+    machine.sensors["VDD_IN.power"].fetch = forever.wait
+    first, second = machine.snapshot(), machine.snapshot()
     assert first["VDD_IN.power"] == Missing("not read in time")
     assert second["VDD_IN.power"] == Missing("hangs")
     assert isinstance(second["GPU-therm"], Reading)
     forever.set()
 
 
-def test_fault_04_sensor_is_stale(board):
-    sensor = board.sensors["VDD_IN.power"]
-    values = [board.read("VDD_IN.power") for _ in range(sensor.stale_after + 1)]
+def test_fault_04_sensor_is_stale(machine):
+    sensor = machine.sensors["VDD_IN.power"]
+    values = [machine.read("VDD_IN.power") for _ in range(sensor.stale_after + 1)]
     assert [v.stale for v in values] == [False] * sensor.stale_after + [True]
 
 
-def test_fault_05_permission_lost(board, fs, root, caplog):
+def test_fault_05_permission_lost(machine, fs, root, caplog):
     before = tree_state(root)
-    with board, caplog.at_level(logging.WARNING):
-        assert board.set("policy0", "clock_mhz", 1200.0).problem == ""
-        assert board.set("policy2", "clock_mhz", 1200.0).problem == ""
+    with machine, caplog.at_level(logging.WARNING):
+        assert machine.set("policy0", "clock_mhz", 1200.0).problem == ""
+        assert machine.set("policy2", "clock_mhz", 1200.0).problem == ""
         fs.fail("write", "policy0/*", errno.EACCES)
         written = len(fs.written)
         for _ in range(3):
-            applied = board.set("policy0", "clock_mhz", 1600.0)
+            applied = machine.set("policy0", "clock_mhz", 1600.0)
             assert applied.problem == "Permission denied"
             assert applied.in_force == 1200.0
         assert len(fs.written) == written
-        assert board.set("policy2", "clock_mhz", 800.0).problem == ""
-        os.kill(board._lease._guardian.pid, signal.SIGKILL)  # it would try again, and may
+        assert machine.set("policy2", "clock_mhz", 800.0).problem == ""
+        os.kill(machine._lease._guardian.pid, signal.SIGKILL)  # it would try again, and may
     assert caplog.text.count("given up") == 1
-    assert set(board.problems) == {f"{POLICY}/scaling_min_freq", f"{POLICY}/scaling_max_freq"}
+    assert set(machine.problems) == {f"{POLICY}/scaling_min_freq", f"{POLICY}/scaling_max_freq"}
     changed = {k for k, v in tree_state(root).items() if before[k] != v}
-    assert changed == set(board.problems)  # whatever is not as it was has a reason
+    assert changed == set(machine.problems)  # whatever is not as it was has a reason
     fs.plan.clear()
-    with board:  # the next start owes it still, and can now
+    with machine:  # the next start owes it still, and can now
         pass
     assert tree_state(root) == before
 
 
 @pytest.mark.parametrize("number", [errno.EBUSY, errno.EINVAL, errno.EIO])
 @pytest.mark.parametrize("times", [2, 1_000_000])
-def test_fault_06_write_fails(board, fs, root, number, times):
+def test_fault_06_write_fails(machine, fs, root, number, times):
     before = tree_state(root)
-    with board:
+    with machine:
         fs.fail("write", "policy0/scaling_max_freq", number, times=times)
-        results = [board.set("policy0", "clock_mhz", 1200.0) for _ in range(4)]
+        results = [machine.set("policy0", "clock_mhz", 1200.0) for _ in range(4)]
         if times == 2:
             assert results[0].problem == ""
             assert results[0].in_force == 1200.0
         else:
             assert {r.problem for r in results} == {os.strerror(number)}
-            assert ("policy0", "clock_mhz") in board.refused
+            assert ("policy0", "clock_mhz") in machine.refused
             assert fs.counts[0] <= 3 * 4  # retries are bounded, and end
         fs.plan.clear()
     assert tree_state(root) == before
 
 
-def test_fault_07_write_is_clamped(board, fs):
+def test_fault_07_write_is_clamped(machine, fs):
     fs.cap[POLICY] = 1_200_000
-    with board:
-        applied = board.set("policy0", "clock_mhz", 2400.0)
+    with machine:
+        applied = machine.set("policy0", "clock_mhz", 2400.0)
         assert applied.in_force == 1200.0
         assert "asked for 2400.0, in force is 1200.0" in applied.problem
         fs.cap.clear()
 
 
 @pytest.mark.parametrize("mhz", [1200.001, 1199.999, 1.2e6, 0, -1, math.nan, "1200", None])
-def test_fault_08_value_is_not_listed(board, fs, mhz):
-    with board:
+def test_fault_08_value_is_not_listed(machine, fs, mhz):
+    with machine:
         with pytest.raises(MachineError, match=r"policy0\.clock_mhz.*expected one of"):
-            board.set("policy0", "clock_mhz", mhz)
+            machine.set("policy0", "clock_mhz", mhz)
         assert fs.written == []
 
 
-def test_fault_09_exception_in_the_loop(board, root):
+def test_fault_09_exception_in_the_loop(machine, root):
     before = tree_state(root)
 
     def loop():
-        with board:
-            board.set("policy0", "governor", "userspace")
-            board.set("policy0", "clock_mhz", 1600.0)
-            board.set("policy2", "cores", 0)
-            board.set("memory", "clock_mhz", 204.0)
-            board.set("board", "mode", "performance")
-            board.set("gpu", "clock_mhz", 1109.25)
+        with machine:
+            machine.set("policy0", "governor", "userspace")
+            machine.set("policy0", "clock_mhz", 1600.0)
+            machine.set("policy2", "cores", 0)
+            machine.set("memory", "clock_mhz", 204.0)
+            machine.set("board", "mode", "performance")
+            machine.set("gpu", "clock_mhz", 1109.25)
             assert tree_state(root) != before
             raise RuntimeError
 
     with pytest.raises(RuntimeError):
         loop()
     assert tree_state(root) == before
-    assert board.problems == {}
+    assert machine.problems == {}
 
 
 @pytest.mark.parametrize("signals", [(signal.SIGTERM,), (signal.SIGINT,), (signal.SIGINT,) * 2])
@@ -249,7 +249,7 @@ def test_fault_12_guardian_killed_first(root, memory, fs):
     child.kill()
     child.communicate(timeout=20)
     assert tree_state(root) != before
-    with make_board(SysFs(root), memory):
+    with make_machine(SysFs(root), memory):
         assert tree_state(root) == before
     assert tree_state(root) == before
 
@@ -298,9 +298,9 @@ def test_fault_14_two_managers(root, memory):
     before = tree_state(root)
     child, _ = start(root, memory)
     held = tree_state(root)
-    second = make_board(SysFs(root), memory)
+    second = make_machine(SysFs(root), memory)
     with pytest.raises(MachineError, match=f"process {child.pid};"), second:
-        pytest.fail("two managers on one board")
+        pytest.fail("two managers on one machine")
     other, _ = start(root, memory)
     assert f"process {child.pid}" in other.communicate(timeout=20)[1]
     assert other.returncode == 1
@@ -320,18 +320,18 @@ def test_fault_14_pid_was_used_again(root, memory):
 
     text = json.dumps(body)
     lease.write_text(json.dumps({"sha256": _digest(text), "body": text}))
-    with make_board(SysFs(root), memory):
+    with make_machine(SysFs(root), memory):
         assert tree_state(root) == before
 
 
-def test_fault_15_another_tool_sets_the_governor(board, fs, root):
+def test_fault_15_another_tool_sets_the_governor(machine, fs, root):
     before = tree_state(root)
-    with board:
-        assert board.set("policy0", "clock_mhz", 1200.0).problem == ""
+    with machine:
+        assert machine.set("policy0", "clock_mhz", 1200.0).problem == ""
         fs.plain.write(f"{POLICY}/scaling_governor", "performance")
-        applied = board.set("policy0", "clock_mhz", 1600.0)
+        applied = machine.set("policy0", "clock_mhz", 1600.0)
         assert "another program set policy0.governor to performance" in applied.problem
-        assert board.set("policy2", "clock_mhz", 1600.0).problem == ""
+        assert machine.set("policy2", "clock_mhz", 1600.0).problem == ""
     after = tree_state(root)
     assert after[f"{POLICY}/scaling_governor"] == "performance"
     assert {k: v for k, v in after.items() if before[k] != v} == {
@@ -339,17 +339,17 @@ def test_fault_15_another_tool_sets_the_governor(board, fs, root):
     }
 
 
-def test_fault_16_cpu_is_unplugged(board, root, memory):
+def test_fault_16_cpu_is_unplugged(machine, root, memory):
     before = tree_state(root)
     hidden = memory / "policy2"
-    with board:
-        assert board.set("policy0", "clock_mhz", 1200.0).problem == ""
-        assert board.set("policy2", "clock_mhz", 1200.0).problem == ""
+    with machine:
+        assert machine.set("policy0", "clock_mhz", 1200.0).problem == ""
+        assert machine.set("policy2", "clock_mhz", 1200.0).problem == ""
         (root / f"{CPU}/cpufreq/policy2").rename(hidden)
-        gone = board.set("policy2", "clock_mhz", 1600.0)
+        gone = machine.set("policy2", "clock_mhz", 1600.0)
         assert gone.in_force == Missing("No such file or directory")
-        assert board.set("policy0", "clock_mhz", 1600.0).problem == ""
-    assert {Path(target).parent.name for target in board.problems} == {"policy2"}
+        assert machine.set("policy0", "clock_mhz", 1600.0).problem == ""
+    assert {Path(target).parent.name for target in machine.problems} == {"policy2"}
     assert tree_state(root) == {k: v for k, v in before.items() if "policy2/" not in k}
 
 
@@ -366,11 +366,12 @@ def test_fault_17_wall_clock_jumps(monkeypatch):
 
 
 def test_fault_18_suspend(monkeypatch):
-    clock = VirtualClock()
+    clock, suspended_ns = VirtualClock(), [0]
+    monkeypatch.setattr(clock, "boot_ns", lambda: clock.now_ns() + suspended_ns[0])
     energy = Sensor("e", "energy_mj", lambda: clock.boot_ns() / 1e9 * 500 + 1, 1e-6, total=True)
     with Window([energy], clock) as window:
         clock.sleep(1.0)
-        clock.suspend(3600.0)
+        suspended_ns[0] = 3600 * 10**9
     assert window.latency_ms == pytest.approx(1000)
     assert window.energy_mj == Missing("the machine was suspended in the window")
 
@@ -393,7 +394,7 @@ def test_fault_19_impossible_latency(value, monkeypatch):
 @settings(max_examples=100)
 @given(steps=st.lists(st.integers(0, 400), min_size=1, max_size=30), span=st.integers(401, 2000))
 def test_fault_20_counter_wraps(steps, span):
-    counter, total = Counter(float(span), max_mw=4001.0), 0
+    counter, total = EnergyCounter(float(span), max_mw=4001.0), 0
     counter.add(Reading(0.0, 0))
     for i, step in enumerate(steps, 1):
         total += step
@@ -404,42 +405,42 @@ def test_fault_20_counter_wraps(steps, span):
 
 @pytest.mark.parametrize("span", [None, 0.0])
 def test_fault_20_wrap_of_unknown_range_or_reset(span):
-    counter = Counter(span)
+    counter = EnergyCounter(span)
     for reading in readings([900, 950, 10, 60]):
         counter.add(reading)
     assert (counter.energy_mj, counter.dropped) == (100.0, 1)
-    reset = Counter(1e9)  # a reset to 0 would be a wrap of impossible power
+    reset = EnergyCounter(1e9)  # a reset to 0 would be a wrap of impossible power
     for reading in readings([5000, 5100, 0, 100]):
         reset.add(reading)
     assert (reset.energy_mj, reset.dropped) == (200.0, 1)
 
 
 def test_fault_20_first_sample_is_only_a_baseline():
-    counter = Counter(1e6)
+    counter = EnergyCounter(1e6)
     counter.add(Missing("Permission denied"))
     counter.add(Reading(5e5, 0))
     assert counter.energy_mj == 0.0
 
 
 def test_fault_21_two_wraps():
-    counter = Counter(1000.0, max_mw=200.0)
+    counter = EnergyCounter(1000.0, max_mw=200.0)
     counter.add(Reading(100.0, 0))
     counter.add(Reading(200.0, 20_000_000_000))  # 20 s at up to 200 mW: up to four times round
     assert (counter.energy_mj, counter.dropped) == (0.0, 1)
 
 
 @pytest.mark.parametrize("millidegrees", [127_000, -40_000, 10**7])
-def test_fault_22_implausible_temperature(board, root, millidegrees):
+def test_fault_22_implausible_temperature(machine, root, millidegrees):
     (root / "sys/class/thermal/thermal_zone0/temp").write_text(str(millidegrees))
-    assert "implausible" in board.read("CPU-therm").reason
+    assert "implausible" in machine.read("CPU-therm").reason
 
 
-def test_fault_22_throttling_ramp(board, fs):
+def test_fault_22_throttling_ramp(machine, fs):
     seen = []
-    with board:
+    with machine:
         for cap in sorted(fake_tree.KHZ, reverse=True):
             fs.cap[POLICY] = cap  # what the thermal framework does at each passive poll
-            seen.append(board.set("policy0", "clock_mhz", 2400.0).in_force)
+            seen.append(machine.set("policy0", "clock_mhz", 2400.0).in_force)
         fs.cap.clear()
     listed = sorted((khz / 1000 for khz in fake_tree.KHZ), reverse=True)
     assert seen == listed  # one step each, and the clock in force is the one reported
@@ -500,13 +501,13 @@ def test_fault_30_disk_full(memory, monkeypatch, root):
             atomic_write(file, "half")
         before = tree_state(root)
         fs = FaultyKernel(root)
-        with pytest.raises(OSError, match="No space left"), make_board(fs, memory):
-            pytest.fail("no lease, no board")
+        with pytest.raises(OSError, match="No space left"), make_machine(fs, memory):
+            pytest.fail("no lease, no machine")
         assert fs.written == []
         assert tree_state(root) == before
     assert file.read_text() == "good"
     assert sorted(p.name for p in memory.iterdir()) == ["root", "table.csv"]
-    with make_board(fs, memory):  # and the lock is free again
+    with make_machine(fs, memory):  # and the lock is free again
         pass
 
 

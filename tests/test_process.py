@@ -1,21 +1,18 @@
 """What a process sets for itself: affinity, threads, and the CPU quota in both kinds of group."""
 
-import math
 import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-import pandas as pd
 import pytest
 
 from dynlib.errors import MachineError
-from dynlib.machine.control import Missing
 from dynlib.machine.lease import UNDOERS
 from dynlib.machine.machine import Machine
 from dynlib.machine.process import process_parts
 from dynlib.sysfs import SysFs
-from suite.studies.knobs import board_costs_us, inject_faults, quota_tracking, reached, write_tree
+from suite.studies.judge_machine import write_tree
 
 TASKS = Path("/proc/self/task")
 
@@ -93,14 +90,14 @@ def test_affinity_reaches_every_thread_and_comes_back(tmp_path):
     knob = next(k for k in parts.knobs if k.kind == "affinity")
     before = os.sched_getaffinity(0)
     parts.knobs = [knob]
-    with Machine("host", parts, SysFs("/"), folder=tmp_path) as board:
+    with Machine("host", parts, SysFs("/"), folder=tmp_path) as machine:
         one = (min(before),)
-        assert board.set("process", "affinity", one).in_force == one
+        assert machine.set("process", "affinity", one).in_force == one
         masks = {frozenset(os.sched_getaffinity(int(t.name))) for t in TASKS.iterdir()}
         assert masks == {frozenset(one)}
         for bad in ((), (10**6,)):
             with pytest.raises(MachineError, match="expected some of"):
-                board.set("process", "affinity", bad)
+                machine.set("process", "affinity", bad)
     assert os.sched_getaffinity(0) == before
 
 
@@ -109,48 +106,6 @@ def test_threads_of_a_loaded_torch(tmp_path, monkeypatch):
     fake = SimpleNamespace(get_num_threads=lambda: held[-1], set_num_threads=held.append)
     monkeypatch.setitem(sys.modules, "torch", fake)
     parts = process_parts(SysFs("/"))
-    with Machine("host", parts, SysFs("/"), folder=tmp_path) as board:
-        assert board.set("process", "threads", 1).in_force == 1
+    with Machine("host", parts, SysFs("/"), folder=tmp_path) as machine:
+        assert machine.set("process", "threads", 1).in_force == 1
     assert held[-1] == 4
-
-
-def test_live_quota_tracks():
-    rows = quota_tracking((20.0,), window_s=1.0)
-    if isinstance(rows, Missing):
-        pytest.skip(f"no CPU quota here: {rows.reason}")
-    (error,) = reached(pd.DataFrame(rows))["error_pct"]
-    if math.isnan(error):
-        pytest.skip(f"another load kept the quota from being reached: {rows}")
-    assert error < 10  # a second is short; the notebook takes five or more
-
-
-def test_a_machine_that_another_holds_has_no_quota_for_us(monkeypatch):
-    def held(self):
-        raise MachineError("held by process 1")
-
-    monkeypatch.setattr(Machine, "__enter__", held)
-    answer = quota_tracking((20.0,), window_s=0.1)
-    assert isinstance(answer, Missing)
-    assert "held by process 1" in answer.reason or quota_knob(SysFs("/")) is None
-
-
-def test_only_what_was_throttled_is_judged():
-    rows = pd.DataFrame({"throttled": [0.95, 0.4], "error_pct": [0.1, 70.0]})
-    assert reached(rows)["error_pct"].dropna().tolist() == [0.1]
-
-
-def test_faults_are_counted_from_a_real_run(tmp_path):
-    (tmp_path / "faults").mkdir()
-    (tmp_path / "faults/test_some.py").write_text(
-        "import pytest\n"
-        "def test_fault_01_holds(): pass\n"
-        "@pytest.mark.parametrize('n', [1, 2])\n"
-        "def test_fault_02_breaks_once(n): assert n == 1\n"
-        "def test_fault_03_cannot_run(): pytest.skip('not here')\n"
-    )
-    assert inject_faults(tmp_path / "faults") == ({1, 2}, {1})
-    assert "no folder" in inject_faults(tmp_path / "gone").reason
-
-
-def test_costs_of_a_board_are_positive():
-    assert all(us > 0 for us in board_costs_us(459).values())

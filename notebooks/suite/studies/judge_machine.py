@@ -22,7 +22,14 @@ from dynlib.machine.sensors import find_sensors
 from dynlib.profile.timing import profile_latency
 from dynlib.sysfs import SysFs
 
-GOVERNORS = ("conservative", "ondemand", "userspace", "powersave", "performance", "schedutil")
+_GOVERNOR_NAMES = (
+    "conservative",
+    "ondemand",
+    "userspace",
+    "powersave",
+    "performance",
+    "schedutil",
+)
 
 
 def quota_tracking(
@@ -42,16 +49,16 @@ def quota_tracking(
         return Missing("; ".join(lack for lack in parts.lacks if "quota" in lack))
     parts.knobs = [knob]
     with tempfile.TemporaryDirectory() as folder:
-        board = Machine("host", parts, fs, folder=Path(folder))
+        machine = Machine("host", parts, fs, folder=Path(folder))
         try:
-            with board:
-                return [_tracked(board, knob, share, window_s) for share in shares_pct]
+            with machine:
+                return [_tracked(machine, knob, share, window_s) for share in shares_pct]
         except MachineError as error:  # refused, or another manager holds this machine
             return Missing(str(error))
 
 
-def _tracked(board: Machine, knob: Knob, share: float, window_s: float) -> dict[str, float]:
-    applied = board.set("process", "quota_pct", share)
+def _tracked(machine: Machine, knob: Knob, share: float, window_s: float) -> dict[str, float]:
+    applied = machine.set("process", "quota_pct", share)
     if applied.problem:
         raise MachineError(f"quota of {share} %: {applied.problem}")
     knob.prefer()
@@ -89,7 +96,8 @@ def cpu_files(policies: Sequence[tuple[Sequence[int], Sequence[int]]]) -> dict[s
         values = {
             "related_cpus": names, "affected_cpus": names,
             "scaling_available_frequencies": " ".join(map(str, sorted(khz, reverse=True))),
-            "scaling_available_governors": " ".join(GOVERNORS), "scaling_governor": "schedutil",
+            "scaling_available_governors": " ".join(_GOVERNOR_NAMES),
+            "scaling_governor": "schedutil",
             "scaling_min_freq": min(khz), "scaling_max_freq": max(khz),
             "cpuinfo_min_freq": min(khz), "cpuinfo_max_freq": max(khz),
             "scaling_cur_freq": min(khz), "scaling_setspeed": "<unsupported>",
@@ -100,7 +108,7 @@ def cpu_files(policies: Sequence[tuple[Sequence[int], Sequence[int]]]) -> dict[s
     return files
 
 
-def board_costs_us(repeats: int = 1000) -> dict[str, float]:
+def machine_costs_us(repeats: int = 1000) -> dict[str, float]:
     """CPU time of this process, 99th percentile, on a fake tree of plain files.
 
     `board_snapshot_us_p99`: 22 files, of 16 sensors. `board_write_us_p99`: one clock set,
@@ -127,12 +135,12 @@ def board_costs_us(repeats: int = 1000) -> dict[str, float]:
         fs = SysFs(root)
         knobs = find_knobs(fs)
         parts = knobs + find_sensors(fs, knobs.knobs)
-        with Machine("fake", parts, fs, folder=Path(folder)) as board:
+        with Machine("fake", parts, fs, folder=Path(folder)) as machine:
             turn = itertools.cycle((clocks[0] / 1000, clocks[1] / 1000))
             return {
-                "board_snapshot_us_p99": _p99_us(board.snapshot, repeats),
+                "board_snapshot_us_p99": _p99_us(machine.snapshot, repeats),
                 "board_write_us_p99": _p99_us(
-                    lambda: board.set("policy0", "clock_mhz", next(turn)), repeats
+                    lambda: machine.set("policy0", "clock_mhz", next(turn)), repeats
                 ),
             }
 

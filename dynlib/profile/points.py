@@ -1,0 +1,91 @@
+"""Operating points measured on the machine this runs on, as a live run will use them."""
+
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+
+import pandas as pd
+
+from dynlib.boards.board import Board
+from dynlib.machine.machine import Machine
+from dynlib.points import make_table
+from dynlib.profile.timing import Latency
+
+_WARMUP_ROUNDS = 2
+_P95_SIGMA = 1.645  # of a normal distribution
+
+
+def at_full_clock(board: Board) -> Board:
+    """`board` as a policy sees it that cannot set clocks: each unit has its highest one alone."""
+    units = []
+    for unit in board.units:
+        highest = unit.opps[-1:]
+        units.append(replace(unit, opps=highest, settle_ms=0.0, stall_ms=0.0))
+    return replace(board, units=tuple(units))
+
+
+def profile_points(
+    board: Board,
+    subnets: Mapping[str, Mapping[str, float]],
+    switch: Callable[[str], object],
+    answer: Callable[[int], object],
+    *,
+    model: str,
+    threads: Iterable[int] = (1,),
+    machine: Machine | None = None,
+    batch: int = 1,
+    repeats: int = 100,
+    gap_ms: float = 5.0,
+) -> pd.DataFrame:
+    """Operating points measured as they will be used: in turn, each after a switch and a pause.
+
+    Args:
+        board: of this machine (`load_board("auto")`); its first unit runs the networks.
+        subnets: name -> further columns of its rows, such as `accuracy_val_pct`.
+        switch: makes the named sub-network serve.
+        answer: serves frame k, its work done on return.
+        threads: settings to measure, if `machine` can turn them.
+        machine: the opened machine, held with ``with``: its threads are turned, and its CPU quota
+            is lifted. Without one only sub-networks change.
+        batch: images of a frame.
+        repeats: frames of each sub-network in each setting; at least 90 for the p95.
+        gap_ms: pause before each.
+
+    `latency_ms` is the median and `latency_std_ms` that of the log-normal noise with the measured
+    p95: the rare long stall of a busy machine is not what the next frame will be like.
+
+    Raises `ProfileError` for too few repeats.
+    """
+    knobs = machine.knobs if machine else {}
+    quota = knobs.get(("process", "quota_pct"))
+    if quota:  # in the group where the frames will be served
+        machine.set("process", "quota_pct", quota.bounds[1])
+    rows = []
+    for count in threads:
+        if ("process", "threads") in knobs:
+            machine.set("process", "threads", count)
+        samples: dict[str, list[float]] = {subnet: [] for subnet in subnets}
+        for k in range(-_WARMUP_ROUNDS, repeats):
+            for subnet, times in samples.items():
+                time.sleep(gap_ms / 1000)
+                switch(subnet)
+                begin_s = time.perf_counter()
+                answer(max(k, 0))
+                took_s = time.perf_counter() - begin_s
+                if k >= 0:
+                    times.append(took_s * 1000)
+        where = {"board": board.name, "unit": board.units[0].name, "batch": batch}
+        setting = {"cores": count, "threads": count, "source": "measured"}
+        for subnet, times in samples.items():
+            row = {"model": model, "subnet": subnet, **where, **setting}
+            rows.append(row | _latency(times) | subnets[subnet])
+    return make_table(rows)
+
+
+def _latency(times: list[float]) -> dict[str, float]:
+    seen = Latency(tuple(times))
+    p95_ms, middle_ms = seen.p95_ms, seen.median_ms
+    sigma = math.log(p95_ms / middle_ms) / _P95_SIGMA
+    std_ms = middle_ms * math.sqrt(math.expm1(sigma**2))
+    return {"latency_ms": middle_ms, "latency_p95_ms": p95_ms, "latency_std_ms": std_ms}

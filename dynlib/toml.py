@@ -1,0 +1,201 @@
+"""Strict TOML: what is missing, left over or of the wrong kind is an error that names file and key.
+
+A file becomes dataclasses: their annotations say what a key may be, their defaults which may be
+left out.
+"""
+
+import hashlib
+import json
+import sys
+import tomllib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import MISSING, fields
+from difflib import get_close_matches
+from pathlib import Path
+from types import NoneType
+from typing import Any, Literal, NoReturn, Self, get_args, get_origin, get_type_hints
+
+from dynlib.errors import DynlibError
+
+NEEDED = object()  # the default of a key that has none
+Check = Callable[[Any], bool]
+
+
+def is_number(value: object) -> bool:
+    """Whether this is an integer or a float that a float can hold; NaN and infinity are none."""
+    real = isinstance(value, int | float) and not isinstance(value, bool)
+    return real and abs(value) <= sys.float_info.max
+
+
+def is_whole(value: object) -> bool:
+    """Whether this is an integer that a float can hold."""
+    return is_number(value) and isinstance(value, int)
+
+
+def is_a(kind: type) -> Check:
+    """The check that a value is of this kind."""
+    return lambda value: isinstance(value, kind)
+
+
+def list_of(fits: Check) -> Check:
+    """The check that a value is a list of which every item fits."""
+    return lambda value: isinstance(value, list) and all(map(fits, value))
+
+
+# What a key may hold by the annotation of its field: in words, and as a check.
+_KINDS: dict[Any, tuple[str, Check]] = {
+    str: ("a text", is_a(str)),
+    bool: ("true or false", is_a(bool)),
+    int: ("a whole number", is_whole),
+    float: ("a finite number", is_number),
+}
+
+
+class Table:
+    """A table of a file, emptied key by key; whatever is wrong with a key raises `error`.
+
+    Args:
+        file: for the messages, as is `where`: the path of the table in the file.
+    """
+
+    def __init__(self, values: Mapping, file: str | Path, error: type[DynlibError], where=""):
+        self.left, self.seen = dict(values), []
+        self.file, self.error, self.where = file, error, where
+
+    def path(self, key: str) -> str:
+        """The key as the whole file knows it, such as ``app[0].deadline_ms``."""
+        parts = [self.where, key]
+        return ".".join(part for part in parts if part)
+
+    def fail(self, key: str, problem: str) -> NoReturn:
+        """Raise the error of this key, or of the whole table for the key ""."""
+        parts = [str(self.file), self.path(key), problem]
+        raise self.error(": ".join(part for part in parts if part))
+
+    def take(self, key: str, expected: str, fits: Check, default: Any = NEEDED) -> Any:
+        """The value of a key if it fits, which `expected` says in words; else its default."""
+        self.seen.append(key)
+        if key in self.left:
+            value = self.left.pop(key)
+            if not fits(value):
+                self.fail(key, f"{value!r:.60}; expected {expected}")
+            return value
+        if default is NEEDED:
+            hint = ""
+            for close in get_close_matches(key, self.left, n=1):
+                hint = f" (there is {self.path(close)}: did you mean {key}?)"
+            self.fail(key, f"missing{hint}; expected {expected}")
+        return default
+
+    def kind(self, key: str, hint: Any) -> tuple[str, Check]:
+        """What a key with this annotation may hold: in words, and as a check."""
+        if get_origin(hint) is Literal:
+            choices = get_args(hint)
+            return f"one of {', '.join(choices)}", choices.__contains__
+        if get_origin(hint) is tuple:
+            words, fits = self.kind(key, get_args(hint)[0])
+            return f"a list, each {words}", list_of(fits)
+        return _KINDS[hint]
+
+    def read(self, key: str, hint: Any, default: Any = NEEDED) -> Any:
+        """The value of a key with this annotation; whole numbers pass for floats."""
+        value = self.take(key, *self.kind(key, hint), default)
+        if hint is float and value is not None:
+            return float(value)
+        if hint == tuple[float, ...]:
+            return tuple(map(float, value))
+        return tuple(value) if get_origin(hint) is tuple else value
+
+    def table(self, key: str, default: Any = NEEDED) -> Self | None:
+        """A table ``[key]``."""
+        values = self.take(key, f"a table [{key}]", is_a(dict), default)
+        return values if values is None else self._inner(values, key)
+
+    def tables(self, key: str) -> list[Self]:
+        """The tables ``[[key]]``, of which there may be none."""
+        values = self.take(key, "", is_a(object), [])
+        if not list_of(is_a(dict))(values):
+            self.fail(key, f"expected tables [[{key}]]")
+        return [self._inner(item, f"{key}[{i}]") for i, item in enumerate(values)]
+
+    def _inner(self, values: Mapping, key: str) -> Self:
+        return type(self)(values, self.file, self.error, self.path(key))
+
+    def values(
+        self, cls: type, names: Iterable[str], needed: Iterable[str] = (), **defaults
+    ) -> dict[str, Any]:
+        """The fields `names` of a dataclass, each as its annotation says.
+
+        A field without a default is needed, unless it may be None; so are those in `needed`.
+        `defaults` go before those of the class.
+        """
+        hints = get_type_hints(cls)
+        of_class = {field.name: field.default for field in fields(cls)}
+        found = {}
+        for name in names:
+            hint = hints[name]
+            default = defaults.get(name, of_class[name])
+            if default is MISSING:
+                default = NEEDED
+            if NoneType in get_args(hint):  # of `float | None`
+                hint, _ = get_args(hint)
+                if default is NEEDED:
+                    default = None
+            if name in needed:
+                default = NEEDED
+            found[name] = self.read(name, hint, default)
+        return found
+
+    def record(
+        self, cls: type, given: Mapping | None = None, needed: Iterable[str] = (), **defaults
+    ) -> Any:
+        """A dataclass from the rest of this table; its fields `given` were read before.
+
+        See `values`. What the class itself refuses is an error of this table.
+        """
+        given = given or {}
+        names = [f.name for f in fields(cls) if f.init and f.name not in given]
+        found = self.values(cls, names, needed, **defaults)
+        self.done()
+        try:
+            return cls(**given, **found)
+        except self.error as error:
+            self.fail("", str(error))
+
+    def done(self) -> None:
+        """Refuse what nobody has read."""
+        for key in self.left:
+            hint = ""
+            for close in get_close_matches(key, self.seen, n=1):
+                hint = f" (did you mean {close!r}?)"
+            known = ", ".join(sorted(self.seen))
+            self.fail(key, f"unknown key{hint}; expected only {known}")
+
+
+def read_toml(file: str | Path, error: type[DynlibError]) -> tuple[dict[str, Any], str]:
+    """The content of a TOML file and the SHA-256 of its bytes; raises `error` for other files."""
+    try:
+        raw = Path(file).read_bytes()
+        content = tomllib.loads(raw.decode())
+        return content, hashlib.sha256(raw).hexdigest()
+    except OSError as problem:
+        raise error(f"{file}: cannot be read: {problem.strerror}") from problem
+    except UnicodeDecodeError as problem:
+        raise error(f"{file}: not UTF-8 text; expected a TOML file") from problem
+    except (ValueError, RecursionError) as problem:  # a number of 5000 digits; [[[[[...
+        raise error(f"{file}: not valid TOML: {problem}") from problem
+
+
+def entries(item: Any, names: Iterable[str] | None = None) -> list[str]:
+    """Lines of TOML: the fields of a dataclass that have not their default value."""
+    defaults = {field.name: field.default for field in fields(item)}
+    lines = []
+    for name in names or defaults:
+        value = getattr(item, name)
+        if value != defaults[name]:
+            # For these types JSON is TOML: basic strings, numbers, true and false, arrays of
+            # numbers. Only DEL may not stand in a TOML string.
+            text = json.dumps(value, ensure_ascii=False)
+            text = text.replace("\x7f", "\\u007f")
+            lines.append(f"{name} = {text}")
+    return lines
