@@ -3,7 +3,7 @@
 from dynlib.runtime.case import Case, simulate
 from dynlib.runtime.live import LiveRun, Served, serve
 from dynlib.runtime.oracle import Optimum, optimum
-from dynlib.runtime.rivals import Reactive, Static, best_static, linux_default
+from dynlib.runtime.rivals import Static, best_static, linux_default
 from dynlib.runtime.summary import Run
 
 __all__ = [
