@@ -16,8 +16,7 @@ import numpy as np
 import pandas as pd
 
 from dynlib.errors import TableError, near
-from dynlib.files import atomic_write
-from dynlib.source import weakest
+from dynlib.source import Source, weakest
 
 if TYPE_CHECKING:
     from dynlib.boards.board import Board, Unit
@@ -54,7 +53,6 @@ VALUE_COLUMNS = (
 )
 POINT_COLUMNS = (*KEY_COLUMNS, *VALUE_COLUMNS, "source")
 REQUIRED = ("model", "subnet", "board", "unit", "batch", "latency_ms", "source")
-SOURCES = ("measured", "replayed", "simulated", "estimated", "predicted", "published")
 
 
 def make_table(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
@@ -93,7 +91,8 @@ def check_table(table: pd.DataFrame, name: str | Path = "table") -> pd.DataFrame
     for column in ("accuracy_val_pct", "accuracy_test_pct"):
         require(~(table[column] > 100), table, column, "at most 100", name)
     require(table["latency_ms"] > 0, table, "latency_ms", "a time above zero", name)
-    require(table["source"].isin(SOURCES), table, "source", f"one of {SOURCES}", name)
+    known = table["source"].isin(list(Source))
+    require(known, table, "source", f"one of {', '.join(Source)}", name)
     once = ~table.duplicated(list(KEY_COLUMNS))
     require(once, table, "subnet", "one row per sub-network, setting and clock", name)
     return table
@@ -112,6 +111,8 @@ def require(
 
 def write_table(table: pd.DataFrame, path: str | Path) -> Path:
     """Check and write a table as CSV through a temporary file; an earlier file survives errors."""
+    from dynlib.files import atomic_write  # who only decides, writes nothing
+
     path = Path(path)
     table = check_table(table, path)
     return atomic_write(path, table.to_csv(index=False, float_format="%.6g", lineterminator="\n"))

