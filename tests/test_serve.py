@@ -11,9 +11,10 @@ from small_nets import SPACE, calibrated
 from torch import nn
 
 from dynlib.errors import ConfigError, ModelError
-from dynlib.nets import mobilenet
+from dynlib.nets.chain import resized
 from dynlib.nets.engines import BACKENDS, Backend, backend
-from dynlib.nets.serve import SubnetServer, resize, storage_bytes
+from dynlib.nets.mobilenet import MobileNetV3, mobilenet_space
+from dynlib.nets.serve import SubnetServer, storage_bytes
 from dynlib.nets.supernet import Supernet, calibrate
 
 POINTS = (SPACE.smallest, SPACE.largest)
@@ -155,9 +156,9 @@ def test_squeeze_and_excitation_survives_the_engines(name, images):
     if not BACKENDS[name].installed:
         pytest.skip(f"{BACKENDS[name].package} is not installed")
     torch.manual_seed(0)
-    space = mobilenet.space(resolution=(32,), depth=(2,), kernel=(3,), expand=(3,))
-    net = mobilenet.MobileNetV3(space.largest, 10).eval()
-    pixels = resize(images, 32)
+    space = mobilenet_space(resolution=(32,), depth=(2,), kernel=(3,), expand=(3,))
+    net = MobileNetV3(space.largest, 10).eval()
+    pixels = resized(images, 32)
     run = BACKENDS[name].prepare(net, pixels)
     with torch.inference_mode():
         assert off(run(pixels), net(pixels)) <= 1e-4
@@ -170,7 +171,7 @@ def test_once_for_all_and_we_agree():
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randn(4, 3, 64, 64, generator=generator)
     peer = peers.OnceForAll(pixels, generator)
-    ours = Supernet(mobilenet.space(resolution=(64,)), 1000, family="MobileNetV3", transform=True)
+    ours = Supernet(mobilenet_space(resolution=(64,)), 1000, family="MobileNetV3", transform=True)
     points = (ours.space.smallest, ours.space.sample(np.random.default_rng(0)))
     peers.adopt(ours, peer, points)
     with torch.inference_mode():

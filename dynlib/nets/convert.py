@@ -19,16 +19,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
-from torch import nn
-from torch.nn import functional as F
+from torch import fx, nn
 
-from dynlib._vision import timm
 from dynlib.errors import ModelError
 from dynlib.nets.attention import Attention
-from dynlib.nets.coupling import Axis, Group, Structure, copy_structure, resize
-from dynlib.nets.supernet import NORMS, Supernet
-from dynlib.nets.trace import record
-from dynlib.space import LayerSpec, SearchSpace, SubnetConfig
+from dynlib.nets.chain import chain, resized
+from dynlib.nets.coupling import Axis, Group, Structure, copy_structure, set_shapes
+from dynlib.nets.families import BlockLayers
+from dynlib.nets.mobilenet import make_divisible
+from dynlib.nets.supernet import Supernet
+from dynlib.nets.trace import NORMS, layers_of
+from dynlib.space import SearchSpace, SubnetConfig
+
+fx.wrap("resized")  # one operation of a recorded network
 
 
 def elastify(
@@ -83,14 +86,14 @@ def elastify(
             weights[name] = weights[name].index_select(axis, order.to(weights[name].device))
     family = _Family(model, groups, list(stages))
     classes = structure.outputs
-    supernet = Supernet(space, classes, build=family, describe=family.layers)
+    supernet = Supernet(space, classes, build=family)
     with torch.no_grad():
         for name, parameter in supernet.net.named_parameters():
             parameter.copy_(weights[name])
     statistics = {k: v for k, v in weights.items() if k.endswith(("running_mean", "running_var"))}
     for size in sizes:
         try:
-            family.layers(replace(space.smallest, resolution=size), classes)
+            family.describe(replace(space.smallest, resolution=size), classes)
         except (RuntimeError, AssertionError) as error:
             raise ModelError(f"the model cannot run at {size} px: {error}") from error
         supernet.statistics[replace(space.largest, resolution=size)] = statistics
@@ -105,7 +108,7 @@ def _choices(group: Group, shares: Sequence[float], divisor: int) -> tuple[int, 
     if group.kind == "heads":
         sizes = {max(1, round(share * full)) for share in shares}
     else:
-        sizes = {timm.layers.make_divisible(share * full, divisor) for share in shares}
+        sizes = {make_divisible(share * full, divisor) for share in shares}
     return (*sorted(size for size in sizes if size < full), full)
 
 
@@ -133,8 +136,8 @@ class _Family:
         self.shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
         self.template = copy.deepcopy(model).train()
         with torch.device("meta"):
-            resize(self.template, self.shapes)
-        self.layers = functools.cache(self._layers)
+            set_shapes(self.template, self.shapes)
+        self.describe = functools.cache(self._describe)
 
     def __call__(self, config: SubnetConfig, classes: int) -> nn.Module:
         """The static network of `config`, its weights not initialised."""
@@ -149,7 +152,7 @@ class _Family:
             name: tuple(sizes.get((name, axis), n) for axis, n in enumerate(self.shapes[name]))
             for name in net.state_dict()
         }
-        resize(net, shapes)
+        set_shapes(net, shapes)
         for module in net.modules():
             if isinstance(module, NORMS):
                 module.reset_running_stats()
@@ -157,21 +160,26 @@ class _Family:
         net.register_forward_pre_hook(functools.partial(_resize_images, config.resolution))
         return net
 
-    def _layers(self, config: SubnetConfig, classes: int) -> list[LayerSpec]:
+    def _describe(self, config: SubnetConfig, classes: int) -> BlockLayers:
         """Layers in order of execution, from the shapes of a run without weights."""
-        return record(self(config, classes).to("meta", torch.float32), config.resolution)
+        net = self(config, classes).to("meta", torch.float32)
+        try:
+            blocks = chain(net).blocks
+        except ModelError:  # one that cannot be cut is one block
+            blocks = {self.__qualname__: net}
+        return layers_of(net, config.resolution, blocks)
 
 
 def _resize_images(size: int, module: nn.Module, args: tuple[torch.Tensor, ...]):
     """A forward hook: images of another size are resized first."""
     images, *rest = args
-    if images.shape[-1] != size:
-        images = F.interpolate(images, (size, size), mode="bilinear", antialias=True)
-    return images, *rest
+    return resized(images, size), *rest
 
 
 def _with_elastic_parts(model: nn.Module) -> nn.Module:
     """Separate the heads of fused attention; constants are no part of the state, in place."""
+    from dynlib._vision import timm  # takes seconds to import
+
     for name, module in list(model.named_modules()):
         plain = isinstance(module, timm.layers.Attention) and module.gate is None
         if plain and isinstance(module.norm, nn.Identity):

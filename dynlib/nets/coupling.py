@@ -14,17 +14,20 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 import torch
-from scipy.cluster.hierarchy import DisjointSet
 from torch import fx, nn
 
-from dynlib._vision import timm
 from dynlib.errors import ModelError
 from dynlib.nets.attention import Attention
-from dynlib.nets.supernet import NORMS
+from dynlib.nets.trace import (
+    CONVOLUTIONS,
+    LAYERS,
+    NORMS,
+    SEQUENCES,
+    graph_of,
+    module_paths,
+    without_root,
+)
 
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)
-LAYERS = (*CONVOLUTIONS, *NORMS, nn.Linear, nn.LayerNorm, Attention)  # recorded as one operation
-SEQUENCES = (nn.Sequential, nn.ModuleList)
 FEWEST = 4  # a shorter axis is no axis of channels (colours, say), and one of 1 would broadcast
 
 Axis = tuple[str, int]  # name of a parameter or statistic, and which of its axes
@@ -40,12 +43,6 @@ class Group:
     unit: int = 1  # channels that stay together: those of one attention head
 
 
-class _Tracer(fx.Tracer):
-    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        known = isinstance(module, LAYERS) or timm.layers.is_notrace_module(type(module))
-        return known or super().is_leaf_module(module, name)
-
-
 class Structure:
     """Groups of coupled channels and stages of residual blocks of `model`.
 
@@ -58,20 +55,20 @@ class Structure:
     """
 
     def __init__(self, model: nn.Module, resolution: int):
+        from scipy.cluster.hierarchy import DisjointSet  # takes a second to import
+
         self.model = copy.deepcopy(model).to("meta", torch.float32).eval()
         self.shapes = {name: value.shape for name, value in self.model.state_dict().items()}
-        self.tied: DisjointSet[Axis] = DisjointSet()
+        self.tied = DisjointSet()
         self.units: dict[Axis, int] = {}
         self.held: dict[Axis, str] = {}  # why the channels of an axis are fixed
         # What the channels on each axis are, for the output of a node and for a named parameter.
         self.labels: dict[fx.Node | str, dict[int, Axis]] = {}
         self.values: dict[fx.Node, object] = {}
         self.own: dict[fx.Node, list[str]] = {}  # the parameters that a node brings in
-        tracer = _Tracer(autowrap_functions=tuple(timm.layers.get_notrace_functions()))
+        nodes = list(graph_of(self.model).graph.nodes)
+        self.paths = {node: module_paths(node) for node in nodes}
         try:
-            # Wrapped, so that further arguments of the model's forward keep their defaults.
-            nodes = list(tracer.trace(nn.Sequential(self.model)).nodes)
-            self.paths = {node: _paths(node) for node in nodes}
             with torch.device("meta"), torch.no_grad():
                 for node in nodes:
                     self._read(node, torch.empty(2, 3, resolution, resolution))
@@ -179,7 +176,7 @@ class Structure:
 
     def _meet_parameters(self, node: fx.Node) -> None:
         """Label the parameters of a node. The rows of all tensors of one layer are its outputs."""
-        target = _without_root(node.target) if node.op in ("call_module", "get_attr") else None
+        target = without_root(node.target) if node.op in ("call_module", "get_attr") else None
         names = [n for n in self.shapes if target and (n == target or n.startswith(f"{target}."))]
         self.own[node] = names
         module = self._module(node)
@@ -202,7 +199,7 @@ class Structure:
 
     def _module(self, node: fx.Node) -> nn.Module | None:
         if node.op == "call_module":
-            return self.model.get_submodule(_without_root(node.target))
+            return self.model.get_submodule(without_root(node.target))
         return None
 
     def _axes(self, node: fx.Node) -> Iterator[Axis]:
@@ -284,7 +281,7 @@ class Structure:
             return getattr(args[0], target)(*args[1:], **kwargs)
         if node.op == "output":
             return args[0]
-        target = _without_root(target)
+        target = without_root(target)
         if node.op == "get_attr":
             owner, _, leaf = target.rpartition(".")
             tensor = getattr(self.model.get_submodule(owner), leaf)
@@ -293,17 +290,17 @@ class Structure:
         if sizes and self.own[node]:
             module = copy_structure(module)
             own = {n.removeprefix(f"{target}."): shape(n, self.shapes[n]) for n in self.own[node]}
-            resize(module, own)
+            set_shapes(module, own)
         return module(*args, **kwargs)
 
 
 def copy_structure(module: nn.Module) -> nn.Module:
-    """A copy that shares the tensors, for `resize` to replace."""
+    """A copy that shares the tensors, for `set_shapes` to replace."""
     tensors = itertools.chain(module.parameters(), module.buffers())
     return copy.deepcopy(module, {id(tensor): tensor for tensor in tensors})
 
 
-def resize(module: nn.Module, shapes: Mapping[str, Sequence[int]]) -> None:
+def set_shapes(module: nn.Module, shapes: Mapping[str, Sequence[int]]) -> None:
     """Replace the named tensors by empty ones of these shapes, and what layers note of them."""
     for name, shape in shapes.items():
         owner, _, leaf = name.rpartition(".")
@@ -323,16 +320,6 @@ def resize(module: nn.Module, shapes: Mapping[str, Sequence[int]]) -> None:
             layer.num_features = layer.running_mean.shape[0]
         elif hasattr(layer, "normalized_shape") and weight is not None:
             layer.normalized_shape = tuple(weight.shape)
-
-
-def _without_root(path: str) -> str:
-    return path.partition(".")[2]
-
-
-def _paths(node: fx.Node) -> list[str]:
-    """The modules a node was recorded in, outermost first."""
-    stack = node.meta.get("nn_module_stack", {})
-    return [_without_root(path) for path, _ in stack.values()] or [""]
 
 
 def _is_depthwise(layer: nn.Conv1d | nn.Conv2d) -> bool:

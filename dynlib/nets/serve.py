@@ -5,9 +5,9 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from dynlib.errors import ConfigError, ModelError
+from dynlib.nets.chain import resized
 from dynlib.nets.engines import Answer, backend
 from dynlib.nets.supernet import Supernet
 from dynlib.space import SubnetConfig
@@ -71,7 +71,7 @@ class SubnetServer:
             raise ModelError("int8 is calibrated on images; give the server an `example`")
         example = torch.zeros(1, 3, size, size) if self._example is None else self._example
         net = self._supernet.prepare(config)
-        run = engine.prepare(net, resize(example, size), self.precision)
+        run = engine.prepare(net, resized(example, size), self.precision)
         self._prepared[str(config)] = Prepared(str(config), size, run)
 
     def switch(self, subnet: str | SubnetConfig) -> None:
@@ -89,14 +89,7 @@ class SubnetServer:
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         """(N, 3, H, W) normalised images -> (N, classes) logits."""
         current = self._current
-        return current.run(resize(images, current.resolution))
-
-
-def resize(images: torch.Tensor, size: int) -> torch.Tensor:
-    """What the networks do to images of another size, here before an engine sees them."""
-    if images.shape[-1] == size:
-        return images
-    return F.interpolate(images, (size, size), mode="bilinear", antialias=True)
+        return current.run(resized(images, current.resolution))
 
 
 def storage_bytes(*nets: nn.Module) -> int:

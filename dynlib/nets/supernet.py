@@ -13,6 +13,7 @@ import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -22,12 +23,12 @@ from torch.func import functional_call
 
 from dynlib.errors import CheckpointError, ConfigError, DynlibError, ModelError
 from dynlib.files import atomic_write
-from dynlib.nets.families import FAMILIES, Build, Describe, Family
+from dynlib.nets.families import BlockLayers, Builder, Family, find_family
+from dynlib.nets.trace import NORMS
 from dynlib.space import LayerSpec, SearchSpace, SubnetConfig
 
 FORMAT = "dynlib-supernet-1"
-IDENTITY = ("space", "classes", "family", "transform")
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+IDENTITY = ("space", "classes", "family", "options", "transform")
 MOMENTS = ("running_mean", "running_var")
 SKELETONS_KEPT = 256
 
@@ -40,44 +41,57 @@ class Supernet(nn.Module):
     Args:
         space: the configurations it serves.
         classes: number of outputs.
-        family: name of the kind of network, one of `FAMILIES`; a checkpoint carries it.
-        build: of a kind that is not there: `build(config, classes)` makes the static network.
-        describe: of the same kind: `describe(config, classes)` lists the layers.
+        family: name of the kind of network, a registered one; a checkpoint carries it.
+        options: of a family that is made of options, such as an elastified model's.
+        build: of a kind that is not registered: `build(config, classes)` makes the static network.
         transform: compute a depth-wise kernel from the centre of the next larger one by a learned
             matrix, at first the identity (Once-for-All, arXiv 1908.09791, section 3.3).
+
+    Raises:
+        ConfigError: there is no such family.
     """
 
     def __init__(
         self, space: SearchSpace, classes: int = 10, *, family: str = "ResNet",
-        build: Build | None = None, describe: Describe | None = None, transform: bool = False,
+        options: Mapping[str, Any] | None = None, build: Builder | None = None,
+        transform: bool = False,
     ):  # fmt: skip
         super().__init__()
-        if build is not None:
-            family = getattr(build, "__qualname__", type(build).__qualname__)
-        elif family not in FAMILIES:
-            raise ConfigError(f"family {family!r} is none of {list(FAMILIES)}; pass its build")
-        self.space, self.classes = space, classes
-        self.family, self.transform = family, transform
-        kind = FAMILIES[family] if build is None else Family(build, describe)
-        self._build, self._describe, self._canonical = kind
-        self.net = self._build(space.largest, classes).to(memory_format=torch.channels_last)
+        self.space, self.classes, self.transform = space, classes, transform
+        if build is None:
+            self.family, self.options = family, dict(options or {})
+            self.kind = find_family(family, self.options)
+        else:
+            self.family = getattr(build, "__qualname__", type(build).__qualname__)
+            self.options = getattr(build, "options", {})
+            self.kind = Family(build, getattr(build, "describe", None))
+        largest = self.kind.build(space.largest, classes)
+        self.net = _without_statistics(largest.to(memory_format=torch.channels_last))
         self._kernels = sorted({size for choices in space.kernel for size in choices})
-        _without_statistics(self.net)  # they are kept per configuration, not here
-        convs = [m for m in self.net.modules() if transform and isinstance(m, nn.Conv2d)]
-        for conv, (small, large) in itertools.product(convs, itertools.pairwise(self._kernels)):
-            if large <= conv.kernel_size[0] and conv.groups == conv.in_channels:
-                matrix = nn.Parameter(torch.eye(small**2))
-                conv.register_parameter(f"{large}to{small}_matrix", matrix)
+        if transform:
+            self._add_matrices()
         self.statistics: dict[SubnetConfig, Tensors] = {}
         self._skeletons: dict[SubnetConfig, nn.Module] = {}
 
+    def _add_matrices(self) -> None:
+        for conv in [m for m in self.net.modules() if isinstance(m, nn.Conv2d)]:
+            depthwise = conv.groups == conv.in_channels
+            for small, large in itertools.pairwise(self._kernels):
+                if depthwise and large <= conv.kernel_size[0]:
+                    matrix = nn.Parameter(torch.eye(small**2))
+                    conv.register_parameter(f"{large}to{small}_matrix", matrix)
+
+    def blocks(self, config: SubnetConfig) -> BlockLayers:
+        """The layers of each block of a sub-network, by the names that `chain` gives the blocks."""
+        return self.kind.layers(self.space.check(config), self.classes)
+
     def layers(self, config: SubnetConfig) -> list[LayerSpec]:
         """The layers of a sub-network, for MACs, parameters and board models."""
-        return self._describe(self.space.check(config), self.classes)
+        return [layer for block in self.blocks(config).values() for layer in block]
 
     def canonical(self, config: SubnetConfig) -> SubnetConfig:
         """The same for all configurations that are one network; raises `ConfigError`."""
-        return self._canonical(self.space.check(config), self.space)
+        return self.kind.canonical(self.space.check(config), self.space)
 
     def slices(self, config: SubnetConfig) -> Tensors:
         """For each parameter of the sub-network the view of the shared weights it consists of.
@@ -131,7 +145,7 @@ class Supernet(nn.Module):
         """A weightless network of the shapes of `config`, in training mode."""
         if config not in self._skeletons:
             with torch.device("meta"):
-                net = _without_statistics(self._build(self.space.check(config), self.classes))
+                net = _without_statistics(self.kind.build(self.space.check(config), self.classes))
             if len(self._skeletons) == SKELETONS_KEPT:  # training draws ever new ones
                 self._skeletons.clear()
             self._skeletons[config] = net
@@ -139,7 +153,7 @@ class Supernet(nn.Module):
 
     def _materialise(self, config: SubnetConfig, parameters: Tensors):
         with torch.device("meta"):
-            net = self._build(config, self.classes)
+            net = self.kind.build(config, self.classes)
         device = next(iter(parameters.values())).device
         statistics = self.statistics.get(self.canonical(config), {})  # none without BatchNorm
         statistics = {k: v.to(device) for k, v in statistics.items()}
@@ -164,6 +178,8 @@ class Supernet(nn.Module):
         for config, statistics in self.statistics.items():
             tensors |= {f"{config}/{k}": v.contiguous() for k, v in statistics.items()}
         about = self._identity() | {"space": self.space.to_dict(), "provenance": provenance}
+        if not self.options:
+            del about["options"]  # only families made of options have any
         metadata = {"format": FORMAT, "about": json.dumps(about), "sha256": _digest(tensors)}
         return atomic_write(path, save(tensors, metadata))
 
@@ -206,20 +222,20 @@ class Supernet(nn.Module):
         with torch.no_grad():
             for name, parameter in own.items():
                 parameter.copy_(weights[name])
-        work = {config: sum(layer.macs for layer in self.layers(config)) for config in found}
+        work = {config: macs_m(self, config) for config in found}
         self.statistics = {config: found[config] for config in sorted(found, key=work.get)}
 
     @classmethod
     def from_checkpoint(
-        cls, path: str | Path, *, build: Build | None = None, describe: Describe | None = None
+        cls, path: str | Path, *, build: Builder | None = None
     ) -> tuple["Supernet", dict]:
         """The super-network a checkpoint describes and its provenance, or `CheckpointError`.
 
-        `build` and `describe` are those it was made with, if its family is not in `FAMILIES`.
+        `build` is the one it was made with, if its family is not registered.
         """
         identity, _, _ = _read(path)
         try:
-            supernet = cls(**identity, build=build, describe=describe)
+            supernet = cls(**identity, build=build)
         except ConfigError as error:
             raise CheckpointError(f"{path}: {error}") from error
         return supernet, supernet.load(path)
@@ -234,7 +250,9 @@ class Supernet(nn.Module):
 
         Raises `ConfigError` where the other is less wide, or has more or fewer layers.
         """
-        large = Supernet(space, self.classes, family=self.family, transform=self.transform)
+        large = Supernet(
+            space, self.classes, family=self.family, options=self.options, transform=self.transform
+        )
         new, old = (dict(s.net.named_parameters()) for s in (large, self))
         if new.keys() != old.keys():
             raise ConfigError(f"grown: layers {sorted(new.keys() ^ old.keys())} are in one only")
@@ -251,6 +269,16 @@ class Supernet(nn.Module):
 
     def _identity(self) -> dict:
         return {key: getattr(self, key) for key in IDENTITY}
+
+
+def macs_m(supernet: Supernet, config: SubnetConfig) -> float:
+    """Millions of multiply-accumulates of a sub-network for one image."""
+    return sum(layer.macs for layer in supernet.layers(config)) / 1e6
+
+
+def params_m(supernet: Supernet, config: SubnetConfig) -> float:
+    """Millions of parameters of a sub-network, including normalisation and biases."""
+    return sum(p.numel() for p in supernet.slices(config).values()) / 1e6
 
 
 def crop(weight: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
@@ -296,7 +324,8 @@ def _read(path: str | Path) -> tuple[dict, dict, Tensors]:
             if metadata.get("format") != FORMAT:
                 raise CheckpointError(f"{path}: not a super-network checkpoint ({FORMAT})")
             # The first checkpoints hold a residual network and do not say so.
-            about = {"family": "ResNet", "transform": False} | json.loads(metadata["about"])
+            about = {"family": "ResNet", "transform": False, "options": {}}
+            about |= json.loads(metadata["about"])
             about["space"] = SearchSpace.from_dict(about["space"])
             about["classes"] = int(about["classes"])
             identity = {key: about[key] for key in IDENTITY}
@@ -330,7 +359,8 @@ def calibrate(
         Mean and unbiased variance of each BatchNorm layer, averaged over equal batches.
     """
     key, device = supernet.canonical(config), next(supernet.parameters()).device
-    net = supernet._build(config, supernet.classes).to(device, memory_format=torch.channels_last)
+    net = supernet.kind.build(config, supernet.classes)
+    net.to(device, memory_format=torch.channels_last)
     norms = _norms(net)
     for norm in norms.values():
         norm.momentum = None  # cumulative average
