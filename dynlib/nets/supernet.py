@@ -237,7 +237,9 @@ class Supernet(nn.Module):
         try:
             supernet = cls(**identity, build=build)
         except ConfigError as error:
-            raise CheckpointError(f"{path}: {error}") from error
+            raise CheckpointError(
+                f"{path}: {error}; pass its build, or load it into a super-network made as it was"
+            ) from error
         return supernet, supernet.load(path)
 
     def grown(self, space: SearchSpace) -> "Supernet":
@@ -328,6 +330,7 @@ def _read(path: str | Path) -> tuple[dict, dict, Tensors]:
             about |= json.loads(metadata["about"])
             about["space"] = SearchSpace.from_dict(about["space"])
             about["classes"] = int(about["classes"])
+            about["options"] = dict(about["options"])
             identity = {key: about[key] for key in IDENTITY}
             tensors = {name: file.get_tensor(name) for name in list(file.keys())}
             if metadata.get("sha256", digest := _digest(tensors)) != digest:
