@@ -14,10 +14,11 @@ from small_nets import SPACE, calibrated
 from torch.utils.flop_counter import FlopCounterMode
 
 from dynlib.errors import CheckpointError, ConfigError, ModelError
+from dynlib.nets.checkpoint import FORMAT
 from dynlib.nets.families import FAMILIES, Family, find_family, register
 from dynlib.nets.resnet import ResNet, whiten_stem
 from dynlib.nets.serve import SubnetServer
-from dynlib.nets.supernet import FORMAT, Supernet, calibrate, crop
+from dynlib.nets.supernet import Supernet, calibrate, crop
 from dynlib.space import SearchSpace, SubnetConfig
 
 ALL = st.sampled_from(list(SPACE))

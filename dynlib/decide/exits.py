@@ -94,9 +94,16 @@ def _pooled(x: torch.Tensor) -> torch.Tensor:
 
 
 def train_exits(
-    features: Sequence[torch.Tensor], logits: torch.Tensor, labels: torch.Tensor, *, seed: int,
-    epochs: int = 8, batch_size: int = 250, lr: float = 4e-3, decay: float = 0.05,
-) -> list[nn.Module]:  # fmt: skip
+    features: Sequence[torch.Tensor],
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    seed: int,
+    epochs: int = 8,
+    batch_size: int = 250,
+    lr: float = 4e-3,
+    decay: float = 0.05,
+) -> list[nn.Module]:
     """One classifier for each of the `features`: cross-entropy plus the divergence from `logits`.
 
     `loss = mean over exits of CE(z_i, y) + KL(softmax(z) || softmax(z_i))` with z the backbone's
@@ -125,16 +132,22 @@ def train_exits(
 
 def _classifier(inputs: int, classes: int) -> nn.Module:
     return nn.Sequential(
-        nn.BatchNorm1d(inputs), nn.Dropout(0.2), nn.Linear(inputs, HIDDEN), nn.ReLU(),
-        nn.Dropout(0.2), nn.Linear(HIDDEN, classes),
-    )  # fmt: skip
+        nn.BatchNorm1d(inputs),
+        nn.Dropout(0.2),
+        nn.Linear(inputs, HIDDEN),
+        nn.ReLU(),
+        nn.Dropout(0.2),
+        nn.Linear(HIDDEN, classes),
+    )
 
 
 @torch.inference_mode()
 def exit_answers(
-    exits: Sequence[nn.Module], features: Sequence[torch.Tensor], logits: torch.Tensor,
+    exits: Sequence[nn.Module],
+    features: Sequence[torch.Tensor],
+    logits: torch.Tensor,
     labels: torch.Tensor,
-) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+) -> tuple[np.ndarray, np.ndarray]:
     """Whether each position is right about each image, and its largest probability; both (N, P)."""
     said = [net(inputs) for net, inputs in zip(exits, features, strict=True)]
     sure, guess = torch.stack([*said, logits], 1).softmax(2).max(2)

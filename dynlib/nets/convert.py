@@ -37,9 +37,15 @@ from dynlib.space import SearchSpace, SubnetConfig
 FAMILY = "timm"
 CHANNEL_KINDS = ("width", "expand", "heads")
 READING = {
-    "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict",
-    "checkpoint_path", "cache_dir", "scriptable", "exportable",
-}  # fmt: skip
+    "pretrained",
+    "pretrained_cfg",
+    "pretrained_cfg_overlay",
+    "pretrained_strict",
+    "checkpoint_path",
+    "cache_dir",
+    "scriptable",
+    "exportable",
+}
 # Of a model that a file asks for: a number among its arguments, and that of its parameters.
 LARGEST_NUMBER, LARGEST_MODEL = 4096, 2**31
 
@@ -47,7 +53,8 @@ fx.wrap("resized")  # one operation of a recorded network
 
 
 def elastify(
-    model: nn.Module, *,
+    model: nn.Module,
+    *,
     resolution: Sequence[int] = (),
     width: Sequence[float] = (0.5, 0.75, 1.0),
     expand: Sequence[float] = (0.5, 0.75, 1.0),
@@ -56,7 +63,7 @@ def elastify(
     divisor: int = 8,
     modules: Sequence[str] = (),
     created: Mapping[str, Any] | None = None,
-) -> Supernet:  # fmt: skip
+) -> Supernet:
     """A super-network of the smaller versions of `model`, which itself stays as it is.
 
     At full size it computes what `model` computes. Within each group the channels are sorted by
@@ -171,9 +178,12 @@ class _ElasticModel:
     """
 
     def __init__(
-        self, model: nn.Module, groups: Sequence[Group], stages: Sequence[str],
+        self,
+        model: nn.Module,
+        groups: Sequence[Group],
+        stages: Sequence[str],
         created: Mapping[str, Any],
-    ):  # fmt: skip
+    ):
         self.groups, self.stages = groups, stages
         # What a checkpoint says of it: the registered family and its options, or a mere name.
         self.__qualname__ = FAMILY if created else f"elastic {type(model).__name__}"

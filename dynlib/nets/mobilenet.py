@@ -24,10 +24,12 @@ SWISH = (False, False, True, True, True)
 
 
 def mobilenet_space(
-    width: tuple[int, ...] = (100,), resolution: tuple[int, ...] = tuple(range(128, 225, 4)),
-    depth: tuple[int, ...] = (2, 3, 4), kernel: tuple[int, ...] = (3, 5, 7),
+    width: tuple[int, ...] = (100,),
+    resolution: tuple[int, ...] = tuple(range(128, 225, 4)),
+    depth: tuple[int, ...] = (2, 3, 4),
+    kernel: tuple[int, ...] = (3, 5, 7),
     expand: tuple[int, ...] = (3, 4, 6),
-) -> SearchSpace:  # fmt: skip
+) -> SearchSpace:
     """The same choices for every stage (`depth`) and block (`kernel` px, `expand` ratio).
 
     `width` is one place, the multiplier of all channels in percent. With the defaults it is
@@ -80,9 +82,12 @@ def stages(config: SubnetConfig) -> list[list[BlockSizes]]:
     """
     places, rest = divmod(len(config.kernel), len(STRIDES))
     if (
-        rest or len(config.depth) != len(STRIDES) or len(config.width) != 1
-        or len(config.expand) != len(config.kernel) or max(config.depth) > places
-    ):  # fmt: skip
+        rest
+        or len(config.depth) != len(STRIDES)
+        or len(config.width) != 1
+        or len(config.expand) != len(config.kernel)
+        or max(config.depth) > places
+    ):
         raise ConfigError(
             f"{config}: MobileNetV3 takes 5 depths, 1 width, and as many entries of kernel and "
             "expand for each stage as it may have blocks"

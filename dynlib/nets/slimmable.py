@@ -64,9 +64,14 @@ class SlimmableResNet(Row):
     """
 
     def __init__(
-        self, config: SubnetConfig, classes: int = 10, *, blocks: tuple[int, ...] = (3, 3, 3),
-        channels: int = 16, bottleneck: bool = False,
-    ):  # fmt: skip
+        self,
+        config: SubnetConfig,
+        classes: int = 10,
+        *,
+        blocks: tuple[int, ...] = (3, 3, 3),
+        channels: int = 16,
+        bottleneck: bool = False,
+    ):
         super().__init__()
         self.config = config
         inputs = share(channels, config.width[0])
@@ -132,9 +137,13 @@ class Separable(nn.Module):
     def __init__(self, inputs: int, outputs: int, stride: int, hidden: int):
         super().__init__()
         self.depthwise = conv_norm(inputs, inputs, 3, stride, groups=inputs)
-        self.attend = nn.Sequential() if not hidden else nn.Sequential(
-            nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, inputs), nn.Sigmoid()
-        )  # fmt: skip
+        self.attend = (
+            nn.Sequential()
+            if not hidden
+            else nn.Sequential(
+                nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, inputs), nn.Sigmoid()
+            )
+        )
         self.pointwise = conv_norm(inputs, outputs, 1)
         self.act = F.silu if hidden else F.relu
 

@@ -8,31 +8,24 @@ stored per configuration, computed offline, and never touched at run time. By ch
 pixels are mixed by a matrix learned with the weights, as in Once-for-All.
 """
 
-import hashlib
+import functools
 import itertools
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import nn
 from torch.func import functional_call
 
 from dynlib.errors import CheckpointError, ConfigError, DynlibError, ModelError
-from dynlib.files import atomic_write
+from dynlib.nets.checkpoint import IDENTITY, Checkpoint, Tensors, read_checkpoint, write_checkpoint
 from dynlib.nets.families import BlockLayers, Builder, Family, find_family
 from dynlib.nets.trace import NORMS
 from dynlib.space import LayerSpec, SearchSpace, SubnetConfig
 
-FORMAT = "dynlib-supernet-1"
-IDENTITY = ("space", "classes", "family", "options", "transform")
 MOMENTS = ("running_mean", "running_var")
 SKELETONS_KEPT = 256
-
-Tensors = dict[str, torch.Tensor]
 
 
 class Supernet(nn.Module):
@@ -52,10 +45,15 @@ class Supernet(nn.Module):
     """
 
     def __init__(
-        self, space: SearchSpace, classes: int = 10, *, family: str = "ResNet",
-        options: Mapping[str, Any] | None = None, build: Builder | None = None,
+        self,
+        space: SearchSpace,
+        classes: int = 10,
+        *,
+        family: str = "ResNet",
+        options: Mapping[str, Any] | None = None,
+        build: Builder | None = None,
         transform: bool = False,
-    ):  # fmt: skip
+    ):
         super().__init__()
         self.space, self.classes, self.transform = space, classes, transform
         if build is None:
@@ -104,9 +102,11 @@ class Supernet(nn.Module):
 
     def _slice(self, store: Tensors, name: str, shape: Sequence[int]):
         weight = store[name]
+        prefix = name.removesuffix("weight")
         while self.transform and weight.ndim == 4 and weight.shape[2] > shape[2]:
-            small = max(size for size in self._kernels if size < weight.shape[2])
-            matrix = store.get(f"{name.removesuffix('weight')}{weight.shape[2]}to{small}_matrix")
+            large = weight.shape[2]
+            small = max(size for size in self._kernels if size < large)
+            matrix = store.get(f"{prefix}{large}to{small}_matrix")
             if matrix is None:  # not depth-wise
                 break
             centre = crop(weight, (*shape[:2], small, small))
@@ -127,37 +127,43 @@ class Supernet(nn.Module):
             ConfigError: `config` is outside the space.
             ModelError: `calibrate` has not been run for it.
         """
-        if self.canonical(config) not in self.statistics and _norms(self._skeleton(config)):
+        known = self.canonical(config) in self.statistics
+        if not known and _norms(self._skeleton(config)):
+            stored = [str(config) for config in self.statistics]
             raise ModelError(
                 f"no BatchNorm statistics for {config}; run calibrate(supernet, config, images) "
-                f"(stored: {[str(c) for c in self.statistics]})"
+                f"(stored: {stored})"
             )
         return self._materialise(config, self.slices(config))
 
     def extract(self, config: SubnetConfig) -> nn.Module:
         """The same network with its own copies of the weights: what one would deploy alone."""
         net = self.prepare(config)
-        copies = {k: v.clone(memory_format=_layout(v)) for k, v in net.state_dict().items()}
+        copies = {}
+        for name, value in net.state_dict().items():
+            layout = torch.channels_last if value.ndim == 4 else torch.contiguous_format
+            copies[name] = value.clone(memory_format=layout)
         net.load_state_dict(copies, assign=True)
         return net.requires_grad_(False)
 
     def _skeleton(self, config: SubnetConfig) -> nn.Module:
         """A weightless network of the shapes of `config`, in training mode."""
         if config not in self._skeletons:
+            self.space.check(config)
             with torch.device("meta"):
-                net = _without_statistics(self.kind.build(self.space.check(config), self.classes))
+                net = self.kind.build(config, self.classes)
             if len(self._skeletons) == SKELETONS_KEPT:  # training draws ever new ones
                 self._skeletons.clear()
-            self._skeletons[config] = net
+            self._skeletons[config] = _without_statistics(net)
         return self._skeletons[config]
 
     def _materialise(self, config: SubnetConfig, parameters: Tensors):
         with torch.device("meta"):
             net = self.kind.build(config, self.classes)
         device = next(iter(parameters.values())).device
+        state = {name: value.detach() for name, value in parameters.items()}
         statistics = self.statistics.get(self.canonical(config), {})  # none without BatchNorm
-        statistics = {k: v.to(device) for k, v in statistics.items()}
-        state = {k: v.detach() for k, v in parameters.items()} | statistics
+        state |= {name: value.to(device) for name, value in statistics.items()}
         for name, buffer in net.named_buffers():
             if name.endswith("num_batches_tracked"):
                 state[name] = torch.zeros((), dtype=buffer.dtype, device=device)
@@ -171,17 +177,13 @@ class Supernet(nn.Module):
 
         `half` stores the weights as float16, which halves the file; statistics stay float32.
         """
-        tensors = {
-            f"net.{k}": v.detach().to("cpu", torch.float16 if half else v.dtype).contiguous()
-            for k, v in self.net.named_parameters()
-        }
-        for config, statistics in self.statistics.items():
-            tensors |= {f"{config}/{k}": v.contiguous() for k, v in statistics.items()}
-        about = self._identity() | {"space": self.space.to_dict(), "provenance": provenance}
-        if not self.options:
-            del about["options"]  # only families made of options have any
-        metadata = {"format": FORMAT, "about": json.dumps(about), "sha256": _digest(tensors)}
-        return atomic_write(path, save(tensors, metadata))
+        weights = {}
+        for name, parameter in self.net.named_parameters():
+            dtype = torch.float16 if half else parameter.dtype
+            weights[name] = parameter.detach().to("cpu", dtype)
+        statistics = {str(config): values for config, values in self.statistics.items()}
+        checkpoint = Checkpoint(self._identity(), provenance, weights, statistics)
+        return write_checkpoint(path, checkpoint)
 
     def load(self, path: str | Path) -> dict:
         """Replace weights and statistics by those of a checkpoint; returns its provenance.
@@ -189,18 +191,15 @@ class Supernet(nn.Module):
         The statistics are ordered by the work of their sub-networks, smallest first.
         Nothing is changed unless the whole file fits. Raises `CheckpointError`.
         """
-        identity, provenance, tensors = _read(path)
+        return self._take(read_checkpoint(path), path)
+
+    def _take(self, checkpoint: Checkpoint, path: str | Path) -> dict:
         for key, own in self._identity().items():
-            if identity[key] != own:
-                raise CheckpointError(f"{path}: holds another {key}: {identity[key]}, not {own}")
-        stored = {k.removeprefix("net."): v for k, v in tensors.items() if k.startswith("net.")}
-        statistics: dict[str, Tensors] = {}
-        for name, value in tensors.items():
-            if "/" in name:
-                config, _, key = name.partition("/")
-                statistics.setdefault(config, {})[key] = value
-        self.assign(stored, statistics, path)
-        return provenance
+            stored = checkpoint.identity[key]
+            if stored != own:
+                raise CheckpointError(f"{path}: holds another {key}: {stored}, not {own}")
+        self.assign(checkpoint.weights, checkpoint.statistics, path)
+        return checkpoint.provenance
 
     def assign(self, weights: Tensors, statistics: Mapping[str, Tensors], source) -> None:
         """Replace the weights, and the statistics of the sub-networks of these canonical names.
@@ -215,15 +214,16 @@ class Supernet(nn.Module):
                 config = self.space.check(SubnetConfig.parse(text))
             except ConfigError as error:
                 raise CheckpointError(f"{source}: {error}") from error
-            norms = _norms(self._skeleton(config))
-            sizes = {f"{n}.{key}": (m.num_features,) for n, m in norms.items() for key in MOMENTS}
+            sizes = {}
+            for name, norm in _norms(self._skeleton(config)).items():
+                sizes |= {f"{name}.{moment}": (norm.num_features,) for moment in MOMENTS}
             _same_shapes(f"{source}, {text}", values, sizes)
             found[self.canonical(config)] = values
         with torch.no_grad():
             for name, parameter in own.items():
                 parameter.copy_(weights[name])
-        work = {config: macs_m(self, config) for config in found}
-        self.statistics = {config: found[config] for config in sorted(found, key=work.get)}
+        smallest_first = sorted(found, key=functools.partial(macs_m, self))
+        self.statistics = {config: found[config] for config in smallest_first}
 
     @classmethod
     def from_checkpoint(
@@ -233,14 +233,14 @@ class Supernet(nn.Module):
 
         `build` is the one it was made with, if its family is not registered.
         """
-        identity, _, _ = _read(path)
+        checkpoint = read_checkpoint(path)
         try:
-            supernet = cls(**identity, build=build)
+            supernet = cls(**checkpoint.identity, build=build)
         except ConfigError as error:
             raise CheckpointError(
                 f"{path}: {error}; pass its build, or load it into a super-network made as it was"
             ) from error
-        return supernet, supernet.load(path)
+        return supernet, supernet._take(checkpoint, path)
 
     def grown(self, space: SearchSpace) -> "Supernet":
         """A super-network of a wider `space` that starts where this one stands.
@@ -255,12 +255,13 @@ class Supernet(nn.Module):
         large = Supernet(
             space, self.classes, family=self.family, options=self.options, transform=self.transform
         )
-        new, old = (dict(s.net.named_parameters()) for s in (large, self))
+        new = dict(large.net.named_parameters())
+        old = dict(self.net.named_parameters())
         if new.keys() != old.keys():
             raise ConfigError(f"grown: layers {sorted(new.keys() ^ old.keys())} are in one only")
         for name, weight in old.items():
-            if any(map(int.__gt__, weight.shape, new[name].shape)):
-                room = tuple(new[name].shape)
+            room = tuple(new[name].shape)
+            if any(map(int.__gt__, weight.shape, room)):
                 raise ConfigError(f"{name}: {tuple(weight.shape)} has no place in {room}")
         with torch.no_grad():
             for name, weight in old.items():
@@ -296,10 +297,6 @@ def crop(weight: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
     return weight[tuple(window)]
 
 
-def _layout(tensor: torch.Tensor) -> torch.memory_format:
-    return torch.channels_last if tensor.ndim == 4 else torch.contiguous_format
-
-
 def _without_statistics(net: nn.Module) -> nn.Module:
     for norm in _norms(net).values():
         norm.track_running_stats = False
@@ -313,39 +310,10 @@ def _norms(net: nn.Module) -> dict[str, nn.Module]:
 
 def _same_shapes(where, tensors: Tensors, shapes: Mapping[str, tuple]) -> None:
     for name in sorted(tensors.keys() | shapes.keys()):
-        got, want = tuple(tensors[name].shape) if name in tensors else None, shapes.get(name)
+        got = tuple(tensors[name].shape) if name in tensors else None
+        want = shapes.get(name)
         if got != want:
             raise CheckpointError(f"{where}: {name} has shape {got}, expected {want}")
-
-
-def _read(path: str | Path) -> tuple[dict, dict, Tensors]:
-    """What a checkpoint says it is, its provenance and its tensors."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("format") != FORMAT:
-                raise CheckpointError(f"{path}: not a super-network checkpoint ({FORMAT})")
-            # The first checkpoints hold a residual network and do not say so.
-            about = {"family": "ResNet", "transform": False, "options": {}}
-            about |= json.loads(metadata["about"])
-            about["space"] = SearchSpace.from_dict(about["space"])
-            about["classes"] = int(about["classes"])
-            about["options"] = dict(about["options"])
-            identity = {key: about[key] for key in IDENTITY}
-            tensors = {name: file.get_tensor(name) for name in list(file.keys())}
-            if metadata.get("sha256", digest := _digest(tensors)) != digest:
-                raise CheckpointError(f"{path}: damaged: its tensors do not add up to its SHA-256")
-            return identity, about["provenance"], tensors
-    except (OSError, ValueError, KeyError, TypeError, ConfigError, SafetensorError) as error:
-        raise CheckpointError(f"{path}: cannot be read: {error}") from error
-
-
-def _digest(tensors: Tensors) -> str:
-    sha = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        sha.update(name.encode())
-        sha.update(tensor.flatten().view(torch.uint8).numpy())
-    return sha.hexdigest()
 
 
 def calibrate(
@@ -361,14 +329,14 @@ def calibrate(
     Returns:
         Mean and unbiased variance of each BatchNorm layer, averaged over equal batches.
     """
-    key, device = supernet.canonical(config), next(supernet.parameters()).device
-    net = supernet.kind.build(config, supernet.classes)
+    key = supernet.canonical(config)
+    device = next(supernet.parameters()).device
+    net = supernet.kind.build(config, supernet.classes).train()
     net.to(device, memory_format=torch.channels_last)
     norms = _norms(net)
     for norm in norms.values():
         norm.momentum = None  # cumulative average
-    net.train()
-    parameters = {k: v.detach() for k, v in supernet.slices(config).items()}
+    parameters = {name: view.detach() for name, view in supernet.slices(config).items()}
     seen = 0
     with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
         for images in batches:
@@ -376,9 +344,9 @@ def calibrate(
             seen += len(images)
     if not seen:
         raise DynlibError(f"calibrate {config}: no images given")
-    supernet.statistics[key] = {
-        f"{name}.{moment}": getattr(norm, moment).float().cpu().clone()
-        for name, norm in norms.items()
-        for moment in MOMENTS
-    }
-    return supernet.statistics[key]
+    statistics = {}
+    for name, norm in norms.items():
+        for moment in MOMENTS:
+            statistics[f"{name}.{moment}"] = getattr(norm, moment).float().cpu().clone()
+    supernet.statistics[key] = statistics
+    return statistics

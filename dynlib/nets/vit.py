@@ -57,9 +57,13 @@ class ViT(Row):
     """
 
     def __init__(
-        self, config: SubnetConfig, classes: int = 10, *, patch: int = PATCH,
+        self,
+        config: SubnetConfig,
+        classes: int = 10,
+        *,
+        patch: int = PATCH,
         head_dim: int = HEAD_DIM,
-    ):  # fmt: skip
+    ):
         super().__init__()
         self.config = config
         width, side = _check(config, patch)
