@@ -2,16 +2,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dynlib.boards.latency import network_ms
 from dynlib.boards.platform import Platform
-from dynlib.decide.exits import block_features, exit_answers, exit_layers, train_exits
-from dynlib.errors import BoardError, DynlibError, InfeasibleError, ModelError
+from dynlib.errors import BoardError, DynlibError, InfeasibleError
 from dynlib.machine.bind import load_board
-from dynlib.nets.supernet import Supernet, calibrate
 from dynlib.search.codesign import DIRECTIONS, codesign, inner_search
 from dynlib.search.lookup import DESIGN_KNOBS, Lookup, exit_outcomes
 from dynlib.search.study import best_within
@@ -330,53 +327,3 @@ def test_the_gains_of_the_knobs_sum_up_to_the_gain_of_all(seed):
     without = 100 * (1 - energy["exits", "cpu", "memory"] / energy[()])
     assert rows.loc["gpu", "last_pct"] == pytest.approx(all_pct - without)
     assert (rows["alone_pct"] >= -1e-9).all()
-
-
-# -- exits of a real backbone -------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def backbone():
-    torch.manual_seed(0)
-    supernet = Supernet(SearchSpace((32,), ((1,), (1, 2), (2,)), ((8,), (8, 16), (16,))), 10)
-    config = supernet.space.largest
-    calibrate(supernet, config, [torch.randn(64, 3, 32, 32)])
-    return supernet, config, supernet.prepare(config)
-
-
-def test_positions_lie_behind_every_block_and_cover_all_layers(backbone):
-    supernet, config, net = backbone
-    images = torch.randn(5, 3, 32, 32)
-    features, logits = block_features(net, images)
-    segments, heads = exit_layers(supernet, config)
-    assert len(features) + 1 == len(segments) == len(heads) == 8
-    assert torch.equal(logits, net(images))
-    assert [layer for part in segments for layer in part] + heads[-1] == supernet.layers(config)
-    assert [f.shape[1] for f in features] == [head[0].in_channels for head in heads[:-1]]
-    assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
-
-
-def test_exits_learn_repeat_and_leave_backbone_and_generator_alone(backbone):
-    _, _, net = backbone
-    labels = torch.arange(200) % 10
-    images = torch.randn(200, 3, 32, 32, generator=torch.Generator().manual_seed(1)) * 0.3
-    images += labels[:, None, None, None] / 5
-    before = {k: v.clone() for k, v in net.state_dict().items()}
-    features, _ = block_features(net, images)
-    logits = 5 * torch.nn.functional.one_hot(labels, 10).float()
-    state = torch.get_rng_state()
-    one, two = (
-        train_exits(features, logits, labels, seed=3, epochs=25, batch_size=50) for _ in range(2)
-    )
-    assert torch.equal(state, torch.get_rng_state())
-    assert all(torch.equal(v, net.state_dict()[k]) for k, v in before.items())
-    right, sure = exit_answers(one, features, logits, labels)
-    assert np.array_equal(sure, exit_answers(two, features, logits, labels)[1])
-    assert right.shape == sure.shape == (200, len(features) + 1)
-    assert right[:, -1].all()
-    assert right[:, :-1].mean() > 0.3  # chance is 0.1
-
-
-def test_a_network_without_blocks_has_no_exits():
-    with pytest.raises(ModelError, match="stages of one block or more"):
-        block_features(torch.nn.Linear(2, 2), torch.zeros(1, 2))

@@ -18,20 +18,19 @@ from suite.papers.incremental import (
     IncrementalCNN,
     add_increment,
     increment,
-    layers,
+    increment_space,
     next_increment,
     part,
-    space,
 )
 from suite.papers.incremental_training import grow
 
-SPACE = space(4, 16)
+SPACE = increment_space(4, 16)
 RECIPE = Recipe(epochs=2, batch_size=32)
 
 
 def make() -> Supernet:
     torch.manual_seed(0)
-    return Supernet(SPACE, 10, build=IncrementalCNN, describe=layers)
+    return Supernet(SPACE, 10, family="IncrementalCNN")
 
 
 def images(count=8, seed=1):
@@ -150,11 +149,12 @@ def test_what_is_not_there_is_refused():
 def test_layers_count_what_the_grouped_network_does(count):
     config = SubnetConfig(16, width=(count,))
     net = IncrementalCNN(config)
+    specs = make().layers(config)
     with FlopCounterMode(display=False) as counter:
         net.eval()(images(1))
-    assert sum(layer.macs for layer in layers(config)) == counter.get_total_flops() / 2
+    assert sum(layer.macs for layer in specs) == counter.get_total_flops() / 2
     weights = sum(p.numel() for p in net.parameters() if p.ndim > 1)
-    assert sum(layer.params for layer in layers(config)) == weights
+    assert sum(layer.params for layer in specs) == weights
 
 
 def test_no_group_reads_another():

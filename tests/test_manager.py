@@ -27,9 +27,7 @@ from dynlib.manager.manager import Manager
 from dynlib.manager.planner import schedulable
 from dynlib.manager.policy import Placement, edf
 from dynlib.nets.supernet import Supernet
-from dynlib.nets.trace import record
-from dynlib.nets.vit import ViT
-from dynlib.nets.vit import layers as vit_layers
+from dynlib.nets.trace import layers_of
 from dynlib.points import PointTable
 from dynlib.runtime.rivals import Static
 from dynlib.space import SearchSpace
@@ -273,7 +271,7 @@ def test_a_cnn_a_vision_transformer_and_a_static_timm_model_share_a_board():
     on = load_board("jetson-xavier-nx")
     cnn = Supernet(SearchSpace((32,), ((1,),) * 3, ((8, 32), (16, 64), (16, 96))), 10)
     vit = Supernet(SearchSpace((32,), ((1, 3),), ((32, 64),), (), ((64, 128),) * 3, ((1, 2),) * 3),
-                   10, build=ViT, describe=vit_layers)  # fmt: skip
+                   10, family="ViT")  # fmt: skip
     networks = {"cnn": cnn.space.ladder(2), "vit": vit.space.ladder(2)}
     layers = {
         name: {f"{name}-{i}": net.layers(config) for i, config in enumerate(networks[name])}
@@ -281,7 +279,7 @@ def test_a_cnn_a_vision_transformer_and_a_static_timm_model_share_a_board():
     }
     with torch.device("meta"):
         static = timm.create_model("mobilenetv3_small_100")
-    layers["static"] = {"static-0": record(static, 224)}
+    layers["static"] = {"static-0": layers_of(static, 224)[""]}
     points = {}
     for name, subnets in layers.items():
         batch = fitting_batch(on, "gpu", list(subnets.values())[-1], 20.0)

@@ -13,14 +13,15 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 from dynlib.errors import CheckpointError, ConfigError, ModelError
-from dynlib.nets import mobilenet
-from dynlib.nets.mobilenet import OFA_W10, OFA_W12, MobileNetV3, canonical, layers
+from dynlib.nets.families import find_family
+from dynlib.nets.mobilenet import OFA_W10, OFA_W12, MobileNetV3, channels, mobilenet_space
 from dynlib.nets.supernet import Supernet, calibrate
 from dynlib.space import SearchSpace, SubnetConfig
 from dynlib.training.trainer import evaluate
 from suite.papers.ofa_weights import imagenet, load_ofa
 
-SMALL = mobilenet.space((25, 50), (32, 48), depth=(1, 2), kernel=(3, 5, 7), expand=(2, 3))
+FAMILY = find_family("MobileNetV3", {})
+SMALL = mobilenet_space((25, 50), (32, 48), depth=(1, 2), kernel=(3, 5, 7), expand=(2, 3))
 CONFIGS = st.integers(0, 2**32 - 1).map(lambda seed: SMALL.sample(np.random.default_rng(seed)))
 
 # level, resolution, depth, kernel, expand, MMACs, M parameters (Dynamic-OFA, width 1.2)
@@ -69,6 +70,10 @@ WITHOUT_SQUEEZE = """
 """
 
 
+def layers(config, classes=1000):
+    return [spec for specs in FAMILY.layers(config, classes).values() for spec in specs]
+
+
 def digits(text, count):
     return tuple(map(int, text)) * (count if len(text) == 1 else 1)
 
@@ -103,7 +108,7 @@ def test_the_ends_of_the_published_spaces():
     ends = [params(end) for end in (OFA_W12.smallest, OFA_W12.largest)]
     assert [f"{count / 1e6:.2f}" for count in ends] == ["4.60", "10.70"]
     assert [OFA_W10.resolution[0], *np.unique(np.diff(OFA_W10.resolution))] == [128, 4]
-    assert mobilenet.channels(OFA_W12.largest) == [24, 24, 32, 48, 96, 136, 192, 1152, 1536]
+    assert channels(OFA_W12.largest) == [24, 24, 32, 48, 96, 136, 192, 1152, 1536]
     with pytest.raises(ConfigError, match="5 depths"):
         MobileNetV3(SubnetConfig(224, (2, 2), (100,), (3,) * 8, (3,) * 8))
 
@@ -209,6 +214,7 @@ def test_configurations_are_one_network_exactly_if_their_canonical_form_is(one, 
             getattr(other if i % 2 >= one.depth[i // 2] else one, name)[i] for i in range(10)
         ) for name in ("kernel", "expand")}), other,
     ]  # fmt: skip
+    canonical = FAMILY.canonical
     assert canonical(one, SMALL) in SMALL
     assert canonical(mixed[0], SMALL) == canonical(one, SMALL)
     for config in mixed:

@@ -1,4 +1,4 @@
-"""The contract of every back end, and a server that never mixes two configurations."""
+"""The contract of every engine, and a server that never mixes two configurations."""
 
 import threading
 
@@ -11,14 +11,15 @@ from small_nets import SPACE, calibrated
 from torch import nn
 
 from dynlib.errors import ConfigError, ModelError
-from dynlib.nets import mobilenet
-from dynlib.nets.engines import BACKENDS, Backend, backend
-from dynlib.nets.serve import SubnetServer, resize, storage_bytes
+from dynlib.nets.chain import resized
+from dynlib.nets.engines import ENGINES, Engine, find_engine
+from dynlib.nets.mobilenet import MobileNetV3, mobilenet_space
+from dynlib.nets.serve import SubnetServer, storage_bytes
 from dynlib.nets.supernet import Supernet, calibrate
 
 POINTS = (SPACE.smallest, SPACE.largest)
 TOLERANCE = {"fp32": 1e-5, "bf16": 5e-2, "int8": 0.15}  # of the largest logit
-PAIRS = [(name, precision) for name, b in BACKENDS.items() for precision in b.precisions]
+PAIRS = [(name, precision) for name, b in ENGINES.items() for precision in b.precisions]
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +35,8 @@ def supernet():
 @pytest.fixture(scope="module", params=PAIRS, ids="-".join)
 def server(request, supernet, images):
     name, precision = request.param
-    if not BACKENDS[name].installed:
-        pytest.skip(f"{BACKENDS[name].package} is not installed")
+    if not ENGINES[name].installed:
+        pytest.skip(f"{ENGINES[name].package} is not installed")
     return SubnetServer(supernet, POINTS, backend=name, precision=precision, example=images)
 
 
@@ -127,13 +128,13 @@ def test_a_prepared_network_leaves_the_weight_store_alone(supernet, images, conf
 
 
 def test_unknown_engines_precisions_and_missing_packages_are_refused_by_name(supernet):
-    with pytest.raises(ModelError, match=r"no back end 'tensorrt'; there are torch, torch-fold"):
+    with pytest.raises(ModelError, match=r"no engine 'tensorrt'; there are torch, torch-fold"):
         SubnetServer(supernet, POINTS, backend="tensorrt")
     with pytest.raises(ModelError, match=r"onnxruntime has no precision 'fp8'; it has fp32, int"):
         SubnetServer(supernet, POINTS, backend="onnxruntime", precision="fp8")
     with pytest.raises(ModelError, match="calibrated on images"):
         SubnetServer(supernet, POINTS, backend="onnxruntime", precision="int8")
-    gone = Backend("gone", ("fp32",), "no_such_package", backend("torch").build)
+    gone = Engine("gone", ("fp32",), "no_such_package", find_engine("torch").build)
     with pytest.raises(ModelError, match="needs the package no_such_package"):
         gone.prepare(nn.Identity(), torch.zeros(1, 3, 4, 4))
 
@@ -149,16 +150,16 @@ def test_views_share_storage_and_folded_copies_do_not(supernet):
     assert storage_bytes(supernet.net, *copies) > 1.3 * alone
 
 
-@pytest.mark.parametrize("name", [n for n in BACKENDS if n != "torch"])
+@pytest.mark.parametrize("name", [n for n in ENGINES if n != "torch"])
 def test_squeeze_and_excitation_survives_the_engines(name, images):
     """The mean over pixels becomes a pooling operator in the exported graph."""
-    if not BACKENDS[name].installed:
-        pytest.skip(f"{BACKENDS[name].package} is not installed")
+    if not ENGINES[name].installed:
+        pytest.skip(f"{ENGINES[name].package} is not installed")
     torch.manual_seed(0)
-    space = mobilenet.space(resolution=(32,), depth=(2,), kernel=(3,), expand=(3,))
-    net = mobilenet.MobileNetV3(space.largest, 10).eval()
-    pixels = resize(images, 32)
-    run = BACKENDS[name].prepare(net, pixels)
+    space = mobilenet_space(resolution=(32,), depth=(2,), kernel=(3,), expand=(3,))
+    net = MobileNetV3(space.largest, 10).eval()
+    pixels = resized(images, 32)
+    run = ENGINES[name].prepare(net, pixels)
     with torch.inference_mode():
         assert off(run(pixels), net(pixels)) <= 1e-4
 
@@ -170,7 +171,7 @@ def test_once_for_all_and_we_agree():
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randn(4, 3, 64, 64, generator=generator)
     peer = peers.OnceForAll(pixels, generator)
-    ours = Supernet(mobilenet.space(resolution=(64,)), 1000, family="MobileNetV3", transform=True)
+    ours = Supernet(mobilenet_space(resolution=(64,)), 1000, family="MobileNetV3", transform=True)
     points = (ours.space.smallest, ours.space.sample(np.random.default_rng(0)))
     peers.adopt(ours, peer, points)
     with torch.inference_mode():

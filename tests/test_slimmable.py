@@ -10,15 +10,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dynlib._vision import timm
 from dynlib.errors import ConfigError, ModelError
+from dynlib.nets.families import Family
 from dynlib.nets.slimmable import (
     DSNET_WIDTHS,
     WIDTHS_PCT,
     Separable,
     SlimmableMobileNet,
     SlimmableResNet,
-    describe,
     dsnet_plan,
-    space,
+    slimmable_space,
 )
 from dynlib.nets.supernet import Supernet, calibrate
 from dynlib.space import SubnetConfig
@@ -29,7 +29,8 @@ DSNet = partial(SlimmableMobileNet, plan=dsnet_plan)
 
 def macs(build, width, resolution=224, classes=1000):
     config = SubnetConfig(resolution, width=(width,))
-    return sum(layer.macs for layer in describe(build)(config, classes))
+    blocks = Family(build).layers(config, classes).values()
+    return sum(layer.macs for block in blocks for layer in block)
 
 
 @pytest.mark.parametrize(
@@ -54,7 +55,7 @@ def dsnet_pooling(width):
         for module in net.modules():
             if isinstance(module, Separable):
                 module.depthwise.register_forward_hook(lambda *a: seen.append(a[2].numel()))
-        net.body.register_forward_hook(lambda *a: seen.append(a[2].numel()))
+        net.body[-1].register_forward_hook(lambda *a: seen.append(a[2].numel()))
         net(torch.empty(1, 3, 224, 224))
     return sum(seen)
 
@@ -92,10 +93,10 @@ def test_at_full_width_it_computes_what_timm_computes(build, name):
 
 
 FAMILIES = [
-    (SlimmableResNet, space(16)),
-    (partial(SlimmableResNet, blocks=(1, 1), channels=8, bottleneck=True), space(32)),
-    (SlimmableMobileNet, space(32, (10, 25, 30))),
-    (DSNet, space(32, DSNET_WIDTHS[:2])),
+    (SlimmableResNet, slimmable_space(16)),
+    (partial(SlimmableResNet, blocks=(1, 1), channels=8, bottleneck=True), slimmable_space(32)),
+    (SlimmableMobileNet, slimmable_space(32, (10, 25, 30))),
+    (DSNet, slimmable_space(32, DSNET_WIDTHS[:2])),
 ]
 
 
@@ -103,11 +104,11 @@ FAMILIES = [
 def supernet(request):
     build, widths = request.param
     torch.manual_seed(0)
-    return Supernet(widths, 10, build=build, describe=describe(build))
+    return Supernet(widths, 10, build=build)
 
 
 def test_there_are_14_widths():
-    assert len(WIDTHS_PCT) == len(DSNET_WIDTHS) == space(32).size == 14
+    assert len(WIDTHS_PCT) == len(DSNET_WIDTHS) == slimmable_space(32).size == 14
     assert SlimmableResNet(SubnetConfig(32, width=(35,))).stem[0].out_channels == 6
 
 
@@ -117,7 +118,7 @@ def test_layers_count_the_macs_that_torch_counts(supernet, data):
     config = data.draw(st.sampled_from(list(supernet.space)))
     size = config.resolution
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
-        supernet._build(config, 10).eval()(torch.empty(1, 3, size, size))
+        supernet.kind.build(config, 10).eval()(torch.empty(1, 3, size, size))
     assert sum(layer.macs for layer in supernet.layers(config)) == counter.get_total_flops() / 2
 
 

@@ -14,12 +14,18 @@ from small_nets import SPACE, calibrated
 from torch.utils.flop_counter import FlopCounterMode
 
 from dynlib.errors import CheckpointError, ConfigError, ModelError
-from dynlib.nets.resnet import ResNet, layers, whiten_stem
+from dynlib.nets.checkpoint import FORMAT
+from dynlib.nets.families import FAMILIES, Family, find_family, register
+from dynlib.nets.resnet import ResNet, whiten_stem
 from dynlib.nets.serve import SubnetServer
-from dynlib.nets.supernet import FORMAT, Supernet, calibrate, crop
+from dynlib.nets.supernet import Supernet, calibrate, crop
 from dynlib.space import SearchSpace, SubnetConfig
 
 ALL = st.sampled_from(list(SPACE))
+
+
+def layers(config):
+    return Supernet(SPACE).layers(config)
 
 
 @pytest.fixture(scope="module")
@@ -230,7 +236,7 @@ def test_bad_statistics_and_descriptions_are_refused_before_a_weight_is_touched(
         with pytest.raises(CheckpointError, match=message):
             victim.load(path)
     rewrite(path, space=SPACE.to_dict(), family="Unheard")
-    with pytest.raises(CheckpointError, match="'Unheard' is none of"):
+    with pytest.raises(CheckpointError, match=r"'Unheard' is not registered; known: .*ResNet"):
         Supernet.from_checkpoint(path)
     assert all(torch.equal(v, before[k]) for k, v in victim.net.state_dict().items())
     assert victim.statistics == {}
@@ -249,12 +255,32 @@ def test_a_family_of_ones_own_is_restored_by_its_builder(tmp_path):
     class Own(ResNet):
         pass
 
-    own = Supernet(SPACE, build=Own, describe=layers)
+    own = Supernet(SPACE, build=Own)
+    assert own.layers(SPACE.largest) == layers(SPACE.largest)  # recorded, as it says none
     path = own.save(tmp_path / "net.safetensors")
-    with pytest.raises(CheckpointError, match="Own' is none of"):
+    with pytest.raises(CheckpointError, match="Own' is not registered"):
         Supernet.from_checkpoint(path)
-    back, _ = Supernet.from_checkpoint(path, build=Own, describe=layers)
+    back, _ = Supernet.from_checkpoint(path, build=Own)
     assert torch.equal(back.net.head.weight, own.net.head.weight)
+
+
+def test_a_registered_family_of_ones_own_is_restored_by_its_name(tmp_path, monkeypatch):
+    monkeypatch.setattr("dynlib.nets.families.FAMILIES", FAMILIES.copy())
+
+    @register("Narrow")
+    def narrow(classes_more=0):
+        return Family(lambda config, classes: ResNet(config, classes + classes_more))
+
+    own = Supernet(SPACE, 10, family="Narrow", options={"classes_more": 2})
+    back, _ = Supernet.from_checkpoint(own.save(tmp_path / "net.safetensors"))
+    assert back.options == {"classes_more": 2}
+    assert back.net.head.out_features == 12
+    with pytest.raises(ConfigError, match="there is a family 'Narrow' already"):
+        register("Narrow")(narrow)
+    with pytest.raises(ConfigError, match=r"'Narrow' with .'wrong'.: .*unexpected"):
+        Supernet(SPACE, family="Narrow", options={"wrong": 1})
+    with pytest.raises(ConfigError, match="'Narow' is not registered; did you mean Narrow"):
+        find_family("Narow", {})
 
 
 def test_a_server_switches_between_frames(supernet):

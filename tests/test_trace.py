@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from dynlib.nets.attention import Attention
-from dynlib.nets.trace import record
+from dynlib.nets.trace import layers_of
 from dynlib.space import LayerSpec
 
 
@@ -24,7 +24,7 @@ class Tokens(nn.Module):
 
 def test_a_class_token_is_work_but_no_pixel():
     with torch.device("meta"):
-        conv, *qkv, proj, attention, head = record(Tokens(), 16)
+        conv, *qkv, proj, attention, head = layers_of(Tokens(), 16)[""]
     assert conv == LayerSpec("conv", 3, 8, 4, 4, 1, 16, 4)
     assert head == LayerSpec("linear", 8, 5)
     for linear in (*qkv, proj):  # 16 patches and the token

@@ -1,6 +1,7 @@
 """The elastic vision transformer: slices, exactness, work."""
 
 import copy
+import operator
 from functools import partial
 
 import pytest
@@ -12,8 +13,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dynlib.errors import ConfigError
 from dynlib.nets.attention import Attention
+from dynlib.nets.families import Family, find_family
 from dynlib.nets.supernet import Supernet
-from dynlib.nets.vit import ViT, canonical, layers
+from dynlib.nets.vit import ViT
 from dynlib.space import SearchSpace, SubnetConfig
 
 SPACE = SearchSpace(
@@ -26,10 +28,17 @@ ALL = st.builds(
 )
 
 
+FAMILY = find_family("ViT", {})
+
+
+def layers(config):
+    return [spec for specs in FAMILY.layers(config, 10).values() for spec in specs]
+
+
 @pytest.fixture(scope="module")
 def supernet():
     torch.manual_seed(0)
-    return Supernet(SPACE, build=ViT, describe=layers)
+    return Supernet(SPACE, family="ViT")
 
 
 @settings(deadline=None, max_examples=25)
@@ -90,18 +99,28 @@ def test_gradients_reach_only_the_prefix(supernet):
 def test_blocks_beyond_the_depth_do_not_matter(supernet):
     images = torch.randn(1, 3, 32, 32)
     a = SubnetConfig(32, (1,), (48,), (), (64, 128, 64), (2, 3, 1))
-    b = canonical(a, SPACE)
+    b = FAMILY.canonical(a, SPACE)
     assert b == SubnetConfig(32, (1,), (48,), (), (64, 32, 32), (2, 1, 1))
-    assert canonical(SPACE.largest, SPACE) == SPACE.largest
+    assert FAMILY.canonical(SPACE.largest, SPACE) == SPACE.largest
     assert torch.equal(supernet.prepare(a)(images), supernet.prepare(b)(images))
 
 
 def test_other_patches_and_heads():
-    build, describe = (partial(function, patch=8, head_dim=16) for function in (ViT, layers))
-    net = Supernet(SPACE, 5, build=build, describe=describe)
+    net = Supernet(SPACE, 5, build=partial(ViT, patch=8, head_dim=16))
     assert net.prepare(SPACE.smallest)(torch.randn(1, 3, 32, 32)).shape == (1, 5)
     assert net.net.blocks[0].attention.q.out_features == 3 * 16
     assert net.layers(SPACE.largest)[0].out_size == 4
+
+
+@settings(deadline=None, max_examples=5)
+@given(ALL)
+def test_its_own_list_of_layers_is_what_a_run_shows(config):
+    recorded = Family(ViT).layers(config, 10)
+    told = FAMILY.layers(config, 10)
+    assert list(told) == list(recorded)
+    for name, specs in told.items():
+        key = operator.attrgetter("op", "in_channels", "out_channels")
+        assert sorted(specs, key=key) == sorted(recorded[name], key=key)
 
 
 def test_what_does_not_fit_is_refused():

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from dynlib.errors import ModelError
+from dynlib.nets.chain import chain, cut
 from dynlib.nets.supernet import Supernet
 from dynlib.space import LayerSpec, SubnetConfig
 
@@ -19,62 +20,90 @@ GRID = 2  # features are averaged down to 2 x 2 pixels
 HIDDEN = 64
 
 
+def _places(names: Sequence[str], behind: Sequence[str] | None) -> Sequence[str]:
+    """Names of the blocks with an exit behind them."""
+    possible = names[:-2]  # the last block is followed by the backbone's own classifier
+    places = possible[1:] if behind is None else behind
+    if not places or not set(places) <= set(possible):
+        raise ModelError(f"exits behind {list(places)}: expected some of {list(possible)}")
+    return places
+
+
 def exit_layers(
-    supernet: Supernet, config: SubnetConfig
+    supernet: Supernet, config: SubnetConfig, behind: Sequence[str] | None = None
 ) -> tuple[list[list[LayerSpec]], list[list[LayerSpec]]]:
     """The layers that lead from each of the P positions to the next, and those of each classifier.
 
     The last position is the end of the backbone, and its classifier the backbone's own.
+
+    Args:
+        behind: names of the blocks with an exit behind them, as in `chain`; by default all but the
+            stem and the last.
+
+    Raises:
+        ModelError: there is no such block.
     """
-    stem, first, *blocks, own = supernet.layers(config)
-    heads = [
+    blocks = supernet.blocks(config)
+    places = _places(list(blocks), behind)
+    *_, own = blocks.values()
+    body = dict(list(blocks.items())[:-1])
+    segments = [
+        [layer for layers in piece.values() for layer in layers] for piece in cut(body, places)
+    ]
+    classifiers = [
         [
-            LayerSpec("linear", layer.out_channels * GRID**2, HIDDEN),
+            LayerSpec("linear", segment[-1].out_channels * GRID**2, HIDDEN),
             LayerSpec("linear", HIDDEN, supernet.classes),
         ]
-        for layer in (first, *blocks[:-1])
+        for segment in segments[:-1]
     ]
-    return [[stem, first], *([block] for block in blocks)], [*heads, [own]]
+    return segments, [*classifiers, own]
 
 
 @torch.inference_mode()
 def block_features(
-    net: nn.Module, images: torch.Tensor, *, bf16: bool = False
+    net: nn.Module, images: torch.Tensor, behind: Sequence[str] | None = None, *, bf16: bool = False
 ) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """Features (N, channels * GRID**2) behind every block but the last, and logits (N, classes).
+    """Features (N, channels * GRID**2) behind the blocks with an exit, and logits (N, classes).
 
     Args:
-        net: a prepared sub-network of the ResNet family.
+        net: a prepared sub-network.
         images: normalised, (N, 3, H, W).
+        behind: names of these blocks, as in `chain`; by default all but the stem and the last.
 
-    Raises `ModelError` for a network of another family.
+    Raises:
+        ModelError: there is no such block, or the network is no chain of blocks.
     """
-    stages = getattr(net, "stages", ())
-    if not stages or not all(len(getattr(stage, "blocks", ())) for stage in stages):
-        raise ModelError(f"{type(net).__name__}: expected stages of one block or more (ResNet)")
-    kept: list[torch.Tensor] = []
+    row = chain(net)
+    *pieces, rest = row.cut(_places(row.names, behind))
+    features = []
+    x = images
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
+        for piece in pieces:
+            x = piece(x)
+            features.append(_pooled(x.float()))
+        logits = rest(x).float()
+    return features, logits
 
-    def keep(_, inputs, output=None):
-        features = inputs[0] if output is None else output
-        kept.append(F.adaptive_avg_pool2d(features.float(), GRID).flatten(1))
 
-    hooks = []
-    for stage in stages:
-        hooks.append(stage.blocks[0].register_forward_pre_hook(keep))  # behind the reduction
-        hooks += [block.register_forward_hook(keep) for block in stage.blocks]
-    try:
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
-            logits = net(images).float()
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return kept[:-1], logits
+def _pooled(x: torch.Tensor) -> torch.Tensor:
+    """Maps (N, C, H, W) or tokens (N, T, C), averaged over parts of the image, row after row."""
+    if x.ndim == 3:
+        return F.adaptive_avg_pool1d(x.transpose(1, 2), GRID**2).flatten(1)
+    return F.adaptive_avg_pool2d(x, GRID).flatten(1)
 
 
 def train_exits(
-    features: Sequence[torch.Tensor], logits: torch.Tensor, labels: torch.Tensor, *, seed: int,
-    epochs: int = 8, batch_size: int = 250, lr: float = 4e-3, decay: float = 0.05,
-) -> list[nn.Module]:  # fmt: skip
+    features: Sequence[torch.Tensor],
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    seed: int,
+    epochs: int = 8,
+    batch_size: int = 250,
+    lr: float = 4e-3,
+    decay: float = 0.05,
+) -> list[nn.Module]:
     """One classifier for each of the `features`: cross-entropy plus the divergence from `logits`.
 
     `loss = mean over exits of CE(z_i, y) + KL(softmax(z) || softmax(z_i))` with z the backbone's
@@ -103,16 +132,22 @@ def train_exits(
 
 def _classifier(inputs: int, classes: int) -> nn.Module:
     return nn.Sequential(
-        nn.BatchNorm1d(inputs), nn.Dropout(0.2), nn.Linear(inputs, HIDDEN), nn.ReLU(),
-        nn.Dropout(0.2), nn.Linear(HIDDEN, classes),
-    )  # fmt: skip
+        nn.BatchNorm1d(inputs),
+        nn.Dropout(0.2),
+        nn.Linear(inputs, HIDDEN),
+        nn.ReLU(),
+        nn.Dropout(0.2),
+        nn.Linear(HIDDEN, classes),
+    )
 
 
 @torch.inference_mode()
 def exit_answers(
-    exits: Sequence[nn.Module], features: Sequence[torch.Tensor], logits: torch.Tensor,
+    exits: Sequence[nn.Module],
+    features: Sequence[torch.Tensor],
+    logits: torch.Tensor,
     labels: torch.Tensor,
-) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+) -> tuple[np.ndarray, np.ndarray]:
     """Whether each position is right about each image, and its largest probability; both (N, P)."""
     said = [net(inputs) for net, inputs in zip(exits, features, strict=True)]
     sure, guess = torch.stack([*said, logits], 1).softmax(2).max(2)

@@ -3,28 +3,34 @@
 Found by trying, not by a list of layers or models: torch.fx records the model, then each recorded
 operation is run alone, without weights, with one axis of one parameter made smaller. Where that
 fails, the smallest set of axes that can shrink together is searched: they are one group (a residual
-stream, a depth-wise chain, a squeezed gate). Channels that no set frees stay fixed. Groups of
+stream, a depth-wise chain, a squeezed gate). Channels that no set frees, of a bounded number, stay
+fixed, and it is said which operation holds them. Groups of
 coupled channels are the idea of DepGraph (arXiv 2301.12900).
 """
 
 import copy
 import itertools
+import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 import torch
-from scipy.cluster.hierarchy import DisjointSet
 from torch import fx, nn
 
-from dynlib._vision import timm
 from dynlib.errors import ModelError
 from dynlib.nets.attention import Attention
-from dynlib.nets.supernet import NORMS
+from dynlib.nets.trace import (
+    CONVOLUTIONS,
+    LAYERS,
+    NORMS,
+    SEQUENCES,
+    graph_of,
+    module_paths,
+    without_root,
+)
 
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)
-LAYERS = (*CONVOLUTIONS, *NORMS, nn.Linear, nn.LayerNorm, Attention)  # recorded as one operation
-SEQUENCES = (nn.Sequential, nn.ModuleList)
+TRIALS = 64  # sets of axes tried in one operation; those of our tests need 28 at most
 FEWEST = 4  # a shorter axis is no axis of channels (colours, say), and one of 1 would broadcast
 
 Axis = tuple[str, int]  # name of a parameter or statistic, and which of its axes
@@ -40,12 +46,6 @@ class Group:
     unit: int = 1  # channels that stay together: those of one attention head
 
 
-class _Tracer(fx.Tracer):
-    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        known = isinstance(module, LAYERS) or timm.layers.is_notrace_module(type(module))
-        return known or super().is_leaf_module(module, name)
-
-
 class Structure:
     """Groups of coupled channels and stages of residual blocks of `model`.
 
@@ -58,20 +58,20 @@ class Structure:
     """
 
     def __init__(self, model: nn.Module, resolution: int):
+        from scipy.cluster.hierarchy import DisjointSet  # takes a second to import
+
         self.model = copy.deepcopy(model).to("meta", torch.float32).eval()
         self.shapes = {name: value.shape for name, value in self.model.state_dict().items()}
-        self.tied: DisjointSet[Axis] = DisjointSet()
+        self.tied = DisjointSet()
         self.units: dict[Axis, int] = {}
         self.held: dict[Axis, str] = {}  # why the channels of an axis are fixed
         # What the channels on each axis are, for the output of a node and for a named parameter.
         self.labels: dict[fx.Node | str, dict[int, Axis]] = {}
         self.values: dict[fx.Node, object] = {}
         self.own: dict[fx.Node, list[str]] = {}  # the parameters that a node brings in
-        tracer = _Tracer(autowrap_functions=tuple(timm.layers.get_notrace_functions()))
+        nodes = list(graph_of(self.model).graph.nodes)
+        self.paths = {node: module_paths(node) for node in nodes}
         try:
-            # Wrapped, so that further arguments of the model's forward keep their defaults.
-            nodes = list(tracer.trace(nn.Sequential(self.model)).nodes)
-            self.paths = {node: _paths(node) for node in nodes}
             with torch.device("meta"), torch.no_grad():
                 for node in nodes:
                     self._read(node, torch.empty(2, 3, resolution, resolution))
@@ -162,24 +162,19 @@ class Structure:
     def _read(self, node: fx.Node, images: torch.Tensor) -> None:
         """Run one operation, tie the channels it couples, and label those of its output."""
         self._meet_parameters(node)
-        labels = self.labels[node] = {}
+        self.labels[node] = {}
         value = self.values[node] = images if node.op == "placeholder" else self._run(node, {})
-        axes = dict.fromkeys(self.tied[axis] for axis in self._axes(node))
+        axes = list(dict.fromkeys(self.tied[axis] for axis in self._axes(node)))
         if node.op == "output":
             self._hold(axes, "its channels are the outputs of the model")
         elif reason := self._inseparable(node):
             self._hold(axes, reason)
         elif isinstance(value, torch.Tensor):
-            while axes:
-                group, shrunk = self._tie(node, list(axes))
-                labels |= dict.fromkeys(shrunk, group[0])
-                for axis in group:
-                    self.tied.merge(group[0], axis)
-                    del axes[axis]
+            self._tie(node, axes)
 
     def _meet_parameters(self, node: fx.Node) -> None:
         """Label the parameters of a node. The rows of all tensors of one layer are its outputs."""
-        target = _without_root(node.target) if node.op in ("call_module", "get_attr") else None
+        target = without_root(node.target) if node.op in ("call_module", "get_attr") else None
         names = [n for n in self.shapes if target and (n == target or n.startswith(f"{target}."))]
         self.own[node] = names
         module = self._module(node)
@@ -202,7 +197,7 @@ class Structure:
 
     def _module(self, node: fx.Node) -> nn.Module | None:
         if node.op == "call_module":
-            return self.model.get_submodule(_without_root(node.target))
+            return self.model.get_submodule(without_root(node.target))
         return None
 
     def _axes(self, node: fx.Node) -> Iterator[Axis]:
@@ -216,7 +211,11 @@ class Structure:
             yield from self.labels[name].values()
 
     def _inseparable(self, node: fx.Node) -> str | None:
-        """Why a convolution cannot lose channels although the shapes would allow it."""
+        """Why an operation cannot lose channels although the shapes would allow it."""
+        if node.target is operator.getitem:
+            picked = [index for index in node.all_input_nodes if index is not node.args[0]]
+            by_number = any(isinstance(self.values[index], torch.Tensor) for index in picked)
+            return f"{node.name} in {self.paths[node][-1]} picks by number" if by_number else None
         if node.op != "call_module":
             return None
         module, path = self._module(node), self.paths[node][-1]
@@ -226,84 +225,128 @@ class Structure:
         along = isinstance(module, CONVOLUTIONS) and set(self.labels[node.args[0]]) - {1}
         return f"{path} runs over channels" if along else None
 
-    def _tie(self, node: fx.Node, axes: list[Axis]) -> tuple[tuple[Axis, ...], tuple[int, ...]]:
-        """The group of the first of `axes`, and the axes of the output that shrink with it.
+    def _tie(self, node: fx.Node, axes: list[Axis]) -> None:
+        """Tie those of `axes` that can only shrink together, label the output, hold the others.
 
-        What can shrink together is a union of groups, so the smallest such set is the group.
+        What can shrink together is a union of groups, so the smallest set that can is a group. In
+        ``x + y`` neither x nor y can have fewer channels alone, but both can: one group, whose name
+        the channels of the sum get. In ``cat([x, y], 1)`` none can: fewer channels of x are not as
+        many fewer channels of the result in proportion, and x and y are held.
         """
-        first, *others = axes
-        size = self._size(first)
-        alike = [axis for axis in others if self._size(axis) == size]
-        for n in range(len(alike) + 1):
-            for more in itertools.combinations(alike, n):
-                shrunk = self._shrink(node, (first, *more))
+        trials = 0
+        while axes:
+            group, shrunk = (axes[0],), None
+            for candidate in self._candidates(axes):
+                if trials == TRIALS:
+                    break
+                trials += 1
+                shrunk = self._shrink(node, candidate)
                 if shrunk is not None:
-                    return (first, *more), shrunk
+                    group = candidate
+                    break
+            if shrunk is None:
+                self._hold(group, self._need(node, group[0], searched=trials < TRIALS))
+            else:
+                self.labels[node] |= dict.fromkeys(shrunk, group[0])
+            for axis in group:
+                self.tied.merge(group[0], axis)
+                axes.remove(axis)
+
+    def _candidates(self, axes: Sequence[Axis]) -> Iterator[tuple[Axis, ...]]:
+        """The sets of axes of one size that hold the first of `axes`, small ones first."""
+        first, *others = axes
+        alike = [axis for axis in others if self._size(axis) == self._size(first)]
+        for count in range(len(alike) + 1):
+            for more in itertools.combinations(alike, count):
+                yield first, *more
+
+    def _need(self, node: fx.Node, axis: Axis, *, searched: bool) -> str:
+        """Why the operation holds an axis."""
         place = self.paths[node][-1] or "the model"
         what = place if node.op == "call_module" else f"{node.name} in {place}"
-        self._hold([first], f"{what} needs all {size} channels")
-        return (first,), ()
+        if searched:
+            return f"{what} needs all {self._size(axis)} channels"
+        return f"{what} couples too much: none of {TRIALS} sets of channels can shrink together"
 
     def _shrink(self, node: fx.Node, axes: tuple[Axis, ...]) -> tuple[int, ...] | None:
-        """Axes of the output that shrink just as `axes` do; None if the operation fails."""
+        """Axes of the output that shrink just as `axes` do; None if the operation fails.
+
+        A convolution of 16 to 32 channels that loses inputs, of its images and its weight, still
+        returns (2, 32, H, W): no axis shrinks, (). With 31 and then 16 of its filters, it returns
+        (2, 31, H, W) and (2, 16, H, W): axis 1 shrinks, (1,). A reshape of the 32 channels into 4
+        groups of 8 fails with 31.
+        """
         full, unit = self._size(axes[0]), self._unit(axes[0])
-        before, found = self.values[node].shape, set()
-        for size in (full - unit, full // unit // 2 * unit):
+        before = self.values[node].shape
+        half = full // unit // 2 * unit
+        found = set()
+        for size in (full - unit, half):
             try:
                 after = self._run(node, dict.fromkeys(axes, size)).shape
             except Exception:  # whatever it raises means no
                 return None
-            shrunk = tuple(a for a, (n, m) in enumerate(zip(before, after, strict=False)) if n != m)
-            if len(after) != len(before) or {(before[a], after[a]) for a in shrunk} - {
-                (full, size)
-            }:
+            if len(after) != len(before):
                 return None
-            found.add(shrunk)
+            changed = [axis for axis in range(len(before)) if after[axis] != before[axis]]
+            if any((before[axis], after[axis]) != (full, size) for axis in changed):
+                return None
+            found.add(tuple(changed))
         return found.pop() if len(found) == 1 else None
+
+    # -- running ----------------------------------------------------------------------------------
 
     def _run(self, node: fx.Node, sizes: Mapping[Axis, int]) -> object:
         """Execute a node on tensors without data, the channels in `sizes` (by root) resized."""
 
-        def shape(key: fx.Node | str, full: Sequence[int]) -> tuple[int, ...]:
-            axes = [self.labels[key].get(axis) for axis in range(len(full))]
-            return tuple(
-                sizes.get(self.tied[a], n) if a else n for a, n in zip(axes, full, strict=True)
-            )
-
         def value(source: fx.Node) -> object:
             known = self.values[source]
             if isinstance(known, torch.Tensor):
-                return known.new_empty(shape(source, known.shape))
+                return known.new_empty(self._resized(source, known.shape, sizes))
             return self._run(source, sizes) if sizes else known
 
-        target = node.target
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), value)
         if node.op == "call_function":
-            return target(*args, **kwargs)
+            return node.target(*args, **kwargs)
         if node.op == "call_method":
-            return getattr(args[0], target)(*args[1:], **kwargs)
+            return getattr(args[0], node.target)(*args[1:], **kwargs)
         if node.op == "output":
             return args[0]
-        target = _without_root(target)
         if node.op == "get_attr":
-            owner, _, leaf = target.rpartition(".")
-            tensor = getattr(self.model.get_submodule(owner), leaf)
-            return tensor.new_empty(shape(target, tensor.shape)) if self.own[node] else tensor
-        module = self.model.get_submodule(target)
-        if sizes and self.own[node]:
-            module = copy_structure(module)
-            own = {n.removeprefix(f"{target}."): shape(n, self.shapes[n]) for n in self.own[node]}
-            resize(module, own)
-        return module(*args, **kwargs)
+            tensor = operator.attrgetter(node.target)(node.graph.owning_module)
+            if not self.own[node]:
+                return tensor
+            (name,) = self.own[node]
+            return tensor.new_empty(self._resized(name, tensor.shape, sizes))
+        return self._resized_module(node, sizes)(*args, **kwargs)
+
+    def _resized(
+        self, key: fx.Node | str, full: Sequence[int], sizes: Mapping[Axis, int]
+    ) -> tuple[int, ...]:
+        """The shape of an output or a named parameter with other numbers of channels."""
+        shape = list(full)
+        for axis, label in self.labels[key].items():
+            shape[axis] = sizes.get(self.tied[label], shape[axis])
+        return tuple(shape)
+
+    def _resized_module(self, node: fx.Node, sizes: Mapping[Axis, int]) -> nn.Module:
+        module = self._module(node)
+        if not sizes or not self.own[node]:
+            return module
+        module = copy_structure(module)
+        prefix = f"{without_root(node.target)}."
+        names = {name: name.removeprefix(prefix) for name in self.own[node]}
+        shapes = {short: self._resized(n, self.shapes[n], sizes) for n, short in names.items()}
+        set_shapes(module, shapes)
+        return module
 
 
 def copy_structure(module: nn.Module) -> nn.Module:
-    """A copy that shares the tensors, for `resize` to replace."""
+    """A copy that shares the tensors, for `set_shapes` to replace."""
     tensors = itertools.chain(module.parameters(), module.buffers())
     return copy.deepcopy(module, {id(tensor): tensor for tensor in tensors})
 
 
-def resize(module: nn.Module, shapes: Mapping[str, Sequence[int]]) -> None:
+def set_shapes(module: nn.Module, shapes: Mapping[str, Sequence[int]]) -> None:
     """Replace the named tensors by empty ones of these shapes, and what layers note of them."""
     for name, shape in shapes.items():
         owner, _, leaf = name.rpartition(".")
@@ -323,16 +366,6 @@ def resize(module: nn.Module, shapes: Mapping[str, Sequence[int]]) -> None:
             layer.num_features = layer.running_mean.shape[0]
         elif hasattr(layer, "normalized_shape") and weight is not None:
             layer.normalized_shape = tuple(weight.shape)
-
-
-def _without_root(path: str) -> str:
-    return path.partition(".")[2]
-
-
-def _paths(node: fx.Node) -> list[str]:
-    """The modules a node was recorded in, outermost first."""
-    stack = node.meta.get("nn_module_stack", {})
-    return [_without_root(path) for path, _ in stack.values()] or [""]
 
 
 def _is_depthwise(layer: nn.Conv1d | nn.Conv2d) -> bool:

@@ -1,6 +1,6 @@
 """Engines that run a prepared sub-network: one small contract, whatever the library behind it.
 
-What a back end needs (folded BatchNorm, an exported or compiled graph) it computes once, never per
+What an engine needs (folded BatchNorm, an exported or compiled graph) it computes once, never per
 frame, and it runs an example before it hands the callable out: memory is allocated and kernels are
 chosen before the first real frame.
 """
@@ -26,8 +26,8 @@ Answer = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True, slots=True)
-class Backend:
-    """An engine: name and precisions as in an operating-point table, the package it needs."""
+class Engine:
+    """Name (`backend`) and precisions as in an operating-point table, and the package it needs."""
 
     name: str
     precisions: tuple[str, ...]
@@ -46,12 +46,12 @@ class Backend:
         """
         if precision not in self.precisions:
             raise ModelError(
-                f"back end {self.name} has no precision {precision!r}; it has "
+                f"engine {self.name} has no precision {precision!r}; it has "
                 f"{', '.join(self.precisions)}"
             )
         if not self.installed:
             raise ModelError(
-                f"back end {self.name} needs the package {self.package}, which is not installed "
+                f"engine {self.name} needs the package {self.package}, which is not installed "
                 f"(requirements-peers.txt pins it)"
             )
         with torch.no_grad():  # tensors made in inference mode cannot be traced
@@ -66,12 +66,12 @@ class Backend:
         return find_spec(self.package) is not None
 
 
-def backend(name: str) -> Backend:
-    """The back end called `name`; raises `ModelError` naming the ones there are."""
+def find_engine(name: str) -> Engine:
+    """The engine called `name`; raises `ModelError` naming the ones there are."""
     try:
-        return BACKENDS[name]
+        return ENGINES[name]
     except KeyError:
-        raise ModelError(f"no back end {name!r}; there are {', '.join(BACKENDS)}") from None
+        raise ModelError(f"no engine {name!r}; there are {', '.join(ENGINES)}") from None
 
 
 def _views(net: nn.Module, example: torch.Tensor, precision: str) -> Answer:
@@ -140,10 +140,15 @@ def _exported(net: nn.Module, example: torch.Tensor, precision: str) -> bytes:
     file = io.BytesIO()
     with _quiet():
         torch.onnx.export(
-            net, (example[:1].contiguous(),), file, dynamo=False, opset_version=OPSET,
-            input_names=["images"], output_names=["logits"],
+            net,
+            (example[:1].contiguous(),),
+            file,
+            dynamo=False,
+            opset_version=OPSET,
+            input_names=["images"],
+            output_names=["logits"],
             dynamic_axes={"images": {0: "n"}, "logits": {0: "n"}},
-        )  # fmt: skip
+        )
     model = onnx.load_from_string(file.getvalue())
     _pool_globally(model.graph)
     return (_quantised(model, example) if precision == "int8" else model).SerializeToString()
@@ -190,9 +195,13 @@ def _quantised(model, example: torch.Tensor):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "int8.onnx"
         quantize_static(
-            model, path, Images(), per_channel=True,
-            activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
-        )  # fmt: skip
+            model,
+            path,
+            Images(),
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+        )
         return onnx.load(path)
 
 
@@ -201,12 +210,12 @@ def _quiet():
     return warnings.catch_warnings(action="ignore")
 
 
-BACKENDS = {
-    backend.name: backend
-    for backend in (
-        Backend("torch", ("fp32", "bf16"), "torch", _views),
-        Backend("torch-folded", ("fp32", "bf16"), "torch", _folded),
-        Backend("onnxruntime", ("fp32", "int8"), "onnxruntime", _onnxruntime),
-        Backend("openvino", ("fp32", "bf16", "int8"), "openvino", _openvino),
+ENGINES = {
+    engine.name: engine
+    for engine in (
+        Engine("torch", ("fp32", "bf16"), "torch", _views),
+        Engine("torch-folded", ("fp32", "bf16"), "torch", _folded),
+        Engine("onnxruntime", ("fp32", "int8"), "onnxruntime", _onnxruntime),
+        Engine("openvino", ("fp32", "bf16", "int8"), "openvino", _openvino),
     )
 }

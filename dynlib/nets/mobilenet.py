@@ -12,6 +12,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from dynlib.errors import ConfigError
+from dynlib.nets.chain import Row, resized
+from dynlib.nets.families import BlockLayers, Family, register
 from dynlib.space import LayerSpec, SearchSpace, SubnetConfig
 
 # Channels at width 100 %: stem, first block, the five stages, final expansion, feature mix.
@@ -21,11 +23,13 @@ SQUEEZED = (False, True, False, True, True)
 SWISH = (False, False, True, True, True)
 
 
-def space(
-    width: tuple[int, ...] = (100,), resolution: tuple[int, ...] = tuple(range(128, 225, 4)),
-    depth: tuple[int, ...] = (2, 3, 4), kernel: tuple[int, ...] = (3, 5, 7),
+def mobilenet_space(
+    width: tuple[int, ...] = (100,),
+    resolution: tuple[int, ...] = tuple(range(128, 225, 4)),
+    depth: tuple[int, ...] = (2, 3, 4),
+    kernel: tuple[int, ...] = (3, 5, 7),
     expand: tuple[int, ...] = (3, 4, 6),
-) -> SearchSpace:  # fmt: skip
+) -> SearchSpace:
     """The same choices for every stage (`depth`) and block (`kernel` px, `expand` ratio).
 
     `width` is one place, the multiplier of all channels in percent. With the defaults it is
@@ -38,8 +42,8 @@ def space(
     )
 
 
-OFA_W10 = space((100,))
-OFA_W12 = space((120,))
+OFA_W10 = mobilenet_space((100,))
+OFA_W12 = mobilenet_space((120,))
 
 
 def make_divisible(value: float, divisor: int = 8) -> int:
@@ -53,24 +57,8 @@ def channels(config: SubnetConfig) -> list[int]:
     return [make_divisible(c * config.width[0] / 100) for c in OFA_CHANNELS]
 
 
-def canonical(config: SubnetConfig, space: SearchSpace) -> SubnetConfig:
-    """`config` with the entries of the blocks it skips set to the first choice.
-
-    Two configurations of `space` are the same network exactly if this is equal.
-    """
-    places = len(config.kernel) // len(STRIDES)
-    used = [i % places < config.depth[i // places] for i in range(len(config.kernel))]
-
-    def keep(values, choices):
-        return tuple(v if u else c[0] for v, u, c in zip(values, used, choices, strict=True))
-
-    return replace(
-        config, kernel=keep(config.kernel, space.kernel), expand=keep(config.expand, space.expand)
-    )
-
-
 @dataclass(frozen=True, slots=True)
-class Block:
+class BlockSizes:
     """The sizes of one inverted residual block; without an expansion `hidden` = `in_channels`."""
 
     in_channels: int
@@ -87,29 +75,41 @@ class Block:
         return make_divisible(self.hidden // 4)
 
 
-def stages(config: SubnetConfig) -> list[list[Block]]:
+def stages(config: SubnetConfig) -> list[list[BlockSizes]]:
     """The blocks of `config`: the fixed first one, then the active ones of the five stages.
 
     Raises `ConfigError` when it has not the places of this family.
     """
     places, rest = divmod(len(config.kernel), len(STRIDES))
     if (
-        rest or len(config.depth) != len(STRIDES) or len(config.width) != 1
-        or len(config.expand) != len(config.kernel) or max(config.depth) > places
-    ):  # fmt: skip
+        rest
+        or len(config.depth) != len(STRIDES)
+        or len(config.width) != 1
+        or len(config.expand) != len(config.kernel)
+        or max(config.depth) > places
+    ):
         raise ConfigError(
             f"{config}: MobileNetV3 takes 5 depths, 1 width, and as many entries of kernel and "
             "expand for each stage as it may have blocks"
         )
     stem, first, *widths = channels(config)[:-2]
-    result, inputs = [[Block(stem, stem, first, 3, 1, False, False)]], first
+    fixed = BlockSizes(stem, stem, first, kernel=3, stride=1, squeezed=False, swish=False)
+    result = [[fixed]]
+    inputs = first
     for stage, width in enumerate(widths):
         blocks = []
         for i in range(config.depth[stage]):
-            place, stride = stage * places + i, STRIDES[stage] if i == 0 else 1
-            hidden = make_divisible(inputs * config.expand[place])
-            kernel, kind = config.kernel[place], (SQUEEZED[stage], SWISH[stage])
-            blocks.append(Block(inputs, hidden, width, kernel, stride, *kind))
+            place = stage * places + i
+            sizes = BlockSizes(
+                in_channels=inputs,
+                hidden=make_divisible(inputs * config.expand[place]),
+                out_channels=width,
+                kernel=config.kernel[place],
+                stride=STRIDES[stage] if i == 0 else 1,
+                squeezed=SQUEEZED[stage],
+                swish=SWISH[stage],
+            )
+            blocks.append(sizes)
             inputs = width
         result.append(blocks)
     return result
@@ -142,16 +142,15 @@ class SqueezeExcite(nn.Module):
 class InvertedResidual(nn.Module):
     """(N, C, H, W) -> (N, out, H / stride, W / stride): expand, filter each channel, project."""
 
-    def __init__(self, block: Block):
+    def __init__(self, sizes: BlockSizes):
         super().__init__()
-        hidden, act = block.hidden, nn.Hardswish if block.swish else nn.ReLU
-        self.expand = None if hidden == block.in_channels else _conv(
-            block.in_channels, hidden, act=act
-        )  # fmt: skip
-        self.depthwise = _conv(hidden, hidden, block.kernel, block.stride, hidden, act)
-        self.squeeze = SqueezeExcite(hidden, block.reduced) if block.squeezed else None
-        self.project = _conv(hidden, block.out_channels)
-        self.residual = block.stride == 1 and block.in_channels == block.out_channels
+        inputs, hidden, outputs = sizes.in_channels, sizes.hidden, sizes.out_channels
+        act = nn.Hardswish if sizes.swish else nn.ReLU
+        self.expand = _conv(inputs, hidden, act=act) if hidden != inputs else None
+        self.depthwise = _conv(hidden, hidden, sizes.kernel, sizes.stride, hidden, act)
+        self.squeeze = SqueezeExcite(hidden, sizes.reduced) if sizes.squeezed else None
+        self.project = _conv(hidden, outputs)
+        self.residual = sizes.stride == 1 and inputs == outputs
 
     def forward(self, x):
         """Shapes as in the class."""
@@ -163,11 +162,12 @@ class InvertedResidual(nn.Module):
         return x + y if self.residual else y
 
 
-class MobileNetV3(nn.Module):
+class MobileNetV3(Row):
     """(N, 3, H, W) images -> (N, classes) logits, for one fixed configuration.
 
     An ordinary static network; block i of a stage is called the same at every depth, so that the
-    tensors of a smaller one are slices of those of the largest.
+    tensors of a smaller one are slices of those of the largest. Images of another size are resized
+    first.
     """
 
     def __init__(self, config: SubnetConfig, classes: int = 1000):
@@ -182,33 +182,65 @@ class MobileNetV3(nn.Module):
         self.mix = nn.Linear(final, mixed, bias=False)
         self.head = nn.Linear(mixed, classes)
 
-    def forward(self, x):
-        """Shapes as in the class; images of another size are resized first."""
-        size = self.config.resolution
-        if x.shape[-1] != size:
-            x = F.interpolate(x, (size, size), mode="bilinear", antialias=True)
-        x = self.stem(x)
-        for stage in self.stages:
-            x = stage(x)
-        return self.head(F.hardswish(self.mix(self.final(x).mean((2, 3)))))
+    def row(self):
+        """As in `Row`: block b of stage s is ``stages.s.b``."""
+        yield "stem", self._stem
+        for s, stage in enumerate(self.stages):
+            for b, block in enumerate(stage):
+                yield f"stages.{s}.{b}", block
+        yield "head", self._head
+
+    def _stem(self, images):
+        return self.stem(resized(images, self.config.resolution))
+
+    def _head(self, x):
+        means = self.final(x).mean((2, 3))
+        return self.head(F.hardswish(self.mix(means)))
 
 
-def layers(config: SubnetConfig, classes: int = 1000) -> list[LayerSpec]:
-    """The layers of `MobileNetV3(config)` in order of execution, for MACs and board models."""
+@register("MobileNetV3")
+def _family() -> Family:
+    return Family(MobileNetV3, _describe, _canonical)
+
+
+def _describe(config: SubnetConfig, classes: int) -> BlockLayers:
     stem, *_, last, final, mixed = channels(config)
-    half = (config.resolution + 1) // 2
-    specs = [LayerSpec("conv", 3, stem, 3, 2, in_size=config.resolution, out_size=half)]
-    size = half
-    for block in (block for stage in stages(config) for block in stage):
-        hidden, kernel, stride = block.hidden, block.kernel, block.stride
-        if hidden != block.in_channels:
-            specs.append(LayerSpec("conv", block.in_channels, hidden, in_size=size, out_size=size))
-        out = (size - 1) // stride + 1
-        specs.append(LayerSpec("conv", hidden, hidden, kernel, stride, hidden, size, out))
-        size = out
-        if block.squeezed:
-            specs.append(LayerSpec("linear", hidden, block.reduced))
-            specs.append(LayerSpec("linear", block.reduced, hidden))
-        specs.append(LayerSpec("conv", hidden, block.out_channels, in_size=size, out_size=size))
-    specs.append(LayerSpec("conv", last, final, in_size=size, out_size=size))
-    return [*specs, LayerSpec("linear", final, mixed), LayerSpec("linear", mixed, classes)]
+    size = (config.resolution + 1) // 2
+    found = {"stem": [LayerSpec("conv", 3, stem, 3, 2, in_size=config.resolution, out_size=size)]}
+    for s, stage in enumerate(stages(config)):
+        for b, sizes in enumerate(stage):
+            found[f"stages.{s}.{b}"] = _describe_block(sizes, size)
+            size = (size - 1) // sizes.stride + 1
+    final_conv = LayerSpec("conv", last, final, in_size=size, out_size=size)
+    linear = [LayerSpec("linear", final, mixed), LayerSpec("linear", mixed, classes)]
+    return found | {"head": [final_conv, *linear]}
+
+
+def _describe_block(sizes: BlockSizes, in_size: int) -> list[LayerSpec]:
+    inputs, hidden, outputs = sizes.in_channels, sizes.hidden, sizes.out_channels
+    kernel, stride = sizes.kernel, sizes.stride
+    size = (in_size - 1) // stride + 1
+    specs = []
+    if hidden != inputs:
+        specs.append(LayerSpec("conv", inputs, hidden, in_size=in_size, out_size=in_size))
+    specs.append(LayerSpec("conv", hidden, hidden, kernel, stride, hidden, in_size, size))
+    if sizes.squeezed:
+        specs.append(LayerSpec("linear", hidden, sizes.reduced))
+        specs.append(LayerSpec("linear", sizes.reduced, hidden))
+    specs.append(LayerSpec("conv", hidden, outputs, in_size=size, out_size=size))
+    return specs
+
+
+def _canonical(config: SubnetConfig, space: SearchSpace) -> SubnetConfig:
+    """`config` with the entries of the blocks it skips set to the first choice.
+
+    Two configurations of `space` are the same network exactly if this is equal.
+    """
+    places = len(config.kernel) // len(STRIDES)
+    kernel, expand = list(config.kernel), list(config.expand)
+    for place in range(len(kernel)):
+        stage, block = divmod(place, places)
+        if block >= config.depth[stage]:
+            kernel[place] = space.kernel[place][0]
+            expand[place] = space.expand[place][0]
+    return replace(config, kernel=tuple(kernel), expand=tuple(expand))

@@ -10,6 +10,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from dynlib.nets.chain import Row, resized
+from dynlib.nets.families import BlockLayers, Family, register
 from dynlib.space import LayerSpec, SubnetConfig
 
 STEM_CHANNELS = 24  # the 12 principal directions of a 2x2 RGB patch, each with both signs
@@ -29,7 +31,8 @@ class Residual(nn.Module):
 
 
 class Stage(nn.Module):
-    """(N, C, H, W) -> (N, width, H // 2, W // 2): conv3x3, 2x2 max-pool, then `depth` residuals."""
+    """(N, C, H, W) -> (N, width, H // 2, W // 2): conv3x3 and 2x2 max-pool, which `depth` residual
+    blocks follow: `reduce`, then each of `blocks`."""
 
     def __init__(self, in_channels: int, width: int, depth: int):
         super().__init__()
@@ -37,19 +40,18 @@ class Stage(nn.Module):
         self.norm = nn.BatchNorm2d(width)
         self.blocks = nn.ModuleList(Residual(width) for _ in range(depth))
 
-    def forward(self, x):
+    def reduce(self, x):
         """Shapes as in the class."""
-        x = F.relu(self.norm(F.max_pool2d(self.conv(x), 2)), inplace=True)
-        for block in self.blocks:
-            x = block(x)
-        return x
+        pooled = F.max_pool2d(self.conv(x), 2)
+        return F.relu(self.norm(pooled), inplace=True)
 
 
-class ResNet(nn.Module):
+class ResNet(Row):
     """(N, 3, H, W) images -> (N, classes) logits, for one fixed configuration.
 
     An ordinary static network. The super-network of a space is the one of its largest
     configuration; every other is built from prefix slices of the tensors of the same name.
+    Images of another size are resized first.
     """
 
     def __init__(self, config: SubnetConfig, classes: int = 10):
@@ -66,28 +68,40 @@ class ResNet(nn.Module):
         nn.init.normal_(self.head.weight, std=1 / config.width[-1])
         nn.init.zeros_(self.head.bias)
 
-    def forward(self, x):
-        """Shapes as in the class; images of another size are resized first."""
-        size = self.config.resolution
-        if x.shape[-1] != size:
-            x = F.interpolate(x, (size, size), mode="bilinear", antialias=True)
-        x = F.relu(self.stem(x))
-        for stage in self.stages:
-            x = stage(x)
+    def row(self):
+        """As in `Row`: a stage's reduction, ``stages.0``, then ``stages.0.blocks.0`` and so on."""
+        yield "stem", self._stem
+        for s, stage in enumerate(self.stages):
+            yield f"stages.{s}", stage.reduce
+            for b, block in enumerate(stage.blocks):
+                yield f"stages.{s}.blocks.{b}", block
+        yield "head", self._head
+
+    def _stem(self, images):
+        return F.relu(self.stem(resized(images, self.config.resolution)))
+
+    def _head(self, x):
         return self.head(x.amax((2, 3)))
 
 
-def layers(config: SubnetConfig, classes: int = 10) -> list[LayerSpec]:
-    """The layers of `ResNet(config)` in order of execution, for MACs and board models."""
+@register("ResNet")
+def _family() -> Family:
+    return Family(ResNet, _describe)
+
+
+def _describe(config: SubnetConfig, classes: int) -> BlockLayers:
     size = config.resolution - 1
-    specs = [LayerSpec("conv", 3, STEM_CHANNELS, 2, in_size=config.resolution, out_size=size)]
+    stem = LayerSpec("conv", 3, STEM_CHANNELS, 2, in_size=config.resolution, out_size=size)
+    found = {"stem": [stem]}
     channels = STEM_CHANNELS
-    for width, depth in zip(config.width, config.depth, strict=True):
-        specs.append(LayerSpec("conv", channels, width, 3, in_size=size, out_size=size))
+    for s, (width, depth) in enumerate(zip(config.width, config.depth, strict=True)):
+        reduction = LayerSpec("conv", channels, width, 3, in_size=size, out_size=size)
+        found[f"stages.{s}"] = [reduction]
         size //= 2
-        specs += [LayerSpec("conv", width, width, 3, in_size=size, out_size=size)] * depth
+        residual = LayerSpec("conv", width, width, 3, in_size=size, out_size=size)
+        found |= {f"stages.{s}.blocks.{b}": [residual] for b in range(depth)}
         channels = width
-    return [*specs, LayerSpec("linear", channels, classes)]
+    return found | {"head": [LayerSpec("linear", channels, classes)]}
 
 
 def whiten_stem(stem: nn.Conv2d, images: torch.Tensor, eps: float = 5e-4) -> None:

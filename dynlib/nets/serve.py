@@ -5,10 +5,10 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from dynlib.errors import ConfigError, ModelError
-from dynlib.nets.engines import Answer, backend
+from dynlib.nets.chain import resized
+from dynlib.nets.engines import Answer, find_engine
 from dynlib.nets.supernet import Supernet
 from dynlib.space import SubnetConfig
 
@@ -26,13 +26,13 @@ class SubnetServer:
 
     A switch only re-binds a reference: no weight is copied and no statistic computed. A frame reads
     it once, so a switch during an inference in another thread takes effect with the next frame.
-    With the back end `torch` the prepared sub-networks are views of the one weight store, the other
+    With the engine `torch` the prepared sub-networks are views of the one weight store, the other
     engines hold folded or compiled copies.
 
     Args:
         supernet: the weight store.
         configs: the sub-networks to prepare; the first one serves until the first switch.
-        backend: name of the engine that runs them.
+        backend: name of the engine that runs them, as in the column of an operating-point table.
         precision: one that the engine has.
         example: images (N, 3, H, W) like those that will be served; int8 is calibrated on them.
 
@@ -42,9 +42,14 @@ class SubnetServer:
     """
 
     def __init__(
-        self, supernet: Supernet, configs: Iterable[SubnetConfig], *, backend: str = "torch",
-        precision: str = "fp32", example: torch.Tensor | None = None,
-    ):  # fmt: skip
+        self,
+        supernet: Supernet,
+        configs: Iterable[SubnetConfig],
+        *,
+        backend: str = "torch",
+        precision: str = "fp32",
+        example: torch.Tensor | None = None,
+    ):
         self._supernet, self._example = supernet, example
         self.backend, self.precision = backend, precision
         self._prepared: dict[str, Prepared] = {}
@@ -66,12 +71,13 @@ class SubnetServer:
 
     def prepare(self, config: SubnetConfig) -> None:
         """Make one more sub-network ready to be switched to; the one that serves goes on."""
-        engine, size = backend(self.backend), config.resolution
+        engine = find_engine(self.backend)
+        size = config.resolution
         if self._example is None and self.precision == "int8":
             raise ModelError("int8 is calibrated on images; give the server an `example`")
         example = torch.zeros(1, 3, size, size) if self._example is None else self._example
         net = self._supernet.prepare(config)
-        run = engine.prepare(net, resize(example, size), self.precision)
+        run = engine.prepare(net, resized(example, size), self.precision)
         self._prepared[str(config)] = Prepared(str(config), size, run)
 
     def switch(self, subnet: str | SubnetConfig) -> None:
@@ -89,14 +95,7 @@ class SubnetServer:
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         """(N, 3, H, W) normalised images -> (N, classes) logits."""
         current = self._current
-        return current.run(resize(images, current.resolution))
-
-
-def resize(images: torch.Tensor, size: int) -> torch.Tensor:
-    """What the networks do to images of another size, here before an engine sees them."""
-    if images.shape[-1] == size:
-        return images
-    return F.interpolate(images, (size, size), mode="bilinear", antialias=True)
+        return current.run(resized(images, current.resolution))
 
 
 def storage_bytes(*nets: nn.Module) -> int:

@@ -2,37 +2,23 @@
 
 Slimmable Networks (arXiv 1812.08928) scale every layer by the same ratio; DS-Net (arXiv 2103.13258)
 widens only the late stages of a MobileNetV1. Either way a width is one number, and `Supernet` keeps
-the BatchNorm statistics of each: ``Supernet(space(32), build=SlimmableResNet, ...)``.
+the BatchNorm statistics of each: ``Supernet(slimmable_space(32), family="SlimmableResNet")``.
 """
 
-from collections.abc import Callable
-
-import torch
 from torch import nn
 from torch.nn import functional as F
 
-from dynlib.nets.trace import record
-from dynlib.space import LayerSpec, SearchSpace, SubnetConfig
+from dynlib.nets.chain import Row
+from dynlib.nets.families import Family, register
+from dynlib.space import SearchSpace, SubnetConfig
 
 WIDTHS_PCT = tuple(range(35, 101, 5))
 DSNET_WIDTHS = tuple(range(224, 641, 32))  # channels of stage 4; the narrowest and 13 wider ones
 
-Build = Callable[[SubnetConfig, int], nn.Module]
 
-
-def space(resolution: int, widths: tuple[int, ...] = WIDTHS_PCT) -> SearchSpace:
+def slimmable_space(resolution: int, widths: tuple[int, ...] = WIDTHS_PCT) -> SearchSpace:
     """One input size in pixels and one width for all layers: percent, or DS-Net's channels."""
     return SearchSpace((resolution,), width=(widths,))
-
-
-def describe(build: Build) -> Callable[[SubnetConfig, int], list[LayerSpec]]:
-    """The function that lists the layers of `build(config, classes)`; see `trace.record`."""
-
-    def layers(config: SubnetConfig, classes: int) -> list[LayerSpec]:
-        with torch.device("meta"):
-            return record(build(config, classes), config.resolution)
-
-    return layers
 
 
 def share(channels: int, percent: int) -> int:
@@ -46,7 +32,7 @@ def conv_norm(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: i
     return nn.Sequential(conv, nn.BatchNorm2d(outputs))
 
 
-class Residual(nn.Module):
+class SlimmableResidual(nn.Module):
     """(N, C, H, W) -> (N, outputs, H / stride, W / stride): two 3x3, or 1x1, 3x3, 1x1 convolutions.
 
     Of a bottleneck the stride is in the 3x3 convolution. Where shapes differ the shortcut is a 1x1
@@ -70,7 +56,7 @@ class Residual(nn.Module):
         return F.relu(self.layers[-1](y) + self.shortcut(x), inplace=True)
 
 
-class SlimmableResNet(nn.Module):
+class SlimmableResNet(Row):
     """(N, 3, H, W) -> (N, classes): a residual network at `config.width[0]` percent of its width.
 
     The defaults make ResNet-20 for 32-pixel images (arXiv 1512.03385, section 4.2). With
@@ -78,9 +64,14 @@ class SlimmableResNet(nn.Module):
     """
 
     def __init__(
-        self, config: SubnetConfig, classes: int = 10, *, blocks: tuple[int, ...] = (3, 3, 3),
-        channels: int = 16, bottleneck: bool = False,
-    ):  # fmt: skip
+        self,
+        config: SubnetConfig,
+        classes: int = 10,
+        *,
+        blocks: tuple[int, ...] = (3, 3, 3),
+        channels: int = 16,
+        bottleneck: bool = False,
+    ):
         super().__init__()
         self.config = config
         inputs = share(channels, config.width[0])
@@ -91,15 +82,29 @@ class SlimmableResNet(nn.Module):
             width = share(channels * 2**stage, config.width[0])
             outputs = share(4 * channels * 2**stage, config.width[0]) if bottleneck else width
             for block in range(count):
-                body.append(Residual(inputs, width, outputs, 2 if stage and not block else 1))
+                stride = 2 if stage and not block else 1
+                body.append(SlimmableResidual(inputs, width, outputs, stride))
                 inputs = outputs
         self.body = nn.Sequential(*body)
         self.head = nn.Linear(inputs, classes)
 
-    def forward(self, x):
-        """Shapes as in the class."""
-        x = self.pool(F.relu(self.stem(x), inplace=True))
-        return self.head(self.body(x).mean((2, 3)))
+    def row(self):
+        """As in `Row`: the residual blocks are ``body.0`` and so on."""
+        yield "stem", self._stem
+        for b, block in enumerate(self.body):
+            yield f"body.{b}", block
+        yield "head", self._head
+
+    def _stem(self, images):
+        return self.pool(F.relu(self.stem(images), inplace=True))
+
+    def _head(self, x):
+        return self.head(x.mean((2, 3)))
+
+
+@register("SlimmableResNet")
+def _resnet() -> Family:
+    return Family(SlimmableResNet)
 
 
 def mobilenet_plan(percent: int):
@@ -132,9 +137,13 @@ class Separable(nn.Module):
     def __init__(self, inputs: int, outputs: int, stride: int, hidden: int):
         super().__init__()
         self.depthwise = conv_norm(inputs, inputs, 3, stride, groups=inputs)
-        self.attend = nn.Sequential() if not hidden else nn.Sequential(
-            nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, inputs), nn.Sigmoid()
-        )  # fmt: skip
+        self.attend = (
+            nn.Sequential()
+            if not hidden
+            else nn.Sequential(
+                nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, inputs), nn.Sigmoid()
+            )
+        )
         self.pointwise = conv_norm(inputs, outputs, 1)
         self.act = F.silu if hidden else F.relu
 
@@ -146,7 +155,7 @@ class Separable(nn.Module):
         return self.act(self.pointwise(x), inplace=True)
 
 
-class SlimmableMobileNet(nn.Module):
+class SlimmableMobileNet(Row):
     """(N, 3, H, W) -> (N, classes): a MobileNetV1; `plan` says what `config.width[0]` means."""
 
     def __init__(self, config: SubnetConfig, classes: int = 1000, *, plan=mobilenet_plan):
@@ -162,7 +171,20 @@ class SlimmableMobileNet(nn.Module):
         self.body = nn.Sequential(*blocks)
         self.head = nn.Linear(inputs, classes)
 
-    def forward(self, x):
-        """Shapes as in the class."""
-        x = self.body(self.act(self.stem(x), inplace=True))
+    def row(self):
+        """As in `Row`: the separable convolutions are ``body.0`` and so on."""
+        yield "stem", self._stem
+        for b, block in enumerate(self.body):
+            yield f"body.{b}", block
+        yield "head", self._head
+
+    def _stem(self, images):
+        return self.act(self.stem(images), inplace=True)
+
+    def _head(self, x):
         return self.head(x.mean((2, 3)))
+
+
+@register("SlimmableMobileNet")
+def _mobilenet() -> Family:
+    return Family(SlimmableMobileNet)

@@ -8,30 +8,24 @@ stored per configuration, computed offline, and never touched at run time. By ch
 pixels are mixed by a matrix learned with the weights, as in Once-for-All.
 """
 
-import hashlib
+import functools
 import itertools
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import nn
 from torch.func import functional_call
 
 from dynlib.errors import CheckpointError, ConfigError, DynlibError, ModelError
-from dynlib.files import atomic_write
-from dynlib.nets.families import FAMILIES, Build, Describe, Family
+from dynlib.nets.checkpoint import IDENTITY, Checkpoint, Tensors, read_checkpoint, write_checkpoint
+from dynlib.nets.families import BlockLayers, Builder, Family, find_family
+from dynlib.nets.trace import NORMS
 from dynlib.space import LayerSpec, SearchSpace, SubnetConfig
 
-FORMAT = "dynlib-supernet-1"
-IDENTITY = ("space", "classes", "family", "transform")
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 MOMENTS = ("running_mean", "running_var")
 SKELETONS_KEPT = 256
-
-Tensors = dict[str, torch.Tensor]
 
 
 class Supernet(nn.Module):
@@ -40,44 +34,62 @@ class Supernet(nn.Module):
     Args:
         space: the configurations it serves.
         classes: number of outputs.
-        family: name of the kind of network, one of `FAMILIES`; a checkpoint carries it.
-        build: of a kind that is not there: `build(config, classes)` makes the static network.
-        describe: of the same kind: `describe(config, classes)` lists the layers.
+        family: name of the kind of network, a registered one; a checkpoint carries it.
+        options: of a family that is made of options, such as an elastified model's.
+        build: of a kind that is not registered: `build(config, classes)` makes the static network.
         transform: compute a depth-wise kernel from the centre of the next larger one by a learned
             matrix, at first the identity (Once-for-All, arXiv 1908.09791, section 3.3).
+
+    Raises:
+        ConfigError: there is no such family.
     """
 
     def __init__(
-        self, space: SearchSpace, classes: int = 10, *, family: str = "ResNet",
-        build: Build | None = None, describe: Describe | None = None, transform: bool = False,
-    ):  # fmt: skip
+        self,
+        space: SearchSpace,
+        classes: int = 10,
+        *,
+        family: str = "ResNet",
+        options: Mapping[str, Any] | None = None,
+        build: Builder | None = None,
+        transform: bool = False,
+    ):
         super().__init__()
-        if build is not None:
-            family = getattr(build, "__qualname__", type(build).__qualname__)
-        elif family not in FAMILIES:
-            raise ConfigError(f"family {family!r} is none of {list(FAMILIES)}; pass its build")
-        self.space, self.classes = space, classes
-        self.family, self.transform = family, transform
-        kind = FAMILIES[family] if build is None else Family(build, describe)
-        self._build, self._describe, self._canonical = kind
-        self.net = self._build(space.largest, classes).to(memory_format=torch.channels_last)
+        self.space, self.classes, self.transform = space, classes, transform
+        if build is None:
+            self.family, self.options = family, dict(options or {})
+            self.kind = find_family(family, self.options)
+        else:
+            self.family = getattr(build, "__qualname__", type(build).__qualname__)
+            self.options = getattr(build, "options", {})
+            self.kind = Family(build, getattr(build, "describe", None))
+        largest = self.kind.build(space.largest, classes)
+        self.net = _without_statistics(largest.to(memory_format=torch.channels_last))
         self._kernels = sorted({size for choices in space.kernel for size in choices})
-        _without_statistics(self.net)  # they are kept per configuration, not here
-        convs = [m for m in self.net.modules() if transform and isinstance(m, nn.Conv2d)]
-        for conv, (small, large) in itertools.product(convs, itertools.pairwise(self._kernels)):
-            if large <= conv.kernel_size[0] and conv.groups == conv.in_channels:
-                matrix = nn.Parameter(torch.eye(small**2))
-                conv.register_parameter(f"{large}to{small}_matrix", matrix)
+        if transform:
+            self._add_matrices()
         self.statistics: dict[SubnetConfig, Tensors] = {}
         self._skeletons: dict[SubnetConfig, nn.Module] = {}
 
+    def _add_matrices(self) -> None:
+        for conv in [m for m in self.net.modules() if isinstance(m, nn.Conv2d)]:
+            depthwise = conv.groups == conv.in_channels
+            for small, large in itertools.pairwise(self._kernels):
+                if depthwise and large <= conv.kernel_size[0]:
+                    matrix = nn.Parameter(torch.eye(small**2))
+                    conv.register_parameter(f"{large}to{small}_matrix", matrix)
+
+    def blocks(self, config: SubnetConfig) -> BlockLayers:
+        """The layers of each block of a sub-network, by the names that `chain` gives the blocks."""
+        return self.kind.layers(self.space.check(config), self.classes)
+
     def layers(self, config: SubnetConfig) -> list[LayerSpec]:
         """The layers of a sub-network, for MACs, parameters and board models."""
-        return self._describe(self.space.check(config), self.classes)
+        return [layer for block in self.blocks(config).values() for layer in block]
 
     def canonical(self, config: SubnetConfig) -> SubnetConfig:
         """The same for all configurations that are one network; raises `ConfigError`."""
-        return self._canonical(self.space.check(config), self.space)
+        return self.kind.canonical(self.space.check(config), self.space)
 
     def slices(self, config: SubnetConfig) -> Tensors:
         """For each parameter of the sub-network the view of the shared weights it consists of.
@@ -90,9 +102,11 @@ class Supernet(nn.Module):
 
     def _slice(self, store: Tensors, name: str, shape: Sequence[int]):
         weight = store[name]
+        prefix = name.removesuffix("weight")
         while self.transform and weight.ndim == 4 and weight.shape[2] > shape[2]:
-            small = max(size for size in self._kernels if size < weight.shape[2])
-            matrix = store.get(f"{name.removesuffix('weight')}{weight.shape[2]}to{small}_matrix")
+            large = weight.shape[2]
+            small = max(size for size in self._kernels if size < large)
+            matrix = store.get(f"{prefix}{large}to{small}_matrix")
             if matrix is None:  # not depth-wise
                 break
             centre = crop(weight, (*shape[:2], small, small))
@@ -113,37 +127,43 @@ class Supernet(nn.Module):
             ConfigError: `config` is outside the space.
             ModelError: `calibrate` has not been run for it.
         """
-        if self.canonical(config) not in self.statistics and _norms(self._skeleton(config)):
+        known = self.canonical(config) in self.statistics
+        if not known and _norms(self._skeleton(config)):
+            stored = [str(config) for config in self.statistics]
             raise ModelError(
                 f"no BatchNorm statistics for {config}; run calibrate(supernet, config, images) "
-                f"(stored: {[str(c) for c in self.statistics]})"
+                f"(stored: {stored})"
             )
         return self._materialise(config, self.slices(config))
 
     def extract(self, config: SubnetConfig) -> nn.Module:
         """The same network with its own copies of the weights: what one would deploy alone."""
         net = self.prepare(config)
-        copies = {k: v.clone(memory_format=_layout(v)) for k, v in net.state_dict().items()}
+        copies = {}
+        for name, value in net.state_dict().items():
+            layout = torch.channels_last if value.ndim == 4 else torch.contiguous_format
+            copies[name] = value.clone(memory_format=layout)
         net.load_state_dict(copies, assign=True)
         return net.requires_grad_(False)
 
     def _skeleton(self, config: SubnetConfig) -> nn.Module:
         """A weightless network of the shapes of `config`, in training mode."""
         if config not in self._skeletons:
+            self.space.check(config)
             with torch.device("meta"):
-                net = _without_statistics(self._build(self.space.check(config), self.classes))
+                net = self.kind.build(config, self.classes)
             if len(self._skeletons) == SKELETONS_KEPT:  # training draws ever new ones
                 self._skeletons.clear()
-            self._skeletons[config] = net
+            self._skeletons[config] = _without_statistics(net)
         return self._skeletons[config]
 
     def _materialise(self, config: SubnetConfig, parameters: Tensors):
         with torch.device("meta"):
-            net = self._build(config, self.classes)
+            net = self.kind.build(config, self.classes)
         device = next(iter(parameters.values())).device
+        state = {name: value.detach() for name, value in parameters.items()}
         statistics = self.statistics.get(self.canonical(config), {})  # none without BatchNorm
-        statistics = {k: v.to(device) for k, v in statistics.items()}
-        state = {k: v.detach() for k, v in parameters.items()} | statistics
+        state |= {name: value.to(device) for name, value in statistics.items()}
         for name, buffer in net.named_buffers():
             if name.endswith("num_batches_tracked"):
                 state[name] = torch.zeros((), dtype=buffer.dtype, device=device)
@@ -157,15 +177,13 @@ class Supernet(nn.Module):
 
         `half` stores the weights as float16, which halves the file; statistics stay float32.
         """
-        tensors = {
-            f"net.{k}": v.detach().to("cpu", torch.float16 if half else v.dtype).contiguous()
-            for k, v in self.net.named_parameters()
-        }
-        for config, statistics in self.statistics.items():
-            tensors |= {f"{config}/{k}": v.contiguous() for k, v in statistics.items()}
-        about = self._identity() | {"space": self.space.to_dict(), "provenance": provenance}
-        metadata = {"format": FORMAT, "about": json.dumps(about), "sha256": _digest(tensors)}
-        return atomic_write(path, save(tensors, metadata))
+        weights = {}
+        for name, parameter in self.net.named_parameters():
+            dtype = torch.float16 if half else parameter.dtype
+            weights[name] = parameter.detach().to("cpu", dtype)
+        statistics = {str(config): values for config, values in self.statistics.items()}
+        checkpoint = Checkpoint(self._identity(), provenance, weights, statistics)
+        return write_checkpoint(path, checkpoint)
 
     def load(self, path: str | Path) -> dict:
         """Replace weights and statistics by those of a checkpoint; returns its provenance.
@@ -173,18 +191,15 @@ class Supernet(nn.Module):
         The statistics are ordered by the work of their sub-networks, smallest first.
         Nothing is changed unless the whole file fits. Raises `CheckpointError`.
         """
-        identity, provenance, tensors = _read(path)
+        return self._take(read_checkpoint(path), path)
+
+    def _take(self, checkpoint: Checkpoint, path: str | Path) -> dict:
         for key, own in self._identity().items():
-            if identity[key] != own:
-                raise CheckpointError(f"{path}: holds another {key}: {identity[key]}, not {own}")
-        stored = {k.removeprefix("net."): v for k, v in tensors.items() if k.startswith("net.")}
-        statistics: dict[str, Tensors] = {}
-        for name, value in tensors.items():
-            if "/" in name:
-                config, _, key = name.partition("/")
-                statistics.setdefault(config, {})[key] = value
-        self.assign(stored, statistics, path)
-        return provenance
+            stored = checkpoint.identity[key]
+            if stored != own:
+                raise CheckpointError(f"{path}: holds another {key}: {stored}, not {own}")
+        self.assign(checkpoint.weights, checkpoint.statistics, path)
+        return checkpoint.provenance
 
     def assign(self, weights: Tensors, statistics: Mapping[str, Tensors], source) -> None:
         """Replace the weights, and the statistics of the sub-networks of these canonical names.
@@ -199,30 +214,33 @@ class Supernet(nn.Module):
                 config = self.space.check(SubnetConfig.parse(text))
             except ConfigError as error:
                 raise CheckpointError(f"{source}: {error}") from error
-            norms = _norms(self._skeleton(config))
-            sizes = {f"{n}.{key}": (m.num_features,) for n, m in norms.items() for key in MOMENTS}
+            sizes = {}
+            for name, norm in _norms(self._skeleton(config)).items():
+                sizes |= {f"{name}.{moment}": (norm.num_features,) for moment in MOMENTS}
             _same_shapes(f"{source}, {text}", values, sizes)
             found[self.canonical(config)] = values
         with torch.no_grad():
             for name, parameter in own.items():
                 parameter.copy_(weights[name])
-        work = {config: sum(layer.macs for layer in self.layers(config)) for config in found}
-        self.statistics = {config: found[config] for config in sorted(found, key=work.get)}
+        smallest_first = sorted(found, key=functools.partial(macs_m, self))
+        self.statistics = {config: found[config] for config in smallest_first}
 
     @classmethod
     def from_checkpoint(
-        cls, path: str | Path, *, build: Build | None = None, describe: Describe | None = None
+        cls, path: str | Path, *, build: Builder | None = None
     ) -> tuple["Supernet", dict]:
         """The super-network a checkpoint describes and its provenance, or `CheckpointError`.
 
-        `build` and `describe` are those it was made with, if its family is not in `FAMILIES`.
+        `build` is the one it was made with, if its family is not registered.
         """
-        identity, _, _ = _read(path)
+        checkpoint = read_checkpoint(path)
         try:
-            supernet = cls(**identity, build=build, describe=describe)
+            supernet = cls(**checkpoint.identity, build=build)
         except ConfigError as error:
-            raise CheckpointError(f"{path}: {error}") from error
-        return supernet, supernet.load(path)
+            raise CheckpointError(
+                f"{path}: {error}; pass its build, or load it into a super-network made as it was"
+            ) from error
+        return supernet, supernet._take(checkpoint, path)
 
     def grown(self, space: SearchSpace) -> "Supernet":
         """A super-network of a wider `space` that starts where this one stands.
@@ -234,13 +252,16 @@ class Supernet(nn.Module):
 
         Raises `ConfigError` where the other is less wide, or has more or fewer layers.
         """
-        large = Supernet(space, self.classes, family=self.family, transform=self.transform)
-        new, old = (dict(s.net.named_parameters()) for s in (large, self))
+        large = Supernet(
+            space, self.classes, family=self.family, options=self.options, transform=self.transform
+        )
+        new = dict(large.net.named_parameters())
+        old = dict(self.net.named_parameters())
         if new.keys() != old.keys():
             raise ConfigError(f"grown: layers {sorted(new.keys() ^ old.keys())} are in one only")
         for name, weight in old.items():
-            if any(map(int.__gt__, weight.shape, new[name].shape)):
-                room = tuple(new[name].shape)
+            room = tuple(new[name].shape)
+            if any(map(int.__gt__, weight.shape, room)):
                 raise ConfigError(f"{name}: {tuple(weight.shape)} has no place in {room}")
         with torch.no_grad():
             for name, weight in old.items():
@@ -251,6 +272,16 @@ class Supernet(nn.Module):
 
     def _identity(self) -> dict:
         return {key: getattr(self, key) for key in IDENTITY}
+
+
+def macs_m(supernet: Supernet, config: SubnetConfig) -> float:
+    """Millions of multiply-accumulates of a sub-network for one image."""
+    return sum(layer.macs for layer in supernet.layers(config)) / 1e6
+
+
+def params_m(supernet: Supernet, config: SubnetConfig) -> float:
+    """Millions of parameters of a sub-network, including normalisation and biases."""
+    return sum(p.numel() for p in supernet.slices(config).values()) / 1e6
 
 
 def crop(weight: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
@@ -266,10 +297,6 @@ def crop(weight: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
     return weight[tuple(window)]
 
 
-def _layout(tensor: torch.Tensor) -> torch.memory_format:
-    return torch.channels_last if tensor.ndim == 4 else torch.contiguous_format
-
-
 def _without_statistics(net: nn.Module) -> nn.Module:
     for norm in _norms(net).values():
         norm.track_running_stats = False
@@ -283,37 +310,10 @@ def _norms(net: nn.Module) -> dict[str, nn.Module]:
 
 def _same_shapes(where, tensors: Tensors, shapes: Mapping[str, tuple]) -> None:
     for name in sorted(tensors.keys() | shapes.keys()):
-        got, want = tuple(tensors[name].shape) if name in tensors else None, shapes.get(name)
+        got = tuple(tensors[name].shape) if name in tensors else None
+        want = shapes.get(name)
         if got != want:
             raise CheckpointError(f"{where}: {name} has shape {got}, expected {want}")
-
-
-def _read(path: str | Path) -> tuple[dict, dict, Tensors]:
-    """What a checkpoint says it is, its provenance and its tensors."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("format") != FORMAT:
-                raise CheckpointError(f"{path}: not a super-network checkpoint ({FORMAT})")
-            # The first checkpoints hold a residual network and do not say so.
-            about = {"family": "ResNet", "transform": False} | json.loads(metadata["about"])
-            about["space"] = SearchSpace.from_dict(about["space"])
-            about["classes"] = int(about["classes"])
-            identity = {key: about[key] for key in IDENTITY}
-            tensors = {name: file.get_tensor(name) for name in list(file.keys())}
-            if metadata.get("sha256", digest := _digest(tensors)) != digest:
-                raise CheckpointError(f"{path}: damaged: its tensors do not add up to its SHA-256")
-            return identity, about["provenance"], tensors
-    except (OSError, ValueError, KeyError, TypeError, ConfigError, SafetensorError) as error:
-        raise CheckpointError(f"{path}: cannot be read: {error}") from error
-
-
-def _digest(tensors: Tensors) -> str:
-    sha = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        sha.update(name.encode())
-        sha.update(tensor.flatten().view(torch.uint8).numpy())
-    return sha.hexdigest()
 
 
 def calibrate(
@@ -329,13 +329,14 @@ def calibrate(
     Returns:
         Mean and unbiased variance of each BatchNorm layer, averaged over equal batches.
     """
-    key, device = supernet.canonical(config), next(supernet.parameters()).device
-    net = supernet._build(config, supernet.classes).to(device, memory_format=torch.channels_last)
+    key = supernet.canonical(config)
+    device = next(supernet.parameters()).device
+    net = supernet.kind.build(config, supernet.classes).train()
+    net.to(device, memory_format=torch.channels_last)
     norms = _norms(net)
     for norm in norms.values():
         norm.momentum = None  # cumulative average
-    net.train()
-    parameters = {k: v.detach() for k, v in supernet.slices(config).items()}
+    parameters = {name: view.detach() for name, view in supernet.slices(config).items()}
     seen = 0
     with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
         for images in batches:
@@ -343,9 +344,9 @@ def calibrate(
             seen += len(images)
     if not seen:
         raise DynlibError(f"calibrate {config}: no images given")
-    supernet.statistics[key] = {
-        f"{name}.{moment}": getattr(norm, moment).float().cpu().clone()
-        for name, norm in norms.items()
-        for moment in MOMENTS
-    }
-    return supernet.statistics[key]
+    statistics = {}
+    for name, norm in norms.items():
+        for moment in MOMENTS:
+            statistics[f"{name}.{moment}"] = getattr(norm, moment).float().cpu().clone()
+    supernet.statistics[key] = statistics
+    return statistics

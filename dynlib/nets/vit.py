@@ -12,19 +12,23 @@ blocks beyond the depth have no effect. Of several resolutions a smaller one use
 of the grid of position embeddings.
 """
 
+from dataclasses import replace
+
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from dynlib.errors import ConfigError
 from dynlib.nets.attention import Attention, AttentionSpec
+from dynlib.nets.chain import Row, resized
+from dynlib.nets.families import BlockLayers, Family, register
 from dynlib.space import LayerSpec, SearchSpace, SubnetConfig
 
 PATCH = 4  # pixels
 HEAD_DIM = 32  # channels of a head, the same in every sub-network
 
 
-class Block(nn.Module):
+class TransformerBlock(nn.Module):
     """(N, T, C) tokens -> (N, T, C): attention, then a two-layer MLP, each added to its input."""
 
     def __init__(self, width: int, heads: int, hidden: int, head_dim: int = HEAD_DIM):
@@ -32,7 +36,8 @@ class Block(nn.Module):
         self.norm1 = nn.LayerNorm(width)
         self.attention = Attention(width, heads, head_dim)
         self.norm2 = nn.LayerNorm(width)
-        self.up, self.down = nn.Linear(width, hidden), nn.Linear(hidden, width)
+        self.up = nn.Linear(width, hidden)
+        self.down = nn.Linear(hidden, width)
 
     def forward(self, x):
         """Shapes as in the class."""
@@ -40,11 +45,11 @@ class Block(nn.Module):
         return x + self.down(F.gelu(self.up(self.norm2(x))))
 
 
-class ViT(nn.Module):
+class ViT(Row):
     """(N, 3, H, W) images -> (N, classes) logits, for one fixed configuration.
 
-    `Supernet(space, classes, build=ViT, describe=layers)` holds a space of them; for other sizes of
-    patches (in pixels) and heads give both as partial functions.
+    Images of another size are resized first. For other sizes of patches (in pixels) and heads give
+    ``Supernet(space, build=partial(ViT, patch=8))``.
 
     Raises:
         ConfigError: there are fewer entries of `heads` or `expand` than blocks, or the resolution
@@ -52,52 +57,75 @@ class ViT(nn.Module):
     """
 
     def __init__(
-        self, config: SubnetConfig, classes: int = 10, *, patch: int = PATCH,
+        self,
+        config: SubnetConfig,
+        classes: int = 10,
+        *,
+        patch: int = PATCH,
         head_dim: int = HEAD_DIM,
-    ):  # fmt: skip
+    ):
         super().__init__()
         self.config = config
         width, side = _check(config, patch)
         self.patches = nn.Conv2d(3, width, patch, stride=patch)
         self.position = nn.Parameter(0.02 * torch.randn(1, width, side, side))
-        sizes = zip(config.heads, config.expand, range(config.depth[0]), strict=False)
-        self.blocks = nn.ModuleList(Block(width, *size, head_dim) for *size, _ in sizes)
+        self.blocks = nn.ModuleList(
+            TransformerBlock(width, heads, hidden, head_dim) for heads, hidden in _blocks(config)
+        )
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, classes)
 
-    def forward(self, x):
-        """Shapes as in the class; images of another size are resized first."""
-        size = self.config.resolution
-        if x.shape[-1] != size:
-            x = F.interpolate(x, (size, size), mode="bilinear", antialias=True)
-        x = (self.patches(x) + self.position).flatten(2).transpose(1, 2)
-        for block in self.blocks:
-            x = block(x)
-        return self.head(self.norm(x).mean(1))
+    def row(self):
+        """As in `Row`; between stem and head go tokens (N, T, C)."""
+        yield "stem", self._stem
+        for b, block in enumerate(self.blocks):
+            yield f"blocks.{b}", block
+        yield "head", self._head
+
+    def _stem(self, images):
+        patches = self.patches(resized(images, self.config.resolution))
+        return (patches + self.position).flatten(2).transpose(1, 2)
+
+    def _head(self, tokens):
+        return self.head(self.norm(tokens).mean(1))
 
 
-def layers(
-    config: SubnetConfig, classes: int = 10, *, patch: int = PATCH, head_dim: int = HEAD_DIM
-) -> list[LayerSpec]:
-    """The layers of `ViT(config)` in order of execution, for MACs and board models."""
-    width, side = _check(config, patch)
-    sides = {"in_size": side, "out_size": side}
-    specs = [LayerSpec("conv", 3, width, patch, patch, in_size=config.resolution, out_size=side)]
-    for heads, hidden, _ in zip(config.heads, config.expand, range(config.depth[0]), strict=False):
-        rows = heads * head_dim
-        specs += [LayerSpec("linear", width, rows, **sides)] * 3
-        specs.append(AttentionSpec("attention", rows, rows, groups=heads, **sides))
-        pairs = (rows, width), (width, hidden), (hidden, width)
-        specs += [LayerSpec("linear", *pair, **sides) for pair in pairs]
-    return [*specs, LayerSpec("linear", width, classes)]
+@register("ViT")
+def _family() -> Family:
+    return Family(ViT, _describe, _canonical)
 
 
-def canonical(config: SubnetConfig, space: SearchSpace) -> SubnetConfig:
-    """One configuration for all that are the same network: unused blocks have their least size."""
+def _describe(config: SubnetConfig, classes: int) -> BlockLayers:
+    width, side = _check(config, PATCH)
+
+    def linear(inputs: int, outputs: int) -> LayerSpec:
+        return LayerSpec("linear", inputs, outputs, in_size=side, out_size=side)
+
+    pixels = config.resolution
+    stem = LayerSpec("conv", 3, width, PATCH, PATCH, in_size=pixels, out_size=side)
+    found = {"stem": [stem]}
+    for b, (heads, hidden) in enumerate(_blocks(config)):
+        rows = heads * HEAD_DIM
+        attention = AttentionSpec(
+            "attention", rows, rows, groups=heads, in_size=side, out_size=side
+        )
+        mlp = [linear(width, hidden), linear(hidden, width)]
+        found[f"blocks.{b}"] = [*[linear(width, rows)] * 3, attention, linear(rows, width), *mlp]
+    return found | {"head": [LayerSpec("linear", width, classes)]}
+
+
+def _canonical(config: SubnetConfig, space: SearchSpace) -> SubnetConfig:
+    """Blocks beyond the depth have no effect: theirs are the least sizes."""
     depth, smallest = config.depth[0], space.smallest
     heads = config.heads[:depth] + smallest.heads[depth:]
     expand = config.expand[:depth] + smallest.expand[depth:]
-    return SubnetConfig(config.resolution, config.depth, config.width, config.kernel, expand, heads)
+    return replace(config, heads=heads, expand=expand)
+
+
+def _blocks(config: SubnetConfig) -> list[tuple[int, int]]:
+    """Heads and hidden channels of the MLP of each block."""
+    depth = config.depth[0]
+    return list(zip(config.heads[:depth], config.expand[:depth], strict=True))
 
 
 def _check(config: SubnetConfig, patch: int) -> tuple[int, int]:

@@ -19,7 +19,7 @@ from dynlib.data import load_dataset
 from dynlib.errors import DynlibError
 from dynlib.files import atomic_write, repo_root, sha256
 from dynlib.images import Dataset
-from dynlib.nets.supernet import Supernet
+from dynlib.nets.supernet import Supernet, macs_m, params_m
 from dynlib.space import SearchSpace, SubnetConfig
 from dynlib.training.recipes import Recipe
 from dynlib.training.step import bf16_pays
@@ -60,16 +60,6 @@ def shipped(dataset: Dataset) -> tuple[Supernet, dict]:
             f"python -m dynlib.training.ship --dataset {dataset.name} --out {path}"
         )
     return Supernet.from_checkpoint(path)
-
-
-def macs_m(supernet: Supernet, config: SubnetConfig) -> float:
-    """Millions of multiply-accumulates for one image."""
-    return sum(layer.macs for layer in supernet.layers(config)) / 1e6
-
-
-def params_m(supernet: Supernet, config: SubnetConfig) -> float:
-    """Millions of parameters, including normalisation and biases."""
-    return sum(p.numel() for p in supernet.slices(config).values()) / 1e6
 
 
 def choose_points(

@@ -10,22 +10,21 @@ columns; nothing is retrained. A configuration is the number of increments it ke
 of `SubnetConfig.width`, and its tensors are prefixes of the largest network's.
 """
 
+import itertools
+from dataclasses import replace
+
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from dynlib.errors import ModelError
-from dynlib.nets.slimmable import describe
+from dynlib.nets.chain import Row
+from dynlib.nets.families import BlockLayers, Family, register
 from dynlib.nets.supernet import Supernet
-from dynlib.space import LayerSpec, SearchSpace, SubnetConfig
+from dynlib.space import SearchSpace, SubnetConfig
 
-INCREMENT_CHANNELS = (
-    4,
-    16,
-    24,
-    24,
-    24,
-)  # of one increment: few, so that the next one has work left
+# Of one increment: few, so that the next one has work left.
+INCREMENT_CHANNELS = (4, 16, 24, 24, 24)
 POOLED = (1, 3)  # convolutions that a 2x2 max-pool follows
 
 
@@ -37,7 +36,7 @@ def _layer(place: int, inputs: int, outputs: int, groups: int = 1) -> list[nn.Mo
     return [conv, *pool, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
 
 
-class IncrementalCNN(nn.Module):
+class IncrementalCNN(Row):
     """(N, 3, H, W) -> (N, classes): five convolutions of `config.width[0]` increments, classifier.
 
     Every BatchNorm channel belongs to one increment, so its statistics never change later.
@@ -54,9 +53,30 @@ class IncrementalCNN(nn.Module):
         self.features = nn.Sequential(*layers)
         self.head = nn.Linear(inputs, classes)
 
-    def forward(self, x):
-        """Shapes as in the class."""
-        return self.head(self.features(x).amax((2, 3)))
+    def row(self):
+        """As in `Row`: a convolution with what follows it is a block."""
+        convs = [i for i, layer in enumerate(self.features) if isinstance(layer, nn.Conv2d)]
+        for start, stop in itertools.pairwise([*convs, len(self.features)]):
+            yield f"features.{start}" if start else "stem", self.features[start:stop]
+        yield "head", self._head
+
+    def _head(self, x):
+        return self.head(x.amax((2, 3)))
+
+
+@register("IncrementalCNN")
+def _family() -> Family:
+    return Family(IncrementalCNN, _describe)
+
+
+def _describe(config: SubnetConfig, classes: int) -> BlockLayers:
+    """The layers of one increment, once for each.
+
+    A group is listed as the dense convolution it is; `groups` would read as depth-wise to a board.
+    """
+    (increments,) = config.width
+    one = Family(IncrementalCNN).layers(replace(config, width=(1,)), classes)
+    return {name: specs * increments for name, specs in one.items()}
 
 
 class DenseIncrementalCNN(nn.Module):
@@ -88,18 +108,9 @@ class DenseIncrementalCNN(nn.Module):
         return F.linear(features, weight, self.head.bias)
 
 
-def space(increments: int = 4, resolution: int = 32) -> SearchSpace:
+def increment_space(increments: int = 4, resolution: int = 32) -> SearchSpace:
     """The networks of 1 to `increments` increments on images of `resolution` pixels."""
     return SearchSpace((resolution,), width=(tuple(range(1, increments + 1)),))
-
-
-def layers(config: SubnetConfig, classes: int = 10) -> list[LayerSpec]:
-    """The layers of `IncrementalCNN(config)`: those of one increment, once for each.
-
-    A group is listed as the dense convolution it is; `groups` would read as depth-wise to a board.
-    """
-    one = SubnetConfig(config.resolution, width=(1,))
-    return describe(IncrementalCNN)(one, classes) * config.width[0]
 
 
 def part(supernet: Supernet, index: int) -> dict[str, torch.Tensor]:
@@ -125,7 +136,7 @@ def increment(supernet: Supernet, index: int) -> nn.Module:
     if index >= len(supernet.statistics):
         raise ModelError(f"increment {index + 1}: only {len(supernet.statistics)} were added")
     config = list(supernet.space)[index]
-    net = supernet._build(supernet.space.smallest, supernet.classes)
+    net = supernet.kind.build(supernet.space.smallest, supernet.classes)
     state = net.state_dict() | {"head.bias": torch.zeros(supernet.classes)}
     state |= {k: v.detach() for k, v in part(supernet, index).items()}
     state |= {k: v.chunk(index + 1)[index] for k, v in supernet.statistics[config].items()}
@@ -143,9 +154,8 @@ def next_increment(supernet: Supernet) -> Supernet:
     if index == supernet.space.size:
         raise ModelError(f"all {index} increments are there")
     alone = Supernet(
-        space(1, supernet.space.resolution[0]), supernet.classes,
-        build=supernet._build, describe=supernet._describe,
-    )  # fmt: skip
+        increment_space(1, supernet.space.resolution[0]), supernet.classes, family=supernet.family
+    )
     own = part(supernet, index)
     for name, parameter in alone.net.named_parameters():
         parameter.copy_(own.get(name, torch.zeros(())))

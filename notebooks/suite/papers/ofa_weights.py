@@ -12,7 +12,8 @@ import torch
 from dynlib.data import load_dataset
 from dynlib.errors import CheckpointError
 from dynlib.images import Dataset
-from dynlib.nets.supernet import MOMENTS, NORMS, Supernet
+from dynlib.nets.supernet import MOMENTS, Supernet
+from dynlib.nets.trace import NORMS
 
 OUTSIDE = {
     "stem": "first_conv", "final": "final_expand_layer", "mix": "feature_mix_layer.conv",
