@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
-from dynlib import points
 from dynlib.errors import DynlibError
 from dynlib.files import atomic_write, repo_root, sha256
 from dynlib.source import Source, weakest
@@ -139,9 +138,6 @@ def test_a_mix_takes_the_weakest_source(sources):
     order = list(Source)
     assert all(order.index(s) <= order.index(weakest(*sources)) for s in sources)
     assert weakest(*sources) in sources
-
-
-def test_sources_are_those_of_the_operating_points():
 
 
 # Files
