@@ -61,7 +61,7 @@ class Metrics:
         if key in self._entries:
             raise SuiteError(f"metric {key!r} was added twice")
         entry = {
-            "value": value, "unit": unit, "source": str(Source(source)), "profile": self.profile,
+            "value": value, "unit": unit, "source": str(source), "profile": self.profile,
             "n": n, "low": low, "high": high, "tolerance": tolerance, "what": what, "why": why,
         }  # fmt: skip
         entry = {k: _plain(v) for k, v in entry.items() if v is not None or k == "value"}
@@ -116,7 +116,9 @@ def check_metrics(metrics: Any, name: str | Path) -> dict[str, dict[str, Any]]:
         if entry["profile"] not in PROFILES:
             raise SuiteError(f"{where}: profile must be one of {PROFILES}")
         if entry["source"] not in list(Source):
-            raise SuiteError(f"{where}: source must be one of {', '.join(Source)}")
+            raise SuiteError(
+                f"{where}: unknown source {entry['source']!r}; expected one of {', '.join(Source)}"
+            )
     return metrics
 
 
