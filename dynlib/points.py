@@ -312,7 +312,21 @@ Tables = Mapping[str, PointTable]
 
 
 def read_points(path: str | Path, board: "Board") -> dict[str, PointTable]:
-    """The operating points of a CSV table (`read_table`): model -> its points on `board`."""
+    """The operating points of a CSV table (`read_table`): model -> its points on `board`.
+
+    >>> board = load_board("jetson-nano")
+    >>> row = {"model": "example", "board": board.name, "unit": "gpu", "batch": 1}
+    >>> row["source"] = "measured"
+    >>> rows = [
+    ...     row | {"subnet": "small", "latency_ms": 10.0, "accuracy_val_pct": 70.0},
+    ...     row | {"subnet": "large", "latency_ms": 25.0, "accuracy_val_pct": 80.0},
+    ... ]
+    >>> from dynlib.points import make_table, write_table
+    >>> path = write_table(make_table(rows), "points.csv")
+    >>> points = read_points(path, board)
+    >>> points["example"].largest.subnet, points["example"].largest.latency_ms[-1]
+    ('large', 25.0)
+    """
     return PointTable.of_models(read_table(path), board)
 
 

@@ -48,6 +48,10 @@ class App:
         start_s, end_s: when it comes and goes (default: the whole horizon).
         start_unit: where policies that do not place apps run it (default: the fastest unit).
         announced: its coming is known 1 s ahead.
+
+    >>> camera = App("camera", model="example", deadline_ms=40.0, period_ms=33.3)
+    >>> camera.arrival, camera.accuracy_floor_pct
+    ('periodic', 0.0)
     """
 
     name: str
@@ -123,6 +127,11 @@ class Change:
         announced: a requirement is known 1 s ahead. Unannounced, a new deadline or floor is known
             when it applies, a new period never is. A cap is known when it applies, a stretch never,
             the air only by the board's temperature.
+
+    >>> Change(5.0, "camera", deadline_ms=20.0).announced  # known one second ahead
+    True
+    >>> Change(5.0, unit="gpu", stretch=1.5, announced=False).stretch  # somebody else's program
+    1.5
     """
 
     t_s: float
@@ -168,7 +177,14 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """Apps and changes over `horizon_s`; names of apps are unique, changes sorted by time."""
+    """Apps and changes over `horizon_s`; names of apps are unique, changes sorted by time.
+
+    >>> camera = App("camera", model="example", deadline_ms=40.0, period_ms=100.0)
+    >>> stricter = Change(0.5, "camera", deadline_ms=20.0)
+    >>> workload = Workload("street", 1.0, (camera,), (stricter,))
+    >>> [(t_ms, need.deadline_ms) for t_ms, need in workload.arrivals(camera, seed=0)][4:7]
+    [(400.0, 40.0), (500.0, 20.0), (600.0, 20.0)]
+    """
 
     name: str
     horizon_s: float
@@ -274,6 +290,21 @@ def load_workload(path: str | Path) -> Workload:
 
     The file has `name`, `horizon_s`, an ``[[app]]`` table per `App` and a ``[[change]]`` table per
     `Change`, with their fields as keys.
+
+    >>> from pathlib import Path
+    >>> text = '''
+    ... name = "street"
+    ... horizon_s = 10.0
+    ...
+    ... [[app]]
+    ... name = "camera"
+    ... model = "example"
+    ... deadline_ms = 40.0
+    ... period_ms = 33.3
+    ... '''
+    >>> _ = Path("street.toml").write_text(text)
+    >>> [app.name for app in load_workload("street.toml").apps]
+    ['camera']
     """
     # Whoever only states workloads, such as the author of a policy, need not pay for the reader.
     from dynlib.toml import Table, read_toml

@@ -58,7 +58,8 @@ def test_every_name_has_an_example_that_runs(name, tmp_path, monkeypatch):
     found = getattr(dynlib, name)
     assert inspect.getdoc(found), name
     finder = doctest.DocTestFinder(recurse=False)
-    (example,) = finder.find(found, name, globs={})
+    face = {other: getattr(dynlib, other) for other in dynlib.__all__}
+    (example,) = finder.find(found, name, globs=face)
     assert example.examples, f"{name} has no example"
     options = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
     runner = doctest.DocTestRunner(optionflags=options)

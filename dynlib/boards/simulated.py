@@ -31,6 +31,12 @@ def simulate_points(
         known: further columns of each sub-network, such as its accuracy.
 
     Raises `BoardError` for a board without a power or latency model.
+
+    >>> from dynlib.space import LayerSpec
+    >>> layers = [LayerSpec("conv", 3, 64, 3, 1, 1, 32, 32), LayerSpec("linear", 64, 10)]
+    >>> points = simulate_points(load_board("jetson-nano"), {"tiny": layers}, model="example")
+    >>> points[points["gpu_mhz"] == 921.6][["subnet", "unit", "source"]].values.tolist()
+    [['tiny', 'gpu', 'estimated']]
     """
     known = known or {}
     common = {"model": model, "board": board.name, "batch": batch}

@@ -27,6 +27,10 @@ def load_board(name_or_path: str | Path) -> Board:
     """Load a board: a built-in name, the path of a TOML file, or `auto` (this machine).
 
     Raises `BoardError` naming file, key and what was expected; never returns half a board.
+
+    >>> board = load_board("jetson-xavier-nx")
+    >>> [unit.name for unit in board.units], board.gpu.max_mhz
+    (['carmel0', 'carmel1', 'carmel2', 'gpu'], 1109.25)
     """
     name = str(name_or_path)
     if name == "auto":
@@ -115,6 +119,11 @@ def open_machine(
 
     A board's name or file gives its virtual twin, in time of its own. `lacks` of the result says
     what was not found, and why. `options` go to `Machine`.
+
+    >>> with open_machine("jetson-nano") as machine:  # the machine this runs on: "auto"
+    ...     applied = machine.set("gpu", "clock_mhz", 614.4)
+    >>> applied.in_force, applied.problem, machine.problems
+    (614.4, '', {})
     """
     if source != "auto":
         board = load_board(source)

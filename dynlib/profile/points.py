@@ -56,6 +56,17 @@ def profile_points(
     p95: the rare long stall of a busy machine is not what the next frame will be like.
 
     Raises `ProfileError` for too few repeats.
+
+    >>> import time
+    >>> pause_s = {"small": 0.001, "large": 0.004}  # stands for two sub-networks
+    >>> now = {}
+    >>> points = profile_points(
+    ...     load_board("auto"), {name: {"accuracy_val_pct": 70.0} for name in pause_s},
+    ...     switch=lambda name: now.update(s=pause_s[name]), answer=lambda k: time.sleep(now["s"]),
+    ...     model="example", repeats=90, gap_ms=0.0,
+    ... )
+    >>> bool(points["latency_ms"].is_monotonic_increasing), set(points["source"])
+    (True, {'measured'})
     """
     knobs = machine.knobs if machine else {}
     quota = knobs.get(("process", "quota_pct"))

@@ -22,6 +22,23 @@ class Case:
         board: where; runs read powers from it, so that a board with other coefficients can be run
             against the tables of the first.
         tables: model -> its operating points (`read_points`); runs read latencies there.
+
+    >>> from dynlib.points import PointTable, make_table
+    >>> board = load_board("jetson-nano")
+    >>> row = {"model": "example", "board": board.name, "unit": "gpu", "batch": 1}
+    >>> row["source"] = "measured"
+    >>> table = make_table([
+    ...     row | {"subnet": "small", "latency_ms": 10.0, "accuracy_val_pct": 70.0},
+    ...     row | {"subnet": "large", "latency_ms": 25.0, "accuracy_val_pct": 80.0},
+    ... ])
+    >>> camera = App("camera", "example", deadline_ms=33.0, period_ms=33.0, accuracy_floor_pct=75.0)
+    >>> case = Case(Workload("street", 10.0, (camera,)), board, PointTable.of_models(table, board))
+    >>> run = case.simulate(Manager(board, case.tables), seed=1)
+    >>> summary = run.summary()
+    >>> summary["offered"], summary["deadline_miss_pct"], summary["accuracy_mean_pct"]
+    (303, 0.0, 80.0)
+    >>> sorted(set(run.frames()["subnet"]))
+    ['large']
     """
 
     workload: Workload
@@ -46,5 +63,20 @@ class Case:
 
 
 def simulate(case: Case, policy: Policy, seed: int = 0, **options: Any) -> Run:
-    """See `Case.simulate`."""
+    """See `Case.simulate`.
+
+    >>> from dynlib.points import PointTable, make_table
+    >>> board = load_board("jetson-nano")
+    >>> row = {"model": "example", "board": board.name, "unit": "gpu", "batch": 1}
+    >>> row["source"] = "measured"
+    >>> table = make_table([
+    ...     row | {"subnet": "small", "latency_ms": 10.0, "accuracy_val_pct": 70.0},
+    ...     row | {"subnet": "large", "latency_ms": 25.0, "accuracy_val_pct": 80.0},
+    ... ])
+    >>> camera = App("camera", "example", deadline_ms=33.0, period_ms=33.0, accuracy_floor_pct=75.0)
+    >>> case = Case(Workload("street", 10.0, (camera,)), board, PointTable.of_models(table, board))
+    >>> run = simulate(case, Manager(board, case.tables), seed=1)
+    >>> run.summary()["energy_mj"] == case.simulate(Manager(board, case.tables), seed=1).energy_mj
+    True
+    """
     return case.simulate(policy, seed, **options)

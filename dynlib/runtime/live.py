@@ -106,6 +106,20 @@ def serve(
 
     Raises `WorkloadError` for a workload that stretches units, changes the memory clock or the air;
     and whatever the policy raises before any app was placed.
+
+    >>> from dynlib.points import PointTable, make_table
+    >>> board = load_board("auto")
+    >>> table = make_table([{
+    ...     "model": "example", "board": board.name, "unit": board.units[0].name, "batch": 1,
+    ...     "subnet": "large", "latency_ms": 1.0, "accuracy_val_pct": 80.0, "source": "measured",
+    ... }])
+    >>> camera = App("camera", "example", deadline_ms=33.0, period_ms=33.0, accuracy_floor_pct=75.0)
+    >>> case = Case(Workload("street", 0.5, (camera,)), board, PointTable.of_models(table, board))
+    >>> from dynlib.runtime import Served
+    >>> networks = {"camera": Served(switch=lambda subnet: None, answer=lambda k: f"frame {k}")}
+    >>> run = serve(case, Manager(board, case.tables, objective="accuracy"), networks)
+    >>> run.answers["camera", 0], len(run.frames())
+    ('frame 0', 15)
     """
     for change in case.workload.changes:
         if change.stretch or change.emc_mhz or change.ambient_c is not None:
