@@ -12,9 +12,9 @@ from dynlib.decide.exits import block_features, exit_answers, exit_layers, train
 from dynlib.errors import BoardError, DynlibError, InfeasibleError, ModelError
 from dynlib.machine.bind import load_board
 from dynlib.nets.supernet import Supernet, calibrate
-from dynlib.search.codesign import DIRECTIONS, codesign, inner_search
 from dynlib.search.lookup import DESIGN_KNOBS, Lookup, exit_outcomes
 from dynlib.search.study import best_within
+from dynlib.search.two_level import DIRECTIONS, codesign, inner_search
 from dynlib.space import LayerSpec, SearchSpace
 from suite.papers.hadas import HADAS_SPACE, exhaustive, split_gain
 

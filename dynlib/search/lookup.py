@@ -31,24 +31,44 @@ def exit_outcomes(
         Choices (K, P - 1), each the index of a threshold or ``len(thresholds)`` for an exit not in
         use, the last exit's varying fastest; shares of images that leave at each position (K, P),
         and that leave there and are right (K, P).
+
+    Two images, an exit and the last position, one threshold of 0.8. The exit is sure of the first
+    image and wrong about the second; the last position is right about both::
+
+        right = [[1, 1], [0, 1]]; confidence = [[0.9, 1], [0.5, 1]]
+        choice 0 (exit in use):      leave 1/2 and 1/2, right 1/2 and 1/2
+        choice 1 (exit not in use):  leave 0   and 1,   right 0   and 1
     """
     count, positions = right.shape
     options = len(thresholds) + 1
-    alive = np.packbits(np.ones((1, count), bool), axis=1)  # a bit an image
-    left, good = np.zeros((1, 0)), np.zeros((1, 0))
-    for p in range(positions):
-        sure = np.zeros((options, count), bool)
-        sure[:-1] = confidence[:, p] >= np.array(thresholds)[:, None]
-        if p == positions - 1:
-            sure = np.ones((1, count), bool)
-        sure, correct = np.packbits(sure, axis=1), np.packbits(right[:, p])
-        leave = (alive[:, None] & sure).reshape(-1, len(correct))
-        repeats = len(sure)
-        left = np.column_stack([left.repeat(repeats, 0), _count(leave)])
-        good = np.column_stack([good.repeat(repeats, 0), _count(leave & correct)])
-        alive = (alive[:, None] & ~sure).reshape(-1, len(correct))
-    choices = np.stack(np.unravel_index(np.arange(len(left)), (options,) * (positions - 1)), 1)
+    # One bit an image, so that millions of choices fit; a row for each choice made so far.
+    everyone = np.packbits(np.ones((1, count), bool), axis=1)
+    waiting = everyone
+    left = np.zeros((1, 0))
+    good = np.zeros((1, 0))
+    for position in range(positions):
+        is_last = position == positions - 1
+        sure = everyone if is_last else _sure(confidence[:, position], thresholds)
+        leaving = _branch(waiting, sure)
+        waiting = _branch(waiting, ~sure)
+        correct = np.packbits(right[:, position])
+        left = np.column_stack([left.repeat(len(sure), axis=0), _count(leaving)])
+        good = np.column_stack([good.repeat(len(sure), axis=0), _count(leaving & correct)])
+    numbers = np.arange(len(left))
+    choices = np.stack(np.unravel_index(numbers, (options,) * (positions - 1)), axis=1)
     return choices, left / count, good / count
+
+
+def _sure(confidence: np.ndarray, thresholds: Sequence[float]) -> np.ndarray:
+    """Bits of the images that each option lets go: every threshold, then the exit not in use."""
+    passes = confidence >= np.array(thresholds)[:, None]
+    nobody = np.zeros((1, len(confidence)), bool)
+    return np.packbits(np.concatenate([passes, nobody]), axis=1)
+
+
+def _branch(images: np.ndarray, options: np.ndarray) -> np.ndarray:
+    """Every row of `images` with every one of `options`, which varies fastest."""
+    return (images[:, None] & options).reshape(-1, images.shape[1])
 
 
 def _count(bits: np.ndarray) -> np.ndarray:
@@ -69,23 +89,37 @@ class Lookup:
     """
 
     def __init__(
-        self, name: str, right: np.ndarray, confidence: np.ndarray,
-        segments: Sequence[Sequence[LayerSpec]], heads: Sequence[Sequence[LayerSpec]],
-        platform: Platform, *, batch: int = 1, thresholds: Sequence[float] = THRESHOLDS,
-        reference: tuple[float, float] | None = None, powers: tuple[float, float] = (1.0, 0.0),
-    ):  # fmt: skip
-        self.name, self.platform, self.thresholds, self.powers = name, platform, thresholds, powers
+        self,
+        name: str,
+        right: np.ndarray,
+        confidence: np.ndarray,
+        segments: Sequence[Sequence[LayerSpec]],
+        heads: Sequence[Sequence[LayerSpec]],
+        platform: Platform,
+        *,
+        batch: int = 1,
+        thresholds: Sequence[float] = THRESHOLDS,
+        reference: tuple[float, float] | None = None,
+        powers: tuple[float, float] = (1.0, 0.0),
+    ):
+        self.name = name
+        self.platform = platform
+        self.thresholds = thresholds
+        self.powers = powers
         self.choices, self.left, self.good = exit_outcomes(right, confidence, thresholds)
         self.accuracy_pct = 100 * self.good.sum(axis=1)
         off = len(thresholds)
-        self.used = np.column_stack([self.choices < off, np.ones(len(self.choices), bool)])
-        self.sizes = (*(off + 1,) * self.choices.shape[1], *platform.shape)
-        self.segments, self.heads = (
-            [platform.cost(part, batch) for part in parts] for parts in (segments, heads)
-        )
+        last = np.ones(len(self.choices), bool)
+        self.used = np.column_stack([self.choices < off, last])
+        exits = self.choices.shape[1]
+        self.sizes = (*(off + 1,) * exits, *platform.shape)
+        self.segments = [platform.cost(layers, batch) for layers in segments]
+        self.heads = [platform.cost(layers, batch) for layers in heads]
         self.reference = 1.0, 1.0
-        top = self.measure(len(self.choices) - 1, len(platform.settings) - 1)
-        self.reference = reference or (float(top["energy_mj"]), float(top["latency_ms"]))
+        if reference is None:
+            top = self.measure(len(self.choices) - 1, len(platform.settings) - 1)
+            reference = float(top["energy_mj"]), float(top["latency_ms"])
+        self.reference = reference
 
     def measure(self, k, f) -> dict[str, np.ndarray]:
         """Measures of exit choices `k` at settings `f`, which broadcast.
@@ -93,30 +127,37 @@ class Lookup:
         `accuracy_val_pct` and `energy_mj` are means over images, `latency_ms` is the time of an
         image that no exit lets go, `score` is D.
         """
+        reference_mj, reference_ms = self.reference
+        power_mj, power_ms = self.powers
         spent_ms = spent_mj = energy_mj = score = 0.0
-        for p, ((ms, mj), (head_ms, head_mj)) in enumerate(
-            zip(self.segments, self.heads, strict=True)
-        ):
-            spent_ms = spent_ms + ms[f] + self.used[k, p] * head_ms[f]
-            spent_mj = spent_mj + mj[f] + self.used[k, p] * head_mj[f]
-            energy_mj = energy_mj + self.left[k, p] * spent_mj
-            gain = self.good[k, p]
-            for spent, known, power in zip(
-                (spent_mj, spent_ms), self.reference, self.powers, strict=True
-            ):
-                gain = gain * (known / spent) ** power if power else gain
+        for position, (segment, head) in enumerate(zip(self.segments, self.heads, strict=True)):
+            segment_ms, segment_mj = segment
+            head_ms, head_mj = head
+            used = self.used[k, position]
+            spent_ms = spent_ms + segment_ms[f] + used * head_ms[f]
+            spent_mj = spent_mj + segment_mj[f] + used * head_mj[f]
+            energy_mj = energy_mj + self.left[k, position] * spent_mj
+            gain = self.good[k, position]
+            if power_mj:
+                gain = gain * (reference_mj / spent_mj) ** power_mj
+            if power_ms:
+                gain = gain * (reference_ms / spent_ms) ** power_ms
             score = score + gain
         accuracy = self.accuracy_pct[k] + 0 * energy_mj  # of the same shape
-        return {"accuracy_val_pct": accuracy, "energy_mj": energy_mj,
-                "latency_ms": spent_ms, "score": score}  # fmt: skip
+        return {
+            "accuracy_val_pct": accuracy,
+            "energy_mj": energy_mj,
+            "latency_ms": spent_ms,
+            "score": score,
+        }
 
     def free(self, knobs: Sequence[str] = DESIGN_KNOBS) -> tuple[np.ndarray, np.ndarray]:
         """Exit choices and settings when only `knobs` may move: else no exits, highest clocks."""
-        top = self.platform.settings.max(axis=0)
-        fixed = np.array([knob not in knobs for knob in DESIGN_KNOBS[1:]])
-        f = np.flatnonzero(((self.platform.settings == top) | ~fixed).all(axis=1))
-        k = np.arange(len(self.choices))
-        return k if "exits" in knobs else k[-1:], f
+        settings = self.platform.settings
+        movable = np.array([knob in knobs for knob in DESIGN_KNOBS[1:]])
+        allowed = (settings == settings.max(axis=0)) | movable
+        choices = np.arange(len(self.choices))
+        return choices if "exits" in knobs else choices[-1:], np.flatnonzero(allowed.all(axis=1))
 
     def efficient(self, f: np.ndarray) -> np.ndarray:
         """Those of the settings `f` of which no other one is as fast and as frugal in every part.
@@ -128,12 +169,22 @@ class Lookup:
 
     def table(self, k: np.ndarray, f: np.ndarray) -> pd.DataFrame:
         """One row for each pair of an exit choice and a setting, both (n,)."""
-        clocks = dict(zip(("cpu_mhz", "gpu_mhz", "emc_mhz"), self.platform.settings[f].T,
-                          strict=True))  # fmt: skip
-        levels = [f"{t:g}" for t in self.thresholds] + [""]
-        exits = ["+".join(f"{p}@{levels[c]}" for p, c in enumerate(row) if levels[c]) or "none"
-                 for row in self.choices[k]]  # fmt: skip
-        return pd.DataFrame({
-            "subnet": self.name, "exits": exits, "choice": k, "setting": f, **clocks,
-            **self.measure(k, f), "source": str(self.platform.source),
-        })  # fmt: skip
+        cpu_mhz, gpu_mhz, emc_mhz = self.platform.settings[f].T
+        columns = {
+            "subnet": self.name,
+            "exits": [self._words(row) for row in self.choices[k]],
+            "choice": k,
+            "setting": f,
+            "cpu_mhz": cpu_mhz,
+            "gpu_mhz": gpu_mhz,
+            "emc_mhz": emc_mhz,
+            **self.measure(k, f),
+            "source": str(self.platform.source),
+        }
+        return pd.DataFrame(columns)
+
+    def _words(self, choice: np.ndarray) -> str:
+        """Exits in use with their thresholds, such as ``0@0.8+2@0.9``."""
+        off = len(self.thresholds)
+        used = [f"{exit}@{self.thresholds[c]:g}" for exit, c in enumerate(choice) if c < off]
+        return "+".join(used) or "none"

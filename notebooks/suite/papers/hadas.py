@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 
 from dynlib.errors import InfeasibleError
-from dynlib.search.codesign import _TIE, DIRECTIONS, _miss
 from dynlib.search.lookup import DESIGN_KNOBS, Lookup
 from dynlib.search.study import BETTER, best_within
+from dynlib.search.two_level import DIRECTIONS, worst_miss
 from dynlib.space import SearchSpace
 
 # HADAS's outer space: AttentiveNAS widths, depths, kernels and expansions (4.40e11 networks).
@@ -25,6 +25,7 @@ HADAS_SPACE = SearchSpace(
     expand=((1,), *((4, 5, 6),) * 4, (6,), (6,)),
 )  # fmt: skip
 _CHUNK = 200_000  # points that an exhaustive search holds at a time
+_TIE = 1e-12  # no difference in a limit is so small
 
 
 def exhaustive(
@@ -50,7 +51,7 @@ def exhaustive(
         return found
 
     def kept(values, limits, gain):
-        return np.where(_miss(values, limits) == 0, gain, -np.inf)
+        return np.where(worst_miss(values, limits) == 0, gain, -np.inf)
 
     enough = lookup.accuracy_pct[k] >= limits.get("accuracy_val_pct", 0)  # no clock changes it
     if found := scan(k[enough], lambda v: [kept(v, limits, sign * v[objective])]):
@@ -63,7 +64,7 @@ def exhaustive(
     ])  # fmt: skip
     ends = lookup.table(*np.array(found).T)[list(limits)]
     span = (ends.max() - ends.min()).replace(0, 1)  # as `best_within` weighs misses
-    found += scan(k, lambda v: [_TIE * sign * v[objective] - _miss(v, limits, span)])
+    found += scan(k, lambda v: [_TIE * sign * v[objective] - worst_miss(v, limits, span)])
     table = lookup.table(*np.array(found).T).sort_values(objective, ascending=sign < 0)
     return best_within(table, objective, DIRECTIONS, limits)
 

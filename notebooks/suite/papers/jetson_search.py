@@ -91,7 +91,7 @@ def genes(configs: Iterable[SubnetConfig]) -> np.ndarray:
     return np.array([SPACE.encode(config) for config in configs], np.int8)
 
 
-def canonical(population: np.ndarray) -> np.ndarray:
+def canonical_genes(population: np.ndarray) -> np.ndarray:
     """The same networks with index 0 at places that are not used: equal rows, equal networks."""
     active = np.tile(_active(population), 2)
     return np.concatenate([population[:, :6], population[:, 6:] * active], axis=1)
