@@ -89,9 +89,7 @@ def test_a_front_found_elsewhere_becomes_a_study(tmp_path):
     found = search(small.SPACE, small.objective, small.GOALS, trials=20, seed=0)
     table = front(found, small.GOALS)
     for _ in range(2):  # writing twice changes nothing
-        study = record_front(
-            small.SPACE, table, small.GOALS, storage=tmp_path / "study.log", name="mine"
-        )
+        study = record_front(small.SPACE, table, small.GOALS, storage=storage, name="mine")
     assert len(study.trials) == len(table)
     assert {t.user_attrs["subnet"] for t in study.best_trials} == set(table["subnet"])
     more = search(
@@ -100,7 +98,7 @@ def test_a_front_found_elsewhere_becomes_a_study(tmp_path):
         small.GOALS,
         trials=25,
         seed=1,
-        storage=tmp_path / "study.log",
+        storage=storage,
         name="mine",
     )
     assert list(more["subnet"][: len(table)]) == list(table["subnet"])

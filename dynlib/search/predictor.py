@@ -28,7 +28,8 @@ class AccuracyPredictor:
     """
 
     def __init__(self, space: SearchSpace, work: WorkOf):
-        self.space, self.work = space, work
+        self.space = space
+        self.work = work
         self._scales = np.array([max(1, len(choices) - 1) for _, choices in space.axes()])
         self._seen: dict[SubnetConfig, np.ndarray] = {}
 
@@ -36,11 +37,14 @@ class AccuracyPredictor:
         """Learn; returns itself. Raises `SearchError` for fewer than 5 sub-networks."""
         if len(configs) < 5:
             raise SearchError(f"learning needs 5 measured sub-networks, got {len(configs)}")
-        self._x, y = self._features(configs), np.asarray(accuracy_pct, float)
-        self._mean, self._sd = y.mean(), y.std() or 1.0
+        self._x = self._features(configs)
+        y = np.asarray(accuracy_pct, float)
+        self._mean = y.mean()
+        self._sd = y.std() or 1.0
         y = (y - self._mean) / self._sd
         fits = (self._condition(y, *pair) for pair in itertools.product(_LENGTHS, _NOISES))
-        _, self._length, self._factor, self._weights, self._scale = max(fits, key=lambda f: f[0])
+        likeliest = max(fits, key=lambda fit: fit[0])
+        _, self._length, self._factor, self._weights, self._scale = likeliest
         return self
 
     def _condition(self, y: np.ndarray, length: float, noise: float):
@@ -49,16 +53,17 @@ class AccuracyPredictor:
         factor = linalg.cho_factor(kernel, lower=True)
         weights = linalg.cho_solve(factor, y)
         scale = max(float(y @ weights) / len(y), 1e-12)
-        likelihood = -np.log(np.diag(factor[0])).sum() - len(y) / 2 * np.log(scale)
+        half_log_determinant = np.log(np.diag(factor[0])).sum()
+        likelihood = -half_log_determinant - len(y) / 2 * np.log(scale)
         return likelihood, length, factor, weights, scale
 
     def predict(self, configs: Sequence[SubnetConfig]) -> tuple[np.ndarray, np.ndarray]:
         """Accuracy in percent and its standard deviation, noise of a measurement excluded."""
-        cross = _kernel(self._features(configs), self._x, self._length)
-        spread = linalg.cho_solve(self._factor, cross.T)
-        prior = _kernel(self._features(configs), None, self._length)
-        variance = self._scale * (prior - (cross * spread.T).sum(axis=1))
+        x = self._features(configs)
+        cross = _kernel(x, self._x, self._length)
         mean = self._mean + self._sd * (cross @ self._weights)
+        explained = (cross * linalg.cho_solve(self._factor, cross.T).T).sum(axis=1)
+        variance = self._scale * (_prior(x) - explained)
         return mean, self._sd * np.sqrt(variance.clip(0))
 
     def _features(self, configs: Iterable[SubnetConfig]) -> np.ndarray:
@@ -69,27 +74,41 @@ class AccuracyPredictor:
         return np.array([self._seen[config] for config in configs])
 
 
-def _kernel(x: np.ndarray, z: np.ndarray | None, length: float) -> np.ndarray:
-    """A linear trend and smooth deviations from it; with `z` None only the diagonal of (x, x)."""
-    if z is None:
-        return 2 + (x**2).sum(axis=1)
+def _kernel(x: np.ndarray, z: np.ndarray, length: float) -> np.ndarray:
+    """A linear trend and smooth deviations from it."""
+    trend = 1 + x @ z.T
     distance = ((x[:, None] - z) ** 2).sum(axis=2)
-    return 1 + x @ z.T + np.exp(-distance / (2 * length**2))
+    return trend + np.exp(-distance / (2 * length**2))
+
+
+def _prior(x: np.ndarray) -> np.ndarray:
+    """The diagonal of the kernel of `x` with itself."""
+    return 2 + (x**2).sum(axis=1)
 
 
 def stratified(
-    space: SearchSpace, work: WorkOf, count: int, rng: np.random.Generator, *, strata: int = 10,
-    avoid: Iterable[SubnetConfig] = (), draws: int = 200,
-) -> list[SubnetConfig]:  # fmt: skip
+    space: SearchSpace,
+    work: WorkOf,
+    count: int,
+    rng: np.random.Generator,
+    *,
+    strata: int = 10,
+    avoid: Iterable[SubnetConfig] = (),
+    draws: int = 200,
+) -> list[SubnetConfig]:
     """Random sub-networks spread evenly over the logarithm of their work, at most `count`."""
-    low, high = (np.log(work(config)) for config in (space.smallest, space.largest))
-    avoid, groups = set(avoid), [[] for _ in range(strata)]
+    low = np.log(work(space.smallest))
+    high = np.log(work(space.largest))
+    avoid = set(avoid)
+    groups: list[list[SubnetConfig]] = [[] for _ in range(strata)]
     for config in dict.fromkeys(space.sample(rng) for _ in range(draws * strata)):
+        if config in avoid:
+            continue
         share = (np.log(work(config)) - low) / (high - low)
-        if config not in avoid:
-            groups[min(int(share * strata), strata - 1)].append(config)
-    by_turns = itertools.zip_longest(*groups)
-    return [config for turn in by_turns for config in turn if config is not None][:count]
+        stratum = min(int(share * strata), strata - 1)
+        groups[stratum].append(config)
+    by_turns = itertools.chain.from_iterable(itertools.zip_longest(*groups))
+    return [config for config in by_turns if config is not None][:count]
 
 
 def kendall(one: Sequence[float], two: Sequence[float]) -> float:
@@ -108,7 +127,8 @@ def tau_ceiling(
 
     Raises `SearchError` for fewer than 10 sub-networks, or if noise is all there is.
     """
-    half_one, half_two = np.asarray(half_one, float), np.asarray(half_two, float)
+    half_one = np.asarray(half_one, float)
+    half_two = np.asarray(half_two, float)
     if len(half_one) < 10:
         raise SearchError(f"a ceiling needs 10 measured sub-networks, got {len(half_one)}")
     measured = (half_one + half_two) / 2
@@ -117,6 +137,7 @@ def tau_ceiling(
     if spread <= noise:
         raise SearchError("the measured accuracies differ by no more than their noise")
     share = 1 - (noise / spread) ** 2
-    true = measured.mean() + np.sqrt(share) * (measured - measured.mean())
+    mean = measured.mean()
+    true = mean + np.sqrt(share) * (measured - mean)
     noisy = true + noise * rng.standard_normal((draws, len(true)))
     return float(np.mean([kendall(true, row) for row in noisy]))
