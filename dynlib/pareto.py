@@ -15,9 +15,11 @@ def pareto_mask(values: np.ndarray) -> np.ndarray:
     keep = np.zeros(len(values), dtype=bool)
     front = np.empty((0, values.shape[1]))
     # In lexicographic order nobody is dominated by a later row, so one growing front is enough.
-    for i in np.lexsort(values.T[::-1]):
+    order = np.lexsort(values.T[::-1])
+    for i in order:
         row = values[i]
-        if np.isnan(row).any() or (front <= row).all(axis=1).any():
+        is_beaten = (front <= row).all(axis=1).any()
+        if is_beaten or np.isnan(row).any():
             continue
         keep[i] = True
         front = np.vstack([front, row])
@@ -57,7 +59,7 @@ def hypervolume(values: np.ndarray, reference: Sequence[float]) -> float:
     values = np.asarray(values, dtype=float)
     reference = np.asarray(reference, dtype=float)
     inside = values[(values < reference).all(axis=1)]
-    front = inside[pareto_mask(inside)] if len(inside) else inside
+    front = inside[pareto_mask(inside)]
     front = front[np.argsort(front[:, 0])]
     # One strip a point, from it to its right neighbour, up to the reference.
     right = np.append(front[1:, 0], reference[0])

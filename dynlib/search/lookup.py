@@ -46,16 +46,19 @@ def exit_outcomes(
     waiting = everyone
     left = np.zeros((1, 0))
     good = np.zeros((1, 0))
+    # Position by position every choice branches into the options that its exit has.
     for position in range(positions):
         is_last = position == positions - 1
         sure = everyone if is_last else _sure(confidence[:, position], thresholds)
         leaving = _branch(waiting, sure)
         waiting = _branch(waiting, ~sure)
         correct = np.packbits(right[:, position])
-        left = np.column_stack([left.repeat(len(sure), axis=0), _count(leaving)])
-        good = np.column_stack([good.repeat(len(sure), axis=0), _count(leaving & correct)])
+        branches = len(sure)
+        left = np.column_stack([left.repeat(branches, axis=0), _count(leaving)])
+        good = np.column_stack([good.repeat(branches, axis=0), _count(leaving & correct)])
     numbers = np.arange(len(left))
-    choices = np.stack(np.unravel_index(numbers, (options,) * (positions - 1)), axis=1)
+    digits = np.unravel_index(numbers, (options,) * (positions - 1))
+    choices = np.stack(digits, axis=1)
     return choices, left / count, good / count
 
 
@@ -115,8 +118,9 @@ class Lookup:
         self.sizes = (*(off + 1,) * exits, *platform.shape)
         self.segments = [platform.cost(layers, batch) for layers in segments]
         self.heads = [platform.cost(layers, batch) for layers in heads]
-        self.reference = 1.0, 1.0
+        self.reference = 1.0, 1.0  # no matter for energy and time, which are measured next
         if reference is None:
+            # The last choice has no exit in use, the last setting the highest clocks.
             top = self.measure(len(self.choices) - 1, len(platform.settings) - 1)
             reference = float(top["energy_mj"]), float(top["latency_ms"])
         self.reference = reference
@@ -133,6 +137,7 @@ class Lookup:
         for position, (segment, head) in enumerate(zip(self.segments, self.heads, strict=True)):
             segment_ms, segment_mj = segment
             head_ms, head_mj = head
+            # Every image that comes this far pays for the classifier, if it is in use.
             used = self.used[k, position]
             spent_ms = spent_ms + segment_ms[f] + used * head_ms[f]
             spent_mj = spent_mj + segment_mj[f] + used * head_mj[f]
@@ -164,8 +169,9 @@ class Lookup:
 
         Every measure gets worse with the cost of any part, so no optimum lies elsewhere.
         """
-        costs = [cost[f] for part in (*self.segments, *self.heads) for cost in part]
-        return f[pareto_mask(np.stack(costs, axis=1))]
+        parts = (*self.segments, *self.heads)
+        costs = np.stack([cost[f] for part in parts for cost in part], axis=1)
+        return f[pareto_mask(costs)]
 
     def table(self, k: np.ndarray, f: np.ndarray) -> pd.DataFrame:
         """One row for each pair of an exit choice and a setting, both (n,)."""

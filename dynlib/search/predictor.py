@@ -30,7 +30,8 @@ class AccuracyPredictor:
     def __init__(self, space: SearchSpace, work: WorkOf):
         self.space = space
         self.work = work
-        self._scales = np.array([max(1, len(choices) - 1) for _, choices in space.axes()])
+        lasts = [len(choices) - 1 for _, choices in space.axes()]
+        self._scales = np.array(lasts).clip(1)  # every axis from 0 to 1
         self._seen: dict[SubnetConfig, np.ndarray] = {}
 
     def fit(self, configs: Sequence[SubnetConfig], accuracy_pct: Sequence[float]):
@@ -42,19 +43,22 @@ class AccuracyPredictor:
         self._mean = y.mean()
         self._sd = y.std() or 1.0
         y = (y - self._mean) / self._sd
-        fits = (self._condition(y, *pair) for pair in itertools.product(_LENGTHS, _NOISES))
+        grid = itertools.product(_LENGTHS, _NOISES)
+        fits = (self._condition(y, length, noise) for length, noise in grid)
         likeliest = max(fits, key=lambda fit: fit[0])
         _, self._length, self._factor, self._weights, self._scale = likeliest
         return self
 
     def _condition(self, y: np.ndarray, length: float, noise: float):
         """Log likelihood of the process with its best scale, and what predicting needs."""
-        kernel = _kernel(self._x, self._x, length) + noise * np.eye(len(y))
-        factor = linalg.cho_factor(kernel, lower=True)
+        n = len(y)
+        kernel = _kernel(self._x, self._x, length)
+        factor = linalg.cho_factor(kernel + noise * np.eye(n), lower=True)
         weights = linalg.cho_solve(factor, y)
-        scale = max(float(y @ weights) / len(y), 1e-12)
-        half_log_determinant = np.log(np.diag(factor[0])).sum()
-        likelihood = -half_log_determinant - len(y) / 2 * np.log(scale)
+        scale = max(float(y @ weights) / n, 1e-12)
+        diagonal = np.diag(factor[0])
+        half_log_determinant = np.log(diagonal).sum()
+        likelihood = -half_log_determinant - n / 2 * np.log(scale)
         return likelihood, length, factor, weights, scale
 
     def predict(self, configs: Sequence[SubnetConfig]) -> tuple[np.ndarray, np.ndarray]:
@@ -62,22 +66,26 @@ class AccuracyPredictor:
         x = self._features(configs)
         cross = _kernel(x, self._x, self._length)
         mean = self._mean + self._sd * (cross @ self._weights)
-        explained = (cross * linalg.cho_solve(self._factor, cross.T).T).sum(axis=1)
+        # What the measured ones say about these takes away from what is unknown without them.
+        solved = linalg.cho_solve(self._factor, cross.T).T
+        explained = (cross * solved).sum(axis=1)
         variance = self._scale * (_prior(x) - explained)
         return mean, self._sd * np.sqrt(variance.clip(0))
 
     def _features(self, configs: Iterable[SubnetConfig]) -> np.ndarray:
         for config in configs:
             if config not in self._seen:
-                choices = self.space.encode(config) / self._scales
-                self._seen[config] = np.append(choices, np.log(self.work(config)))
+                shares = self.space.encode(config) / self._scales
+                log_work = np.log(self.work(config))
+                self._seen[config] = np.append(shares, log_work)
         return np.array([self._seen[config] for config in configs])
 
 
 def _kernel(x: np.ndarray, z: np.ndarray, length: float) -> np.ndarray:
     """A linear trend and smooth deviations from it."""
     trend = 1 + x @ z.T
-    distance = ((x[:, None] - z) ** 2).sum(axis=2)
+    difference = x[:, None] - z
+    distance = (difference**2).sum(axis=2)
     return trend + np.exp(-distance / (2 * length**2))
 
 
@@ -101,14 +109,18 @@ def stratified(
     high = np.log(work(space.largest))
     avoid = set(avoid)
     groups: list[list[SubnetConfig]] = [[] for _ in range(strata)]
-    for config in dict.fromkeys(space.sample(rng) for _ in range(draws * strata)):
+    # Few draws are small or large, so many are needed until the outer strata have theirs.
+    drawn = dict.fromkeys(space.sample(rng) for _ in range(draws * strata))
+    for config in drawn:
         if config in avoid:
             continue
         share = (np.log(work(config)) - low) / (high - low)
         stratum = min(int(share * strata), strata - 1)
         groups[stratum].append(config)
-    by_turns = itertools.chain.from_iterable(itertools.zip_longest(*groups))
-    return [config for config in by_turns if config is not None][:count]
+    turns = itertools.zip_longest(*groups)
+    by_turns = itertools.chain.from_iterable(turns)
+    evenly = [config for config in by_turns if config is not None]
+    return evenly[:count]
 
 
 def kendall(one: Sequence[float], two: Sequence[float]) -> float:
@@ -132,7 +144,8 @@ def tau_ceiling(
     if len(half_one) < 10:
         raise SearchError(f"a ceiling needs 10 measured sub-networks, got {len(half_one)}")
     measured = (half_one + half_two) / 2
-    noise = np.std(half_one - half_two, ddof=1) / 2
+    difference = half_one - half_two
+    noise = np.std(difference, ddof=1) / 2
     spread = measured.std(ddof=1)
     if spread <= noise:
         raise SearchError("the measured accuracies differ by no more than their noise")
@@ -140,4 +153,5 @@ def tau_ceiling(
     mean = measured.mean()
     true = mean + np.sqrt(share) * (measured - mean)
     noisy = true + noise * rng.standard_normal((draws, len(true)))
-    return float(np.mean([kendall(true, row) for row in noisy]))
+    taus = [kendall(true, again) for again in noisy]
+    return float(np.mean(taus))

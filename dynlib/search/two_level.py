@@ -64,11 +64,12 @@ class _Climb:
     def look(self, points: np.ndarray) -> np.ndarray:
         """Values of points (n, knobs); of new ones only as many as may still be looked up."""
         flat = np.ravel_multi_index(points.T, self.sizes)
-        left = self.budget - len(self.seen)
+        left = self.budget - len(self.seen)  # the last line may only be looked at in part
         new = np.array([i for i in flat if i not in self.seen][:left], int)
         values = self.lookup.measure(*self.pairs(new))
         miss = worst_miss(values, self.limits)
         gain = BETTER[DIRECTIONS[self.objective]] * values[self.objective]
+        # What misses a limit is worse than all that does not, the less it misses the better.
         judged = np.where(miss > 0, -_FAR * miss, gain)
         self.seen.update(zip(new.tolist(), judged, strict=True))
         return np.array([self.seen.get(i, -np.inf) for i in flat])
@@ -134,6 +135,7 @@ def inner_search(
         if climb.is_spent:
             break
         point = best.copy()
+        # From the best so far, changed at random: a new start elsewhere would forget it.
         if "exits" in knobs and len(accurate) and rng.random() < 0.5:
             point[:exits] = lookup.choices[rng.choice(accurate)]
         else:
@@ -209,6 +211,7 @@ def codesign(
             storage=storage,
             name=name,
         )
+        # A resumed study has judged backbones in an earlier run, whose points are not here yet.
         for earlier in done["subnet"]:
             if earlier not in judged:
                 judge(SubnetConfig.parse(earlier))

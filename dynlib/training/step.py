@@ -56,7 +56,8 @@ def normalise_(solver: torch.optim.Optimizer) -> None:
 
 def rate(progress: float, warmup: float) -> float:
     """Share of the peak learning rate: up to it, then linearly to almost zero."""
-    share = progress / warmup if progress < warmup else (1 - progress) / (1 - warmup)
+    rising = progress < warmup
+    share = progress / warmup if rising else (1 - progress) / (1 - warmup)
     return max(share, 0.01)
 
 
@@ -77,7 +78,9 @@ class Step:
         self.device = next(supernet.parameters()).device
         self.bf16 = self.device.type == "cuda" or bf16_pays()
         self.solvers = optimisers(supernet, recipe)
-        self._peaks = [[group["lr"] for group in s.param_groups] for s in self.solvers]
+        self._peaks = []  # learning rates of every solver's groups, before warm-up and decay
+        for solver in self.solvers:
+            self._peaks.append([group["lr"] for group in solver.param_groups])
         self._average = None
         if recipe.teacher in ("ema", "ensemble"):
             self._average = Average(supernet, recipe.ema)
@@ -120,6 +123,7 @@ class Step:
             configs = [self._best_up(config, images, labels, rng) for config in configs]
         target = self._target(images, progress)
         losses = []
+        # Each loss runs backward at once, so that only one sub-network's activations are held.
         for place, config in enumerate(configs):
             seen = view().to(self.device) if place and recipe.own_view else images
             logits = self._logits(self.supernet, seen, config)

@@ -139,6 +139,7 @@ def _batches(dataset: Dataset, recipe: Recipe, seed: int, epoch: int, rng):
         labels = batch.labels
         patch = None
         if recipe.cutmix and rng.random() < recipe.cutmix:
+            # The patch is that of the image before in the batch, which is in random order anyway.
             patch, share = _patch(batch.images.shape[-1], rng)
             truth = F.one_hot(labels, len(dataset.classes)).float()
             labels = share * truth + (1 - share) * truth.roll(1, 0)
@@ -179,7 +180,8 @@ def accuracy_pct(net: nn.Module, dataset: Dataset, images: Images, *, bf16: bool
     for start in range(0, len(images), 500):
         part = images.take(slice(start, start + 500))
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            guess = net(dataset.normalise(part.images).to(device)).argmax(1).cpu()
+            pixels = dataset.normalise(part.images).to(device)
+            guess = net(pixels).argmax(1).cpu()
         hits += int((guess == part.labels).sum())
     return 100 * hits / len(images)
 
@@ -243,7 +245,9 @@ def _resume(path, identity, supernet, step) -> tuple[list[dict], float]:
         return [], 0.0
     try:
         state = torch.load(path, weights_only=True)
-        known, history, reached = state["identity"], state["history"], state["reached"]
+        known = state["identity"]
+        history = state["history"]
+        reached = state["reached"]
     except Exception as error:
         raise CheckpointError(f"{path}: no readable training state: {error!r}") from error
     for key, value in identity.items():

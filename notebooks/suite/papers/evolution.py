@@ -208,11 +208,20 @@ def _front(archives: Sequence[BandArchive], spent: float, evaluations: int) -> F
 
 
 def published_evolution(
-    space: SearchSpace, objective: Callable[[SubnetConfig], Mapping[str, float]],
-    cost: Callable[[SubnetConfig], float], caps: Sequence[float], *, score: str, trials: int,
-    seed: int, population: int = 10, parents: float = 0.25, mutate: float = 0.4,
-    start: Sequence[SubnetConfig] = (), patience: int = 20_000,
-) -> pd.DataFrame:  # fmt: skip
+    space: SearchSpace,
+    objective: Callable[[SubnetConfig], Mapping[str, float]],
+    cost: Callable[[SubnetConfig], float],
+    caps: Sequence[float],
+    *,
+    score: str,
+    trials: int,
+    seed: int,
+    population: int = 10,
+    parents: float = 0.25,
+    mutate: float = 0.4,
+    start: Sequence[SubnetConfig] = (),
+    patience: int = 20_000,
+) -> pd.DataFrame:
     """Once-for-all's evolutionary search as Dynamic-OFA runs it: once for each cap on the cost.
 
     Of each generation the best quarter stays; half of the next are mutants of it, half its
@@ -221,7 +230,9 @@ def published_evolution(
 
     Raises `SearchError` when `patience` draws find nothing below a cap.
     """
-    rng, measured = np.random.default_rng(seed), {}
+    rng = np.random.default_rng(seed)
+    measured: dict[SubnetConfig, dict[str, float]] = {}
+    survivors = max(2, int(parents * population))
 
     def draw(make: Callable[[], SubnetConfig], cap: float) -> SubnetConfig:
         for _ in range(patience):
@@ -236,27 +247,26 @@ def published_evolution(
         one, two = (best[rng.integers(len(best))] for _ in range(2))
         if mutant:
             return space.mutate(one, rng, mutate)
-        pick = rng.random(len(space.axes())) < 0.5
-        return space.decode(np.where(pick, space.encode(one), space.encode(two)))
+        from_one = rng.random(len(space.axes())) < 0.5
+        genes = np.where(from_one, space.encode(one), space.encode(two))
+        return space.decode(genes)
 
     def run(config: SubnetConfig) -> float:
         if config not in measured and len(measured) < trials:
-            measured[config] = {k: float(v) for k, v in objective(config).items()}
-        return measured.get(config, {score: -np.inf})[score]
+            measured[config] = {key: float(value) for key, value in objective(config).items()}
+        return measured[config][score] if config in measured else -np.inf
 
     for config in start:
         run(config)
-    for i, cap in enumerate(caps):
-        share = len(start) + (trials - len(start)) * (i + 1) // len(caps)
+    for done, cap in enumerate(caps, start=1):
+        share = len(start) + (trials - len(start)) * done // len(caps)
         generation = [draw(partial(space.sample, rng), cap) for _ in range(population)]
         for _ in range(patience):
             generation.sort(key=run, reverse=True)
             if len(measured) >= min(share, space.size):
                 break
-            best = generation[: max(2, int(parents * population))]
-            children = [
-                draw(partial(child, best, j % 2), cap) for j in range(population - len(best))
-            ]
-            generation = best + children
+            best = generation[:survivors]
+            makers = (partial(child, best, number % 2) for number in range(population - len(best)))
+            generation = best + [draw(make, cap) for make in makers]
     rows = [{"subnet": str(config), **values} for config, values in measured.items()]
     return pd.DataFrame(rows).assign(trial=range(len(rows)), sampler="evolution", seed=seed)
