@@ -80,9 +80,10 @@ def read_rows(path: str | Path, unit: str = "gpu") -> pd.DataFrame:
     else:
         rows = pd.DataFrame([row for file in _json_files(path) for row in _read_json(file)])
     times = rows[["mean_ms", "std_ms"]].to_numpy(float)
-    bad = ~(np.isfinite(times).all(axis=1) & (times[:, 0] > 0) & (times[:, 1] >= 0))
-    if bad.any():
-        row = rows[bad].iloc[0]
+    mean_ms, std_ms = times.T
+    good = np.isfinite(times).all(axis=1) & (mean_ms > 0) & (std_ms >= 0)
+    if not good.all():
+        row = rows[~good].iloc[0]
         raise TableError(
             f"{path}: {row['key']} at {row['resolution']}: {row['mean_ms']} ms +- "
             f"{row['std_ms']}; expected a time above 0"
@@ -106,15 +107,16 @@ def block_key(resolution: int, place: int, kernel: int, expand: int) -> str:
     """Key of block `place` (0..19) with that kernel and expansion ratio, at an input resolution."""
     stage, number = divmod(place, 4)
     out, stride, *kinds = STAGES[stage]
-    size = _sizes(resolution)[stage]
+    before, after = _sizes(resolution)[stage : stage + 2]
     if number:
-        size, channels, stride, skip = _sizes(resolution)[stage + 1], out, 1, 1
+        size, channels, stride, skip = after, out, 1, 1
     else:
-        channels, skip = STAGES[stage - 1][0] if stage else _STEM, 0
+        size, skip = before, 0
+        channels = STAGES[stage - 1][0] if stage else _STEM
     mid = round(channels * expand)
     out_size = (size - 1) // stride + 1
-    return operator_key("expanded_conv", size, channels, out_size, out,
-                        mid, kernel, stride, skip, *kinds)  # fmt: skip
+    block = (mid, kernel, stride, skip, *kinds)
+    return operator_key("expanded_conv", size, channels, out_size, out, *block)
 
 
 def fixed_keys(resolution: int) -> list[str]:
@@ -136,11 +138,8 @@ def network_keys(
 ) -> list[str]:
     """Keys of all rows of a sub-network, in order; `kernel` and `expand` have 20 entries each."""
     stem, first, *head = fixed_keys(resolution)
-    blocks = [
-        block_key(resolution, i, kernel[i], expand[i])
-        for i in range(PLACES)
-        if i % 4 < depth[i // 4]
-    ]
+    active = [place for place in range(PLACES) if place % 4 < depth[place // 4]]
+    blocks = [block_key(resolution, place, kernel[place], expand[place]) for place in active]
     return [stem, first, *blocks, *head]
 
 
@@ -161,8 +160,10 @@ class TableGrid:
         """Times (N,) of N networks: resolutions (N,), depths (N, 5), kernels and expansions (N, 20)
         by value. Raises `TableError` for a resolution that is not in the grid.
         """
-        resolution, depth = np.atleast_1d(resolution), np.atleast_2d(depth)
-        r = np.searchsorted(self.resolutions, resolution).clip(max=len(self.resolutions) - 1)
+        resolution = np.atleast_1d(resolution)
+        depth = np.atleast_2d(depth)
+        last = len(self.resolutions) - 1
+        r = np.searchsorted(self.resolutions, resolution).clip(max=last)
         if (self.resolutions[r] != resolution).any():
             missing = sorted(set(resolution.tolist()) - set(self.resolutions.tolist()))
             raise TableError(
@@ -172,7 +173,8 @@ class TableGrid:
         e = np.searchsorted(EXPANSIONS, np.atleast_2d(expand))
         places = np.arange(PLACES)
         active = places % 4 < depth[:, places // 4]
-        return self.fixed_ms[r] + (self.block_ms[r[:, None], places, k, e] * active).sum(axis=1)
+        blocks = self.block_ms[r[:, None], places, k, e] * active
+        return self.fixed_ms[r] + blocks.sum(axis=1)
 
     def without(self, *resolutions: int) -> "TableGrid":
         """The grid without some resolutions."""

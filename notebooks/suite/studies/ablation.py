@@ -14,13 +14,13 @@ from dynlib.training.recipes import Recipe, single
 from dynlib.training.step import bf16_pays
 from dynlib.training.trainer import evaluate, train
 
-Build = Callable[[SearchSpace], Supernet]
+MakeSupernet = Callable[[SearchSpace], Supernet]
 
 
 def compare_recipes(
     recipes: Mapping[str, Recipe],
     configs: Sequence[SubnetConfig],
-    build: Build,
+    build: MakeSupernet,
     space: SearchSpace,
     dataset: Dataset,
     *,
@@ -50,7 +50,7 @@ def compare_alone(
     recipes: Mapping[str, Recipe],
     rates: Sequence[float],
     configs: Sequence[SubnetConfig],
-    build: Build,
+    build: MakeSupernet,
     space: SearchSpace,
     dataset: Dataset,
     *,
