@@ -64,14 +64,18 @@ class SubnetConfig:
 
     def __post_init__(self):
         object.__setattr__(self, "resolution", int(self.resolution))
+        # Numbers of numpy and of strings too: equal sub-networks have equal strings.
         for name in DIMENSIONS:
-            object.__setattr__(self, name, tuple(int(v) for v in getattr(self, name)))
+            values = tuple(int(value) for value in getattr(self, name))
+            object.__setattr__(self, name, values)
 
     def __str__(self) -> str:
         parts = [f"r{self.resolution}"]
         for name in DIMENSIONS:
-            if values := getattr(self, name):
-                parts.append(LETTERS[name] + ".".join(map(str, values)))
+            values = getattr(self, name)
+            if values:
+                numbers = ".".join(map(str, values))
+                parts.append(LETTERS[name] + numbers)
         return "-".join(parts)
 
     @classmethod
@@ -171,15 +175,17 @@ class SearchSpace:
 
     def mutate(self, config: SubnetConfig, rng: np.random.Generator, p: float) -> SubnetConfig:
         """Redraw every axis of `config` with probability `p`."""
+        old = self._values(config)
         redrawn = self._values(self.sample(rng))
         keep = rng.random(len(redrawn)) >= p
-        return self._from_values(np.where(keep, self._values(config), redrawn))
+        return self._from_values(np.where(keep, old, redrawn))
 
     def encode(self, config: SubnetConfig) -> np.ndarray:
         """Index of the choice on every axis, an integer vector of shape (axes,)."""
         self.check(config)
         values = zip(self._values(config), self.axes(), strict=True)
-        return np.array([choices.index(value) for value, (_, choices) in values])
+        indices = [choices.index(value) for value, (_, choices) in values]
+        return np.array(indices)
 
     def decode(self, indices: Sequence[int]) -> SubnetConfig:
         """The inverse of `encode`."""

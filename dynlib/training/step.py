@@ -208,6 +208,7 @@ class Step:
         return sum(layer.macs for layer in self.supernet.layers(config))
 
     def _set_rates(self, progress: float) -> None:
+        """Learning rates of this step, from those at the peak."""
         factor = rate(progress, self.recipe.warmup)
         for solver, rates in zip(self.solvers, self._peaks, strict=True):
             for group, peak in zip(solver.param_groups, rates, strict=True):
