@@ -30,10 +30,15 @@ CIFAR10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 
 
 def load_dataset(
-    name: str = "auto", data_dir: str | Path = "", *, seed: int = 0, size: int = 32,
-    resize: bool = False, generated: tuple[int, int] = (20_000, 4_000),
+    name: str = "auto",
+    data_dir: str | Path = "",
+    *,
+    seed: int = 0,
+    size: int = 32,
+    resize: bool = False,
+    generated: tuple[int, int] = (20_000, 4_000),
     cache_dir: str | Path | None = None,
-) -> Dataset:  # fmt: skip
+) -> Dataset:
     """Load a data set by name or path.
 
     Args:
@@ -52,15 +57,18 @@ def load_dataset(
     if data_dir and not Path(data_dir).is_dir():
         raise DataError(f"data_dir {str(data_dir)!r} is not a folder; expected one with cifar10/")
     if name == "generated":
-        draws = (np.random.default_rng([seed, i]) for i in range(2))
-        parts = [generate(n, rng, size) for n, rng in zip(generated, draws, strict=True)]
-        return _assemble(name, tuple(SHAPES), *parts, seed)
+        train, test = (
+            generate(count, np.random.default_rng([seed, part]), size)
+            for part, count in enumerate(generated)
+        )
+        return _assemble(name, tuple(SHAPES), train, test, seed)
     if name not in ("auto", "cifar10"):
         return _from_path(Path(name), seed, size, resize, cache_dir)
     places = data_places(data_dir)
     for place in places:
-        if all((place / "cifar10" / f"{part}.tar").is_file() for part in ("train", "test")):
-            return _from_path(place / "cifar10", seed, 32, False, cache_dir, "cifar10")
+        folder = place / "cifar10"
+        if (folder / "train.tar").is_file() and (folder / "test.tar").is_file():
+            return _from_path(folder, seed, 32, False, cache_dir, "cifar10")
     try:
         return _cifar10_from_torchvision(places, seed)
     except (OSError, RuntimeError) as error:
@@ -80,50 +88,81 @@ def _assemble(name, classes, train: Images, test: Images, seed: int) -> Dataset:
     Files come sorted by class, so the test images are shuffled as well: any leading part of each of
     the three parts is a fair sample of it.
     """
-    order = torch.from_numpy(np.random.default_rng([seed, 77]).permutation(len(train)))
-    test = test.take(torch.from_numpy(np.random.default_rng([seed, 80]).permutation(len(test))))
+    test = test.take(_shuffled(len(test), seed, 80))
+    order = _shuffled(len(train), seed, 77)
     held = max(1, int(VAL_SHARE * len(train)))
-    val, train = train.take(order[:held]), train.take(order[held:])
+    val = train.take(order[:held])
+    train = train.take(order[held:])
     sample = train.images[:10_000].double() / 255
-    mean, std = sample.mean((0, 2, 3)).float(), sample.std((0, 2, 3)).float()
+    mean = sample.mean((0, 2, 3)).float()
+    std = sample.std((0, 2, 3)).float()
     return Dataset(name, tuple(classes), train, val, test, mean, std)
+
+
+def _shuffled(count: int, seed: int, purpose: int) -> torch.Tensor:
+    """The numbers below `count` in an order of their own for each seed and purpose."""
+    rng = np.random.default_rng([seed, purpose])
+    return torch.from_numpy(rng.permutation(count))
 
 
 def _from_path(path: Path, seed, size, resize, cache_dir, name=None) -> Dataset:
     """A folder or tar of class folders, with or without a train and a test part."""
     name = name or path.stem
-    parts = []
-    for split in (("train",), ("test", "val", "validation")):
-        found = [q for s in split for q in (path / s, path / f"{s}.tar") if q.exists()]
-        parts += found[:1]
-    if len(parts) == 2:
-        (train, classes), (test, others) = (_decode(p, size, resize, cache_dir) for p in parts)
+    train_path = _part(path, "train")
+    test_path = _part(path, "test", "val", "validation")
+    if train_path and test_path:
+        train, classes = _decode(train_path, size, resize, cache_dir)
+        test, others = _decode(test_path, size, resize, cache_dir)
         if classes != others:
-            raise DataError(f"{parts[0]} and {parts[1]} hold different class folders")
+            raise DataError(f"{train_path} and {test_path} hold different class folders")
         return _assemble(name, classes, train, test, seed)
     if not path.exists():
         raise DataError(f"data set {str(path)!r}: no such name, folder or tar")
     whole, classes = _decode(path, size, resize, cache_dir)
-    order = torch.from_numpy(np.random.default_rng([seed, 78]).permutation(len(whole)))
+    order = _shuffled(len(whole), seed, 78)
     held = max(1, len(whole) // 6)
     return _assemble(name, classes, whole.take(order[held:]), whole.take(order[:held]), seed)
 
 
+def _part(path: Path, *names: str) -> Path | None:
+    """The first folder or tar of one of the `names` in `path`, or None."""
+    for name in names:
+        for part in (path / name, path / f"{name}.tar"):
+            if part.exists():
+                return part
+    return None
+
+
 def _decode(path: Path, size: int, resize: bool, cache_dir) -> tuple[Images, tuple[str, ...]]:
     """Decode every image once; the result is cached under a key of all files' sizes and dates."""
-    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-    stats = [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
-    key = f"{path.resolve()}|{stats}|{size}|{resize}"
     folder = Path(cache_dir) if cache_dir else repo_root() / "runs" / "cache"
-    cache = folder / f"{path.stem}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npz"
+    cache = folder / f"{path.stem}-{_fingerprint(path, size, resize)}.npz"
     if cache.is_file():
         try:
             with np.load(cache, allow_pickle=False) as file:
-                arrays = {k: file[k] for k in ("images", "labels", "classes")}
-            return Images.of(arrays["images"], arrays["labels"]), tuple(arrays["classes"].tolist())
+                whole = Images.of(file["images"], file["labels"])
+                return whole, tuple(file["classes"].tolist())
         except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
             _LOG.warning("%s cannot be read (%s): decoding again", cache, error)
+    images, labels, classes = _read_images(path, size, resize)
+    archive = io.BytesIO()
+    np.savez(archive, images=images, labels=labels, classes=np.array(classes))
+    try:
+        atomic_write(cache, archive.getbuffer())
+    except OSError as error:
+        _LOG.warning("%s cannot be kept for the next time: %s", cache, error)
+    return Images.of(images, labels), classes
 
+
+def _fingerprint(path: Path, size: int, resize: bool) -> str:
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    stats = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    key = f"{path.resolve()}|{stats}|{size}|{resize}"
+    return hashlib.sha256(key.encode()).hexdigest()[:16]
+
+
+def _read_images(path: Path, size: int, resize: bool):
+    """Images (N, 3, size, size) uint8, labels (N,) and the classes of a folder or tar."""
     from dynlib._vision import timm
 
     try:
@@ -151,14 +190,7 @@ def _decode(path: Path, size: int, resize: bool, cache_dir) -> tuple[Images, tup
         images[i] = np.asarray(image).transpose(2, 0, 1)
     # timm names the mapping differently for folders and for tars.
     index = getattr(reader, "class_to_idx", None) or reader.class_name_to_idx
-    classes = tuple(sorted(index, key=index.get))
-    whole = io.BytesIO()
-    np.savez(whole, images=images, labels=labels, classes=np.array(classes))
-    try:
-        atomic_write(cache, whole.getbuffer())
-    except OSError as error:
-        _LOG.warning("%s cannot be kept for the next time: %s", cache, error)
-    return Images.of(images, labels), classes
+    return images, labels, tuple(sorted(index, key=index.get))
 
 
 @contextmanager
@@ -177,25 +209,27 @@ def _cifar10_from_torchvision(places: list[Path], seed: int) -> Dataset:
 
     have = [p for p in places if (p / "cifar-10-batches-py").is_dir()]
     target = have[0] if have else repo_root() / "runs" / "cache"
-    with _short_timeout(10):
-        sets = [
-            torchvision.datasets.CIFAR10(str(target), train=train, download=True)
-            for train in (True, False)
-        ]
     parts = []
-    for part in sets:
+    for is_train in (True, False):
+        with _short_timeout(10):
+            part = torchvision.datasets.CIFAR10(str(target), train=is_train, download=True)
         # By class, as the tars are: the validation split must hold out the same images, or the
         # shipped network would be chosen on some that it was trained on.
         order = np.argsort(part.targets, kind="stable")
         pixels = part.data[order].transpose(0, 3, 1, 2).copy()
-        parts.append(Images.of(pixels, np.array(part.targets)[order]))
+        labels = np.array(part.targets)[order]
+        parts.append(Images.of(pixels, labels))
     return _assemble("cifar10", tuple(CIFAR10), *parts, seed)
 
 
 def augment(
-    images: torch.Tensor, generator: torch.Generator, *, flip: torch.Tensor | None = None,
-    pad: int = 2, cutout: int = 0,
-) -> torch.Tensor:  # fmt: skip
+    images: torch.Tensor,
+    generator: torch.Generator,
+    *,
+    flip: torch.Tensor | None = None,
+    pad: int = 2,
+    cutout: int = 0,
+) -> torch.Tensor:
     """Flip, padded crop and cutout for a batch (N, C, H, W), each image by its own draw.
 
     Args:
@@ -217,17 +251,21 @@ def augment(
     if pad:
         bordered = F.pad(images.float(), (pad,) * 4, "reflect").to(images.dtype)
         windows = bordered.unfold(2, height, 1).unfold(3, width, 1)
-        images = windows[torch.arange(count), :, draw(2 * pad + 1), draw(2 * pad + 1)]
+        places = 2 * pad + 1
+        top, left = draw(places), draw(places)
+        images = windows[torch.arange(count), :, top, left]
     if cutout:
-        y, x = draw(height).view(-1, 1), draw(width).view(-1, 1)
+        y = draw(height).view(-1, 1)
+        x = draw(width).view(-1, 1)
         rows = (torch.arange(height) - y).abs() * 2 < cutout
         columns = (torch.arange(width) - x).abs() * 2 < cutout
         hole = rows[:, None, :, None] & columns[:, None, None, :]
-        images = images.masked_fill(hole, 0 if images.is_floating_point() else 128)
+        grey = 0 if images.is_floating_point() else 128
+        images = images.masked_fill(hole, grey)
     return images
 
 
 def with_train(dataset: Dataset, count: int, seed: int = 0) -> Dataset:
     """`dataset` with only `count` training images, drawn at random: for short runs."""
-    order = torch.from_numpy(np.random.default_rng([seed, 79]).permutation(len(dataset.train)))
+    order = _shuffled(len(dataset.train), seed, 79)
     return replace(dataset, train=dataset.train.take(order[:count]))

@@ -15,9 +15,11 @@ def pareto_mask(values: np.ndarray) -> np.ndarray:
     keep = np.zeros(len(values), dtype=bool)
     front = np.empty((0, values.shape[1]))
     # In lexicographic order nobody is dominated by a later row, so one growing front is enough.
-    for i in np.lexsort(values.T[::-1]):
+    order = np.lexsort(values.T[::-1])
+    for i in order:
         row = values[i]
-        if np.isnan(row).any() or (front <= row).all(axis=1).any():
+        is_beaten = (front <= row).all(axis=1).any()
+        if is_beaten or np.isnan(row).any():
             continue
         keep[i] = True
         front = np.vstack([front, row])
@@ -28,22 +30,28 @@ def pareto_front(table: pd.DataFrame, minimise: Sequence[str], maximise: Sequenc
     """The rows of `table` that no other row dominates, sorted by the first column."""
     columns = [*minimise, *maximise]
     signs = np.array([1.0] * len(minimise) + [-1.0] * len(maximise))
-    mask = pareto_mask(table[columns].to_numpy(float) * signs)
-    return table[mask].sort_values(columns[0]).reset_index(drop=True)
+    values = table[columns].to_numpy(float) * signs
+    front = table[pareto_mask(values)]
+    return front.sort_values(columns[0]).reset_index(drop=True)
 
 
 def lower_hull(corners: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
     """The corners of the lower left hull: nothing takes less energy in no more time."""
     hull: list[tuple[float, float]] = []
-    for x, y in sorted(corners):
-        if hull and y >= hull[-1][1]:
+    for corner in sorted(corners):
+        if hull and corner[1] >= hull[-1][1]:
             continue
-        while len(hull) > 1 and (hull[-1][1] - hull[-2][1]) * (x - hull[-2][0]) >= (
-            y - hull[-2][1]
-        ) * (hull[-1][0] - hull[-2][0]):
+        while len(hull) > 1 and not _is_below(hull[-1], hull[-2], corner):
             hull.pop()
-        hull.append((x, y))
+        hull.append(corner)
     return hull
+
+
+def _is_below(middle: tuple, left: tuple, right: tuple) -> bool:
+    """Whether `middle` lies below the line from `left` to `right`."""
+    run, rise = middle[0] - left[0], middle[1] - left[1]
+    whole_run, whole_rise = right[0] - left[0], right[1] - left[1]
+    return rise * whole_run < whole_rise * run
 
 
 def hypervolume(values: np.ndarray, reference: Sequence[float]) -> float:
@@ -51,7 +59,10 @@ def hypervolume(values: np.ndarray, reference: Sequence[float]) -> float:
     values = np.asarray(values, dtype=float)
     reference = np.asarray(reference, dtype=float)
     inside = values[(values < reference).all(axis=1)]
-    front = inside[pareto_mask(inside)] if len(inside) else inside
+    front = inside[pareto_mask(inside)]
     front = front[np.argsort(front[:, 0])]
+    # One strip a point, from it to its right neighbour, up to the reference.
     right = np.append(front[1:, 0], reference[0])
-    return float(((right - front[:, 0]) * (reference[1] - front[:, 1])).sum())
+    width = right - front[:, 0]
+    height = reference[1] - front[:, 1]
+    return float((width * height).sum())

@@ -26,46 +26,61 @@ def generate(count: int, rng: np.random.Generator, size: int = 32) -> Images:
 def _draw(labels, clutter, small, noise, rng, size) -> np.ndarray:
     count = len(labels)
     axis = np.linspace(-1, 1, size, dtype=np.float32)
+    across = axis[None, None, :]
+    down = axis[None, :, None]
 
-    def column(low, high, *shape):
-        return rng.uniform(low, high, (count, *(shape or (1, 1)))).astype(np.float32)
+    def number(low, high):
+        """One for each image, to go with its pixels."""
+        return rng.uniform(low, high, (count, 1, 1)).astype(np.float32)
+
+    def colours(low, high):
+        return rng.uniform(low, high, (count, 3, 1, 1)).astype(np.float32)
 
     # Shape coordinates u, v: the grid moved, turned and scaled, one unit = radius of the shape.
     radius = (0.75 - 0.45 * small)[:, None, None]
-    x = axis[None, None, :] - column(-1, 1) * (0.95 - radius)
-    y = axis[None, :, None] - column(-1, 1) * (0.95 - radius)
-    angle = column(-0.6, 0.6)
-    u = (x * np.cos(angle) + y * np.sin(angle)) / radius
-    v = (y * np.cos(angle) - x * np.sin(angle)) / radius
+    room = 0.95 - radius
+    x = across - number(-1, 1) * room
+    y = down - number(-1, 1) * room
+    angle = number(-0.6, 0.6)
+    cosine, sine = np.cos(angle), np.sin(angle)
+    u = (x * cosine + y * sine) / radius
+    v = (y * cosine - x * sine) / radius
     inside = np.empty((count, size, size), bool)
-    for label in range(len(SHAPES)):
+    for label, name in enumerate(SHAPES):
         of = labels == label
-        inside[of] = _shape(SHAPES[label], u[of], v[of])
+        inside[of] = _shape(name, u[of], v[of])
 
-    background, colour = column(0.1, 0.9, 3, 1, 1), column(0, 1, 3, 1, 1)
+    background = colours(0.1, 0.9)
+    colour = colours(0, 1)
     # A shape must differ from its background in brightness, or its difficulty would be unknown.
     colour = np.where(background > 0.5, colour * 0.5, 0.5 + colour * 0.5)
     image = np.broadcast_to(background, (count, 3, size, size)).copy()
     for stroke in range(6):
-        turn, offset = column(0, np.pi), column(-0.9, 0.9)
-        along = axis[None, None, :] * np.cos(turn) + axis[None, :, None] * np.sin(turn)
-        on = (np.abs(along - offset) < 0.05) & (clutter * 6 > stroke)[:, None, None]
-        image = np.where(on[:, None], column(0, 1, 3, 1, 1), image)
+        turn = number(0, np.pi)
+        offset = number(-0.9, 0.9)
+        along = across * np.cos(turn) + down * np.sin(turn)
+        is_drawn = (clutter * 6 > stroke)[:, None, None]
+        on = (np.abs(along - offset) < 0.05) & is_drawn
+        image = np.where(on[:, None], colours(0, 1), image)
     image = np.where(inside[:, None], colour, image)
-    image += rng.standard_normal(image.shape, np.float32) * (0.25 * noise)[:, None, None, None]
+    spread = (0.25 * noise)[:, None, None, None]
+    image += rng.standard_normal(image.shape, np.float32) * spread
     return (image.clip(0, 1) * 255).astype(np.uint8)
 
 
 def _shape(name: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    r, box = np.hypot(u, v), np.maximum(np.abs(u), np.abs(v))
+    """Which points lie inside the shape: r is a circle's distance, box a square's."""
+    r = np.hypot(u, v)
+    wide, high = np.abs(u), np.abs(v)
+    box = np.maximum(wide, high)
     if name == "disc":
         return r < 0.9
     if name == "square":
         return box < 0.75
     if name == "triangle":
-        return (v < 0.6) & (v > 2 * np.abs(u) - 0.9)
+        return (v < 0.6) & (v > 2 * wide - 0.9)
     if name == "plus":
-        return (np.minimum(np.abs(u), np.abs(v)) < 0.28) & (box < 0.95)
+        return (np.minimum(wide, high) < 0.28) & (box < 0.95)
     if name == "ring":
         return (r < 0.95) & (r > 0.55)
     if name == "star":
@@ -73,7 +88,7 @@ def _shape(name: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
     if name == "crescent":
         return (r < 0.95) & (np.hypot(u - 0.45, v) > 0.75)
     if name == "bar":
-        return (np.abs(u) < 0.95) & (np.abs(v) < 0.3)
+        return (wide < 0.95) & (high < 0.3)
     if name == "corner":
         return (box < 0.85) & ((u < -0.3) | (v > 0.3))
-    return (np.hypot(np.abs(u) - 0.5, np.abs(v) - 0.5)) < 0.38
+    return np.hypot(wide - 0.5, high - 0.5) < 0.38

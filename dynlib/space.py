@@ -39,12 +39,6 @@ class LayerSpec:
         """Multiply-accumulates for one image (one MAC is two floating-point operations)."""
         return self.params * self.out_size**2 * self.density
 
-    @property
-    def bytes_moved(self) -> int:
-        """Bytes read and written for one image in float32: input, weights and output, once each."""
-        activations = self.in_channels * self.in_size**2 + self.out_channels * self.out_size**2
-        return 4 * (activations + self.params)
-
 
 # The elastic dimensions in canonical order, and their letters in a configuration's string.
 LETTERS = {name: name[0] for name in ("resolution", "depth", "width", "kernel", "expand", "heads")}
@@ -70,25 +64,31 @@ class SubnetConfig:
 
     def __post_init__(self):
         object.__setattr__(self, "resolution", int(self.resolution))
+        # Numbers of numpy and of strings too: equal sub-networks have equal strings.
         for name in DIMENSIONS:
-            object.__setattr__(self, name, tuple(int(v) for v in getattr(self, name)))
+            values = tuple(int(value) for value in getattr(self, name))
+            object.__setattr__(self, name, values)
 
     def __str__(self) -> str:
         parts = [f"r{self.resolution}"]
         for name in DIMENSIONS:
-            if values := getattr(self, name):
-                parts.append(LETTERS[name] + ".".join(map(str, values)))
+            values = getattr(self, name)
+            if values:
+                numbers = ".".join(map(str, values))
+                parts.append(LETTERS[name] + numbers)
         return "-".join(parts)
 
     @classmethod
     def parse(cls, text: str) -> "SubnetConfig":
         """Read a canonical string; raises `ConfigError` when it is not one."""
-        places = "".join(rf"(?:-{LETTERS[name]}(\d+(?:\.\d+)*))?" for name in DIMENSIONS)
+        numbers = r"(\d+(?:\.\d+)*)"
+        places = "".join(rf"(?:-{LETTERS[name]}{numbers})?" for name in DIMENSIONS)
         match = re.fullmatch(rf"r(\d+){places}", text)
         if not match:
             raise ConfigError(f"{text!r} is not a sub-network; expected e.g. 'r32-d1.2-w64.256'")
-        resolution, *rest = match.groups()
-        return cls(int(resolution), *(tuple(v.split(".")) if v else () for v in rest))
+        resolution, *lists = match.groups()
+        values = [tuple(part.split(".")) if part else () for part in lists]
+        return cls(int(resolution), *values)
 
 
 @dataclass(frozen=True)
@@ -110,15 +110,20 @@ class SearchSpace:
     def __post_init__(self):
         object.__setattr__(self, "resolution", tuple(self.resolution))
         for name in DIMENSIONS:
-            object.__setattr__(self, name, tuple(tuple(c) for c in getattr(self, name)))
+            places = tuple(tuple(choices) for choices in getattr(self, name))
+            object.__setattr__(self, name, places)
         for name, choices in self.axes():
-            if not choices or list(choices) != sorted(set(choices)) or choices[0] < 0:
+            ascends = list(choices) == sorted(set(choices))
+            if not choices or not ascends or choices[0] < 0:
                 raise ConfigError(f"search space, {name}: {choices} is not ascending and positive")
 
     def axes(self) -> list[tuple[str, tuple[int, ...]]]:
         """Every elastic dimension as (name, choices), in the order `encode` uses."""
-        places = [(f"{n}{i}", c) for n in DIMENSIONS for i, c in enumerate(getattr(self, n))]
-        return [("resolution", self.resolution), *places]
+        axes = [("resolution", self.resolution)]
+        for name in DIMENSIONS:
+            for place, choices in enumerate(getattr(self, name)):
+                axes.append((f"{name}{place}", choices))
+        return axes
 
     @property
     def size(self) -> int:
@@ -128,21 +133,22 @@ class SearchSpace:
     @property
     def largest(self) -> SubnetConfig:
         """The sub-network with the last choice on every axis."""
-        return self._from_values([c[-1] for _, c in self.axes()])
+        return self._from_values([choices[-1] for _, choices in self.axes()])
 
     @property
     def smallest(self) -> SubnetConfig:
         """The sub-network with the first choice on every axis."""
-        return self._from_values([c[0] for _, c in self.axes()])
+        return self._from_values([choices[0] for _, choices in self.axes()])
 
     def ladder(self, rungs: int) -> list[SubnetConfig]:
         """Sub-networks that grow along all axes at once, from the smallest to the largest."""
-        shares = np.linspace(0, 1, rungs)
-        picks = ([c[round(s * (len(c) - 1))] for _, c in self.axes()] for s in shares)
-        return list(dict.fromkeys(self._from_values(pick) for pick in picks))
+        lasts = np.array([len(choices) - 1 for _, choices in self.axes()])
+        grown = (self.decode(np.round(share * lasts)) for share in np.linspace(0, 1, rungs))
+        return list(dict.fromkeys(grown))
 
     def __iter__(self) -> Iterator[SubnetConfig]:
-        for values in itertools.product(*(c for _, c in self.axes())):
+        choices = (choices for _, choices in self.axes())
+        for values in itertools.product(*choices):
             yield self._from_values(values)
 
     def __contains__(self, config: SubnetConfig) -> bool:
@@ -154,9 +160,10 @@ class SearchSpace:
     def check(self, config: SubnetConfig) -> SubnetConfig:
         """Return `config`; raises `ConfigError` naming the first axis it leaves the space on."""
         for name in DIMENSIONS:
-            got, want = len(getattr(config, name)), len(getattr(self, name))
-            if got != want:
-                raise ConfigError(f"{config} has {got} entries of {name}, expected {want}")
+            entries = len(getattr(config, name))
+            places = len(getattr(self, name))
+            if entries != places:
+                raise ConfigError(f"{config} has {entries} entries of {name}, expected {places}")
         for value, (name, choices) in zip(self._values(config), self.axes(), strict=True):
             if value not in choices:
                 raise ConfigError(f"{config}: {name} is {value}, expected one of {choices}")
@@ -164,26 +171,26 @@ class SearchSpace:
 
     def sample(self, rng: np.random.Generator) -> SubnetConfig:
         """Draw every axis uniformly and independently."""
-        return self._from_values([rng.choice(c) for _, c in self.axes()])
+        return self._from_values([rng.choice(choices) for _, choices in self.axes()])
 
     def mutate(self, config: SubnetConfig, rng: np.random.Generator, p: float) -> SubnetConfig:
         """Redraw every axis of `config` with probability `p`."""
+        old = self._values(config)
         redrawn = self._values(self.sample(rng))
         keep = rng.random(len(redrawn)) >= p
-        kept = zip(keep, self._values(config), redrawn, strict=True)
-        return self._from_values([old if k else new for k, old, new in kept])
+        return self._from_values(np.where(keep, old, redrawn))
 
     def encode(self, config: SubnetConfig) -> np.ndarray:
         """Index of the choice on every axis, an integer vector of shape (axes,)."""
         self.check(config)
         values = zip(self._values(config), self.axes(), strict=True)
-        return np.array([choices.index(value) for value, (_, choices) in values])
+        indices = [choices.index(value) for value, (_, choices) in values]
+        return np.array(indices)
 
     def decode(self, indices: Sequence[int]) -> SubnetConfig:
         """The inverse of `encode`."""
-        return self._from_values(
-            [c[int(i)] for i, (_, c) in zip(indices, self.axes(), strict=True)]
-        )
+        picked = zip(indices, self.axes(), strict=True)
+        return self._from_values([choices[int(index)] for index, (_, choices) in picked])
 
     def to_dict(self) -> dict:
         """A JSON-ready dictionary of the dimensions that are there; `from_dict` reads it back."""
@@ -200,12 +207,13 @@ class SearchSpace:
         return cls(**values)
 
     def _values(self, config: SubnetConfig) -> list[int]:
-        return [config.resolution, *(v for name in DIMENSIONS for v in getattr(config, name))]
+        values = [config.resolution]
+        for name in DIMENSIONS:
+            values += getattr(config, name)
+        return values
 
     def _from_values(self, values: Sequence[int]) -> SubnetConfig:
-        resolution, *rest = (int(v) for v in values)
-        places = iter(rest)
-        return SubnetConfig(
-            resolution,
-            *(tuple(itertools.islice(places, len(getattr(self, n)))) for n in DIMENSIONS),
-        )
+        resolution, *rest = values
+        rest = iter(rest)
+        lengths = (len(getattr(self, name)) for name in DIMENSIONS)
+        return SubnetConfig(resolution, *(tuple(itertools.islice(rest, n)) for n in lengths))

@@ -16,7 +16,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = {
     "nets": 1, "boards": 1, "machine": 1,
     "decide": 2, "profile": 2,
-    "training": 3, "search": 3, "manager": 3,
+    "training": 3, "searching": 3, "manager": 3,
     "runtime": 4,
     "deploy": 5,
 }  # fmt: skip

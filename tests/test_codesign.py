@@ -9,9 +9,9 @@ from dynlib.boards.latency import network_ms
 from dynlib.boards.platform import Platform
 from dynlib.errors import BoardError, DynlibError, InfeasibleError
 from dynlib.machine.bind import load_board
-from dynlib.search.codesign import DIRECTIONS, codesign, inner_search
-from dynlib.search.lookup import DESIGN_KNOBS, Lookup, exit_outcomes
-from dynlib.search.study import best_within
+from dynlib.searching.lookup import DESIGN_KNOBS, Lookup, exit_outcomes
+from dynlib.searching.study import best_within
+from dynlib.searching.two_level import DIRECTIONS, codesign, inner_search
 from dynlib.space import LayerSpec, SearchSpace
 from suite.papers.hadas import HADAS_SPACE, exhaustive, split_gain
 

@@ -13,7 +13,7 @@ from dynlib.machine.bind import load_board
 from dynlib.manager.policy import Action, Placement, edf, fifo
 from dynlib.points import PointTable
 from dynlib.runtime.rivals import Static
-from dynlib.runtime.simulate import Simulation
+from dynlib.runtime.simulation import Simulation
 from dynlib.workload import App, Change, Workload
 from suite.papers.dynamic_ofa import published_tables
 from suite.studies.scenarios import scenario

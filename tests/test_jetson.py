@@ -12,7 +12,7 @@ from suite.papers.jetson_search import (
     PLACE_OF_GENE,
     SPACE,
     Evaluator,
-    canonical,
+    canonical_genes,
     features,
     find_published,
     genes,
@@ -150,10 +150,10 @@ def test_many_at_once_are_what_one_by_one_are(invented, seed):
 def test_unused_places_do_not_count(invented):
     rng = np.random.default_rng(1)
     population = rng.integers(0, CHOICES, (50, len(CHOICES)), np.int8)
-    same = canonical(population)
+    same = canonical_genes(population)
     assert (same != population).any()
     np.testing.assert_array_equal(invented(same), invented(population))
-    np.testing.assert_array_equal(canonical(same), same)
+    np.testing.assert_array_equal(canonical_genes(same), same)
 
 
 def test_genes_of_a_place_are_named_together():

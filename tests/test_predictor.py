@@ -1,15 +1,10 @@
-"""The accuracy predictor, its ceiling, and the sampler that it guides."""
+"""The accuracy predictor and its ceiling."""
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from dynlib.errors import SearchError
-from dynlib.pareto import hypervolume, pareto_mask
-from dynlib.search.guided import GuidedSampler, _gain
-from dynlib.search.predictor import AccuracyPredictor, kendall, stratified, tau_ceiling
-from dynlib.search.study import search, volumes
+from dynlib.searching.predictor import AccuracyPredictor, kendall, stratified, tau_ceiling
 from dynlib.space import SearchSpace
 
 SPACE = SearchSpace((24, 28, 32), ((1,), (1, 2), (1, 2)), ((8, 16, 24), (16, 32, 48), (32, 64)))
@@ -80,33 +75,3 @@ def test_a_ceiling_of_noise_or_of_nothing_is_an_error():
     half = rng.normal(size=20)
     with pytest.raises(SearchError, match="no more than their noise"):
         tau_ceiling(half, -half, rng)
-
-
-@settings(max_examples=40)
-@given(st.integers(0, 2**32))
-def test_the_gain_of_a_point_is_the_hypervolume_that_it_adds(seed):
-    rng = np.random.default_rng(seed)
-    seen, new = rng.random((8, 2)), rng.uniform(-0.2, 1.2, (10, 2))
-    reference = seen.max(axis=0)
-    before = hypervolume(seen, reference)
-    after = [hypervolume(np.vstack([seen, point]), reference) for point in new]
-    gains = _gain(seen[pareto_mask(seen)], new, reference)
-    np.testing.assert_allclose(gains, np.array(after) - before, atol=1e-12)
-
-
-def test_a_guided_search_beats_chance():
-    goals = {"accuracy": "maximize", "cost": "minimize"}
-
-    def objective(config):
-        return {"accuracy": truth(config), "cost": work(config)}
-
-    tables = []
-    for seed in range(3):
-        guided = GuidedSampler(SPACE, work, work, seed=seed)
-        tables.append(search(SPACE, objective, goals, trials=25, seed=seed, sampler=guided))
-        tables.append(search(SPACE, objective, goals, trials=25, seed=seed, sampler="random"))
-    ours, chance = volumes(tables, goals).reshape(3, 2).T
-    assert (ours > chance).all()
-    again = GuidedSampler(SPACE, work, work, seed=2)
-    repeat = search(SPACE, objective, goals, trials=25, seed=2, sampler=again)
-    assert list(repeat["subnet"]) == list(tables[4]["subnet"])

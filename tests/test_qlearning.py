@@ -11,7 +11,7 @@ from dynlib.boards.board import Opp
 from dynlib.errors import DynlibError
 from dynlib.runtime.case import Case
 from dynlib.runtime.rivals import linux_default
-from dynlib.runtime.simulate import Simulation
+from dynlib.runtime.simulation import Simulation
 from suite.papers.ztt import QAgent, is_flat, matches, q_update, train_agent
 from suite.record.figures import save
 from suite.studies.manage import simulate_many

@@ -1,4 +1,4 @@
-"""The Optuna study: equal trials, resuming, fronts and volumes."""
+"""The Optuna study: equal trials, resuming, limits, fronts, workers."""
 
 import multiprocessing
 import os
@@ -11,16 +11,8 @@ import pandas as pd
 import pytest
 
 from dynlib.errors import InfeasibleError, SearchError
-from dynlib.search.study import (
-    best_within,
-    front,
-    geometric_ratio,
-    growth,
-    open_storage,
-    record,
-    search,
-    volumes,
-)
+from dynlib.searching import best_within, front, search
+from dynlib.searching.study import open_storage
 from dynlib.space import SearchSpace
 
 SPACE = SearchSpace((16, 24, 32), ((1, 2), (1, 2)), ((8, 16, 24), (8, 16, 24)))
@@ -86,6 +78,13 @@ def test_a_repeated_proposal_costs_nothing_and_a_small_space_is_enough():
     assert len(calls) == len(set(calls)) == len(table) == tiny.size
 
 
+def test_a_sampler_of_optuna_is_taken_as_it_is():
+    gaussian = optuna.samplers.GPSampler(seed=0, n_startup_trials=4)
+    table = search(SPACE, objective, GOALS, trials=6, seed=0, sampler=gaussian)
+    assert len(table) == 6
+    assert set(table["sampler"]) == {"GPSampler"}
+
+
 def test_unknown_sampler_is_refused():
     with pytest.raises(SearchError, match="nsga2"):
         search(SPACE, objective, GOALS, trials=1, seed=0, sampler="genetic")
@@ -97,23 +96,6 @@ def test_the_front_holds_no_dominated_row():
     assert best["latency_ms"].is_monotonic_increasing
     assert best["accuracy"].is_monotonic_increasing
     assert best["subnet"].is_unique
-
-
-def test_volumes_use_one_reference_and_ratios_need_five_pairs():
-    tables = [search(SPACE, objective, GOALS, trials=30, seed=s) for s in range(2)]
-    one, two = volumes(tables, GOALS)
-    assert one > 0
-    assert two > 0
-    same = volumes([tables[0]] * 2, GOALS)
-    assert same[0] == same[1]
-    for curve, end in zip(growth(tables, GOALS), (one, two), strict=True):
-        assert (np.diff(curve) >= 0).all()
-        assert curve[-1] == end
-    mean, low, high = geometric_ratio(np.array([2, 2.2, 1.8, 2, 2]), np.ones(5))
-    assert low < mean < high
-    assert mean == pytest.approx(2, rel=0.05)
-    with pytest.raises(SearchError, match="at least 5"):
-        geometric_ratio(np.ones(4), np.ones(4))
 
 
 @pytest.mark.parametrize("sampler", ["nsga2", "nsga3"])
@@ -143,18 +125,6 @@ def test_an_infeasible_limit_is_answered_with_what_is_reachable():
         search(SPACE, objective, GOALS, trials=10, seed=0, limits={"latency_ms": 1.0})
     with pytest.raises(SearchError, match="other"):
         search(SPACE, objective, GOALS, trials=10, seed=0, limits={"other": 1.0})
-
-
-def test_a_front_found_elsewhere_becomes_a_study(tmp_path):
-    table = front(search(SPACE, objective, GOALS, trials=20, seed=0), GOALS)
-    for _ in range(2):  # writing twice changes nothing
-        study = record(SPACE, table, GOALS, storage=tmp_path / "study.log", name="mine")
-    assert len(study.trials) == len(table)
-    assert {t.user_attrs["subnet"] for t in study.best_trials} == set(table["subnet"])
-    more = search(
-        SPACE, objective, GOALS, trials=25, seed=1, storage=tmp_path / "study.log", name="mine"
-    )
-    assert list(more["subnet"][: len(table)]) == list(table["subnet"])
 
 
 def test_many_workers_share_a_study(tmp_path):

@@ -1,8 +1,11 @@
 """The published latency tables: reading, sums, defects, resolutions that are not there."""
 
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,7 +17,6 @@ from suite.papers.jetson_tables import (
     EXPANSIONS,
     KERNELS,
     block_key,
-    find_defects,
     fixed_keys,
     grid,
     judge_unseen,
@@ -25,6 +27,46 @@ from suite.papers.jetson_tables import (
 )
 
 UNITS = ("cpu", "gpu")
+
+
+@dataclass(frozen=True, slots=True)
+class Defect:
+    """Something in a table that is not the time of its operator."""
+
+    kind: str  # copied, warm-up or noisy
+    unit: str
+    resolutions: tuple[int, ...]
+    what: str
+
+
+def find_defects(rows: Mapping[str, pd.DataFrame]) -> list[Defect]:
+    """The three defects of published tables (`read_rows` per unit), by what gives them away.
+
+    copied: a row has the very same time on two units. warm-up: of most blocks the smallest kernel
+    and expansion, measured first, take at least a tenth longer than the largest. noisy: the median
+    coefficient of variation exceeds 0.1.
+    """
+    found = []
+    for unit, table in rows.items():
+        means = table.set_index(["resolution", "key"])["mean_ms"]
+        for other, theirs in rows.items():
+            twin = theirs.set_index(["resolution", "key"])["mean_ms"]
+            same = means.index[means.eq(twin.reindex(means.index))] if other > unit else []
+            if len(same):
+                at = tuple(sorted({int(r) for r, _ in same}))
+                keys = f"{len(same)} rows such as {same[0][1]} have equal times"
+                found.append(Defect("copied", f"{unit}, {other}", at, keys))
+        blocks = grid({r: dict(zip(t["key"], t["mean_ms"], strict=True))
+                       for r, t in table.groupby("resolution")})  # fmt: skip
+        small, large = blocks.block_ms[:, :, 0, 0], blocks.block_ms[:, :, -1, -1]
+        cold = tuple(blocks.resolutions[(small > 1.1 * large).mean(axis=1) > 0.5].tolist())
+        if cold:
+            found.append(Defect("warm-up", unit, cold, "small blocks take longer than large ones"))
+        spread = float((table["std_ms"] / table["mean_ms"]).median())
+        if spread > 0.1:
+            every = tuple(blocks.resolutions.tolist())
+            found.append(Defect("noisy", unit, every, f"coefficient of variation {spread:.2f}"))
+    return found
 
 
 def digits(text):

@@ -21,7 +21,7 @@ from dynlib.errors import CheckpointError
 from dynlib.nets.supernet import Supernet
 from dynlib.space import SearchSpace
 from dynlib.training.recipes import Recipe
-from dynlib.training.ship import accuracy_table, checkpoint_path, choose_points, guide_of, ship
+from dynlib.training.shipping import accuracy_table, checkpoint_path, choose_points, guide_of, ship
 from dynlib.training.step import Step, bf16_pays
 from dynlib.training.trainer import _batches, _patch, accuracy_pct, train
 
@@ -171,7 +171,7 @@ def test_every_shipped_checkpoint_says_how_it_was_trained(name):
 
 
 def test_training_goes_on_from_a_checkpoint_and_says_so(trained, tmp_path, monkeypatch):
-    from dynlib.training import ship as room
+    from dynlib.training import __main__ as room
 
     first = tmp_path / "first.safetensors"
     ship(trained[0], tiny(), first, candidates=2, recipe={"epochs": 3}, epochs_run=3)

@@ -8,7 +8,7 @@ from dynlib.boards.board import Board
 from dynlib.manager.policy import Policy
 from dynlib.points import PointTable
 from dynlib.runtime.live import LiveRun, Served, serve
-from dynlib.runtime.simulate import Simulation
+from dynlib.runtime.simulation import Simulation
 from dynlib.runtime.summary import Run
 from dynlib.workload import Workload
 

@@ -80,10 +80,9 @@ class Recipe:
 
     def __post_init__(self):
         for name, known in (("sampling", SAMPLINGS), ("teacher", TEACHERS)):
-            if getattr(self, name) not in known:
-                raise RecipeError(
-                    f"recipe, {name}: {getattr(self, name)!r}, expected one of {known}"
-                )
+            value = getattr(self, name)
+            if value not in known:
+                raise RecipeError(f"recipe, {name}: {value!r}, expected one of {known}")
 
 
 # The published recipes by name, each with its fields beside the common ones.
@@ -118,22 +117,26 @@ def draw_configs(
         free = {name for group in PHASES[:phase] for name in group}
         grown = unlocked(space, free)
         return [grown.sample(rng) for _ in range(recipe.students)]
-    turns = range(step * recipe.students, (step + 1) * recipe.students)
-    return [space.largest, *(space.sample(rng) if t % 2 else space.smallest for t in turns)]
+    first = step * recipe.students
+    turns = range(first, first + recipe.students)
+    students = [space.sample(rng) if turn % 2 else space.smallest for turn in turns]
+    return [space.largest, *students]
 
 
 def unlocked(space: SearchSpace, free: set[str]) -> SearchSpace:
     """`space` with every dimension that is not in `free` held at its largest choice."""
-    choices = {n: getattr(space, n) for n in DIMENSIONS}
-    held = {n: c if n in free else tuple((v[-1],) for v in c) for n, c in choices.items()}
     resolution = space.resolution if "resolution" in free else space.resolution[-1:]
-    return SearchSpace(resolution, **held)
+    places = {}
+    for name in DIMENSIONS:
+        choices = getattr(space, name)
+        places[name] = choices if name in free else tuple(values[-1:] for values in choices)
+    return SearchSpace(resolution, **places)
 
 
 def single(config: SubnetConfig) -> SearchSpace:
     """The space that holds `config` alone."""
-    choices = {n: tuple((v,) for v in getattr(config, n)) for n in DIMENSIONS}
-    return SearchSpace((config.resolution,), **choices)
+    places = {name: tuple((value,) for value in getattr(config, name)) for name in DIMENSIONS}
+    return SearchSpace((config.resolution,), **places)
 
 
 class Average:
@@ -145,7 +148,8 @@ class Average:
 
     def __init__(self, supernet: Supernet, decay: float):
         self.supernet = copy.deepcopy(supernet).requires_grad_(False)
-        self.decay, self.updates = decay, 0
+        self.decay = decay
+        self.updates = 0
 
     @torch.no_grad()
     def update(self, supernet: Supernet) -> None:

@@ -28,17 +28,20 @@ def optimisers(supernet: Supernet, recipe: Recipe) -> list[torch.optim.Optimizer
         if isinstance(module, nn.BatchNorm2d):
             module.weight.requires_grad_(False)
     free = [p for p in supernet.net.parameters() if p.requires_grad]
+    convolutions = [p for p in free if p.ndim == 4]
     muon = timm.optim.Muon(
-        [p for p in free if p.ndim == 4], lr=recipe.lr, momentum=recipe.momentum, nesterov=True,
-        weight_decay=0.0, adjust_lr_fn="original",
-    )  # fmt: skip
-    groups = [
-        {"params": [p for p in free if p.ndim == n], "lr": lr, "weight_decay": recipe.decay / lr}
-        for n, lr in (
-            (2, recipe.lr_head * recipe.batch_size / 500),
-            (1, recipe.lr_bias * recipe.batch_size / 500),
-        )
-    ]
+        convolutions,
+        lr=recipe.lr,
+        momentum=recipe.momentum,
+        nesterov=True,
+        weight_decay=0.0,
+        adjust_lr_fn="original",
+    )
+    groups = []
+    for ndim, rate_of_500 in ((2, recipe.lr_head), (1, recipe.lr_bias)):
+        lr = rate_of_500 * recipe.batch_size / 500
+        params = [p for p in free if p.ndim == ndim]
+        groups.append({"params": params, "lr": lr, "weight_decay": recipe.decay / lr})
     return [muon, torch.optim.SGD(groups, lr=0.0, momentum=0.85, nesterov=True)]
 
 
@@ -47,12 +50,14 @@ def normalise_(solver: torch.optim.Optimizer) -> None:
     """Scale each convolution (O, I, H, W) to the norm sqrt(O); a normalisation undoes the scale."""
     for group in solver.param_groups:
         for weight in group["params"]:
-            weight.mul_(len(weight) ** 0.5 / weight.norm())
+            scale = len(weight) ** 0.5 / weight.norm()
+            weight.mul_(scale)
 
 
 def rate(progress: float, warmup: float) -> float:
     """Share of the peak learning rate: up to it, then linearly to almost zero."""
-    share = progress / warmup if progress < warmup else (1 - progress) / (1 - warmup)
+    rising = progress < warmup
+    share = progress / warmup if rising else (1 - progress) / (1 - warmup)
     return max(share, 0.01)
 
 
@@ -67,19 +72,30 @@ class Step:
     """
 
     def __init__(self, supernet: Supernet, recipe: Recipe, guide: Callable | None = None):
-        self.supernet, self.recipe, self.guide = supernet, recipe, guide
+        self.supernet = supernet
+        self.recipe = recipe
+        self.guide = guide
         self.device = next(supernet.parameters()).device
         self.bf16 = self.device.type == "cuda" or bf16_pays()
         self.solvers = optimisers(supernet, recipe)
-        self._peaks = [[group["lr"] for group in s.param_groups] for s in self.solvers]
-        averaged = recipe.teacher in ("ema", "ensemble", "frozen")
-        decay = 0.0 if recipe.teacher == "frozen" else recipe.ema
-        self._average = Average(supernet, decay) if averaged else None
+        self._peaks = []  # learning rates of every solver's groups, before warm-up and decay
+        for solver in self.solvers:
+            self._peaks.append([group["lr"] for group in solver.param_groups])
+        self._average = None
+        if recipe.teacher in ("ema", "ensemble"):
+            self._average = Average(supernet, recipe.ema)
+        elif recipe.teacher == "frozen":
+            self._average = Average(supernet, decay=0.0)
 
     def __call__(
-        self, view: Callable[[], torch.Tensor], labels: torch.Tensor, *, step: int,
-        progress: float, rng: np.random.Generator,
-    ) -> list[float]:  # fmt: skip
+        self,
+        view: Callable[[], torch.Tensor],
+        labels: torch.Tensor,
+        *,
+        step: int,
+        progress: float,
+        rng: np.random.Generator,
+    ) -> list[float]:
         """Train on one batch and return the losses, the first configuration's first.
 
         Args:
@@ -94,25 +110,28 @@ class Step:
             solver.step()
             solver.zero_grad()
         normalise_(self.solvers[0])
-        first_phase = progress < 1 / (len(PHASES) + 1)
-        if self._average and (self.recipe.teacher != "frozen" or first_phase):
+        if self._average and not self._is_frozen(progress):
             self._average.update(self.supernet)
         return losses
 
     def gradients(self, view, labels, configs, progress: float = 0.0, rng=None) -> list[float]:
         """Accumulate the gradients of one sandwich and return its losses."""
-        recipe, labels = self.recipe, labels.to(self.device)
+        recipe = self.recipe
+        labels = labels.to(self.device)
         images = view().to(self.device)
         if recipe.sampling == "best-up":
-            configs = [self._best_up(c, images, labels, rng) for c in configs]
-        target, losses = self._target(images, progress), []
+            configs = [self._best_up(config, images, labels, rng) for config in configs]
+        target = self._target(images, progress)
+        losses = []
+        # Each loss runs backward at once, so that only one sub-network's activations are held.
         for place, config in enumerate(configs):
             seen = view().to(self.device) if place and recipe.own_view else images
             logits = self._logits(self.supernet, seen, config)
             truth = F.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
+            is_teacher = place == 0 and config == self.supernet.space.largest
             if self.guide is not None:
                 loss = F.cross_entropy(logits, target)
-            elif target is None or (place == 0 and config == self.supernet.space.largest):
+            elif target is None or is_teacher:
                 loss = truth
                 if recipe.teacher == "live":
                     target = logits.detach().softmax(1)
@@ -127,8 +146,9 @@ class Step:
 
     def state_dict(self) -> dict:
         """Solvers and averaged weights."""
+        solvers = [solver.state_dict() for solver in self.solvers]
         average = self._average.state_dict() if self._average else None
-        return {"solvers": [s.state_dict() for s in self.solvers], "average": average}
+        return {"solvers": solvers, "average": average}
 
     def load_state_dict(self, state: dict) -> None:
         """The inverse of `state_dict`."""
@@ -146,20 +166,27 @@ class Step:
         """What a teacher outside this step says, (N, classes) probabilities, or None."""
         if self.guide is not None:
             return self.guide(images).float().softmax(1)
-        learnt = self.recipe.teacher != "frozen" or progress >= 1 / (len(PHASES) + 1)
-        if self._average is None or not learnt:
+        if self._average is None:
             return None
-        largest = self.supernet.space.largest
-        return self._logits(self._average.supernet, images, largest).softmax(1)
+        if self.recipe.teacher == "frozen" and not self._is_frozen(progress):
+            return None  # nothing has been learnt yet
+        return self._says(images, self.supernet.space.largest)
 
     @torch.no_grad()
     def _ensemble(self, target, images, config: SubnetConfig, configs) -> torch.Tensor:
         """The target of `config`; for the smallest of an ensemble the mean of all its elders."""
         if self.recipe.teacher != "ensemble" or config != self.supernet.space.smallest:
             return target
-        others = [c for c in configs[1:] if c != config]
-        says = [self._logits(self._average.supernet, images, c).softmax(1) for c in others]
-        return torch.stack([target, *says]).mean(0)
+        others = [self._says(images, other) for other in configs[1:] if other != config]
+        return torch.stack([target, *others]).mean(0)
+
+    def _says(self, images: torch.Tensor, config: SubnetConfig) -> torch.Tensor:
+        """Probabilities (N, classes) of an averaged sub-network."""
+        return self._logits(self._average.supernet, images, config).softmax(1)
+
+    def _is_frozen(self, progress: float) -> bool:
+        """Whether the teacher is one that has learnt all it will: the first phase is over."""
+        return self.recipe.teacher == "frozen" and progress >= 1 / (len(PHASES) + 1)
 
     @torch.no_grad()
     def _best_up(self, config: SubnetConfig, images, labels, rng) -> SubnetConfig:
@@ -167,18 +194,21 @@ class Step:
         space = self.supernet.space
         if config in (space.largest, space.smallest):
             return config
+
+        def loss(candidate: SubnetConfig) -> float:
+            logits = self._logits(self.supernet, images, candidate)
+            return F.cross_entropy(logits, labels).item()
+
         work = self._macs(config)
         drawn = [space.sample(rng) for _ in range(10 * TRIES)]
-        near = [c for c in drawn if abs(self._macs(c) / work - 1) < 0.1][: TRIES - 1]
-        return min(
-            [config, *near],
-            key=lambda c: F.cross_entropy(self._logits(self.supernet, images, c), labels).item(),
-        )
+        near = [other for other in drawn if abs(self._macs(other) / work - 1) < 0.1]
+        return min([config, *near[: TRIES - 1]], key=loss)
 
     def _macs(self, config: SubnetConfig) -> float:
         return sum(layer.macs for layer in self.supernet.layers(config))
 
     def _set_rates(self, progress: float) -> None:
+        """Learning rates of this step, from those at the peak."""
         factor = rate(progress, self.recipe.warmup)
         for solver, rates in zip(self.solvers, self._peaks, strict=True):
             for group, peak in zip(solver.param_groups, rates, strict=True):

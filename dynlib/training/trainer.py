@@ -34,12 +34,18 @@ _LOG = logging.getLogger(__name__)
 
 
 def train(
-    supernet: Supernet, dataset: Dataset, recipe: Recipe, *, seed: int = 0,
-    state_file: str | Path | None = None, stop_after_epochs: int | None = None,
-    finish_in: int | None = None, watch: int = 2000,
+    supernet: Supernet,
+    dataset: Dataset,
+    recipe: Recipe,
+    *,
+    seed: int = 0,
+    state_file: str | Path | None = None,
+    stop_after_epochs: int | None = None,
+    finish_in: int | None = None,
+    watch: int = 2000,
     guide: Callable[[torch.Tensor], torch.Tensor] | None = None,
     about: Mapping[str, object] | None = None,
-) -> pd.DataFrame:  # fmt: skip
+) -> pd.DataFrame:
     """Train in place and return one row per epoch: losses, validation accuracies, images/s.
 
     Every draw of an epoch comes from (seed, epoch), so a run that was killed and resumed from
@@ -64,35 +70,51 @@ def train(
     step = Step(supernet, recipe, guide)
     per_epoch = max(1, len(dataset.train) // recipe.batch_size)
     identity = {
-        "recipe": asdict(recipe), "space": supernet.space.to_dict(), "seed": seed,
-        "dataset": dataset.name, "images": len(dataset.train), **(about or {}),
-    }  # fmt: skip
+        "recipe": asdict(recipe),
+        "space": supernet.space.to_dict(),
+        "seed": seed,
+        "dataset": dataset.name,
+        "images": len(dataset.train),
+        **(about or {}),
+    }
     history, at = _resume(state_file, identity, supernet, step)
     done = len(history)
-    rest = math.ceil(min(recipe.epochs - at, finish_in or recipe.epochs) - 1e-9)
-    pace = (recipe.epochs - at) / max(rest, 1)  # epochs of the schedule per epoch of this call
+    ahead = recipe.epochs - at  # epochs of the schedule
+    rest = math.ceil(min(ahead, finish_in or recipe.epochs) - 1e-9)
+    pace = ahead / max(rest, 1)  # epochs of the schedule per epoch of this call
     last = done + min(rest, stop_after_epochs or rest)
+
+    def schedule(epochs: float) -> float:
+        """Epochs of the schedule gone through after so many epochs of all calls."""
+        skipped = at - done + (pace - 1) * (epochs - done)
+        return epochs + skipped
+
     with tqdm(total=last * per_epoch, initial=done * per_epoch, disable=None) as bar:
         for epoch in range(done, last):
             rng = np.random.default_rng([seed, epoch])
-            started, losses = time.perf_counter(), []
+            started = time.perf_counter()
+            losses = []
             for i, (view, labels) in enumerate(_batches(dataset, recipe, seed, epoch, rng)):
-                ahead = at - done + (pace - 1) * (epoch - done + i / per_epoch)
-                progress = (epoch + i / per_epoch + ahead) / recipe.epochs
+                reached = schedule(epoch + i / per_epoch)
+                progress = reached / recipe.epochs
                 losses.append(step(view, labels, step=i, progress=progress, rng=rng))
                 rate = (i + 1) * recipe.batch_size / (time.perf_counter() - started)
                 bar.set_postfix_str(f"loss {losses[-1][0]:.3f}, {rate:.0f} images/s", refresh=False)
                 bar.update()
             seconds = time.perf_counter() - started
-            means = np.mean([(some[0], some[-1]) for some in losses], axis=0)
-            history.append({
-                "epoch": epoch + 1, "loss_max": float(means[0]), "loss_student": float(means[1]),
-                **quick_accuracies(supernet, dataset, watch, bf16=step.bf16), "seconds": seconds,
+            ends = [(some[0], some[-1]) for some in losses]
+            loss_max, loss_student = np.mean(ends, axis=0).tolist()
+            row = {
+                "epoch": epoch + 1,
+                "loss_max": loss_max,
+                "loss_student": loss_student,
+                **quick_accuracies(supernet, dataset, watch, bf16=step.bf16),
+                "seconds": seconds,
                 "images_per_s": per_epoch * recipe.batch_size / seconds,
-            })  # fmt: skip
-            _LOG.info("epoch %d: %s", epoch + 1, history[-1])
-            reached = epoch + 1 + at - done + (pace - 1) * (epoch + 1 - done)
-            _store(state_file, identity, supernet, step, history, reached)
+            }
+            _LOG.info("epoch %d: %s", epoch + 1, row)
+            history.append(row)
+            _store(state_file, identity, supernet, step, history, schedule(epoch + 1))
     return pd.DataFrame(history)
 
 
@@ -112,9 +134,12 @@ def _batches(dataset: Dataset, recipe: Recipe, seed: int, epoch: int, rng):
     size = min(recipe.batch_size, len(order))
     for start in range(0, len(order) - size + 1, size):
         index = order[start : start + size]
-        batch, flip = dataset.train.take(index), _alternating_flip(index, seed, epoch)
-        labels, patch = batch.labels, None
+        batch = dataset.train.take(index)
+        flip = _alternating_flip(index, seed, epoch)
+        labels = batch.labels
+        patch = None
         if recipe.cutmix and rng.random() < recipe.cutmix:
+            # The patch is that of the image before in the batch, which is in random order anyway.
             patch, share = _patch(batch.images.shape[-1], rng)
             truth = F.one_hot(labels, len(dataset.classes)).float()
             labels = share * truth + (1 - share) * truth.roll(1, 0)
@@ -130,12 +155,14 @@ def _batches(dataset: Dataset, recipe: Recipe, seed: int, epoch: int, rng):
 
 def _patch(size: int, rng: np.random.Generator):
     """A random patch (rows, columns) of a square image, and the share that it leaves."""
-    side = size * (1 - rng.random()) ** 0.5
-    (top, bottom), (left, right) = (
-        (round(max(c - side / 2, 0)), round(min(c + side / 2, size))) for c in size * rng.random(2)
-    )
-    share = 1 - (bottom - top) * (right - left) / size**2
-    return (slice(top, bottom), slice(left, right)), share
+    half = size * (1 - rng.random()) ** 0.5 / 2
+
+    def cut(centre: float) -> slice:
+        return slice(round(max(centre - half, 0)), round(min(centre + half, size)))
+
+    rows, columns = (cut(centre) for centre in size * rng.random(2))
+    area = (rows.stop - rows.start) * (columns.stop - columns.start)
+    return (rows, columns), 1 - area / size**2
 
 
 def _alternating_flip(index: torch.Tensor, seed: int, epoch: int) -> torch.Tensor:
@@ -153,21 +180,28 @@ def accuracy_pct(net: nn.Module, dataset: Dataset, images: Images, *, bf16: bool
     for start in range(0, len(images), 500):
         part = images.take(slice(start, start + 500))
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            guess = net(dataset.normalise(part.images).to(device)).argmax(1).cpu()
+            pixels = dataset.normalise(part.images).to(device)
+            guess = net(pixels).argmax(1).cpu()
         hits += int((guess == part.labels).sum())
     return 100 * hits / len(images)
 
 
 def calibration_batches(dataset: Dataset, count: int = 2000, batch: int = 500):
     """Normalised batches of the first `count` training images, un-augmented."""
-    for start in range(0, min(count, len(dataset.train)), batch):
-        yield dataset.normalise(dataset.train.images[start : min(start + batch, count)])
+    images = dataset.train.images[:count]
+    for part in images.split(batch):
+        yield dataset.normalise(part)
 
 
 def evaluate(
-    supernet: Supernet, config: SubnetConfig, dataset: Dataset, images: Images, *,
-    bf16: bool = False, calibration: int = 2000,
-) -> float:  # fmt: skip
+    supernet: Supernet,
+    config: SubnetConfig,
+    dataset: Dataset,
+    images: Images,
+    *,
+    bf16: bool = False,
+    calibration: int = 2000,
+) -> float:
     """Accuracy in percent of one sub-network; its statistics are computed if they are missing."""
     if supernet.canonical(config) not in supernet.statistics:
         calibrate(supernet, config, calibration_batches(dataset, calibration), bf16=bf16)
@@ -178,11 +212,12 @@ def quick_accuracies(
     supernet: Supernet, dataset: Dataset, count: int = 2000, *, bf16: bool
 ) -> dict[str, float]:
     """Validation accuracy of the two ends of the space, on at most `count` images; none for 0."""
-    held, result = dataset.val.take(slice(0, count)), {}
     if not count:
-        return result
-    for name, config in (("max", supernet.space.largest), ("min", supernet.space.smallest)):
-        config = supernet.canonical(config)
+        return {}
+    result = {}
+    held = dataset.val.take(slice(0, count))
+    for name, end in (("max", supernet.space.largest), ("min", supernet.space.smallest)):
+        config = supernet.canonical(end)
         supernet.statistics.pop(config, None)  # the weights have moved since
         result[f"accuracy_val_{name}_pct"] = evaluate(supernet, config, dataset, held, bf16=bf16)
         del supernet.statistics[config]
@@ -193,9 +228,12 @@ def _store(path, identity, supernet, step, history, reached: float) -> None:
     if path is None:
         return
     state = {
-        "identity": identity, "net": supernet.net.state_dict(), "history": history,
-        "reached": reached, "step": step.state_dict(),
-    }  # fmt: skip
+        "identity": identity,
+        "net": supernet.net.state_dict(),
+        "history": history,
+        "reached": reached,
+        "step": step.state_dict(),
+    }
     file = io.BytesIO()
     torch.save(state, file)
     atomic_write(path, file.getvalue())
@@ -207,7 +245,9 @@ def _resume(path, identity, supernet, step) -> tuple[list[dict], float]:
         return [], 0.0
     try:
         state = torch.load(path, weights_only=True)
-        known, history, reached = state["identity"], state["history"], state["reached"]
+        known = state["identity"]
+        history = state["history"]
+        reached = state["reached"]
     except Exception as error:
         raise CheckpointError(f"{path}: no readable training state: {error!r}") from error
     for key, value in identity.items():

@@ -37,36 +37,62 @@ class Front:
         return self.score[self.cost <= cost].max(initial=-np.inf)
 
 
-class _Archive:
-    """The best network of each band of cost."""
+class BandArchive:
+    """The best network of each band of cost.
+
+    `genes`, `score` and `cost` have a row per band, those of an empty one -inf and inf.
+    """
 
     def __init__(self, edges: np.ndarray, axes: int):
+        bands = len(edges) + 1
         self.edges = edges
-        self.genes = np.zeros((len(edges) + 1, axes), np.int8)
-        self.score = np.full(len(edges) + 1, -np.inf)
-        self.cost = np.full(len(edges) + 1, np.inf)
+        self.genes = np.zeros((bands, axes), np.int8)
+        self.score = np.full(bands, -np.inf)
+        self.cost = np.full(bands, np.inf)
 
     def add(self, genes: np.ndarray, score: np.ndarray, cost: np.ndarray) -> None:
+        """Keep of (N, axes) networks those that are better than what their band has."""
         band = np.searchsorted(self.edges, cost)
         order = np.argsort(score)  # of several in a band the last written, the best, stays
         best = np.full(len(self.score), -1)
         best[band[order]] = order
-        better = np.flatnonzero(best >= 0)
-        better = better[score[best[better]] > self.score[better]]
-        self.genes[better] = genes[best[better]]
-        self.score[better], self.cost[better] = score[best[better]], cost[best[better]]
+        filled = np.flatnonzero(best >= 0)
+        better = filled[score[best[filled]] > self.score[filled]]
+        chosen = best[better]
+        self.genes[better] = genes[chosen]
+        self.score[better] = score[chosen]
+        self.cost[better] = cost[chosen]
 
     def elite(self, slack: float = 0.0) -> np.ndarray:
-        """Bands whose network is within `slack` of the best at no more cost."""
+        """Bands whose network is within `slack` of the best at no more cost, by rising cost."""
         reach = np.maximum.accumulate(self.score)
         return np.flatnonzero(np.isfinite(self.score) & (self.score >= reach - slack))
 
 
+@dataclass(frozen=True)
+class _Axes:
+    """What a network's genes mean; see `evolve`."""
+
+    choices: np.ndarray
+    places: np.ndarray
+    traders: list[np.ndarray]  # axes of one kind, where there are several
+
+
 def evolve(
-    evaluate: Evaluate, choices: Sequence[int], places: Sequence[int], kinds: Sequence[int], *,
-    seed: int, checkpoints: Sequence[float], islands: int = 1, merge_s: float = 0.0,
-    population: int = 256, bands: int = 800, clock: Callable[[], float] = time.process_time,
-) -> Iterator[Front]:  # fmt: skip
+    evaluate: Evaluate,
+    choices: Sequence[int],
+    places: Sequence[int],
+    kinds: Sequence[int],
+    *,
+    seed: int,
+    checkpoints: Sequence[float],
+    islands: int = 1,
+    merge_s: float = 0.0,
+    population: int = 256,
+    bands: int = 800,
+    archive: Callable[[np.ndarray, int], BandArchive] = BandArchive,
+    clock: Callable[[], float] = time.process_time,
+) -> Iterator[Front]:
     """Search the whole front; yields a `Front` at each of the `checkpoints` (seconds of `clock`).
 
     Islands evolve alone for `merge_s` seconds in all towards different optima, then their archives
@@ -78,25 +104,25 @@ def evolve(
         places: the place in the network that each axis belongs to; crossover moves whole places.
         kinds: axes of one kind, such as all depths, trade: one goes up by a choice and another
             down, which keeps the cost about where it is.
+        archive: makes what keeps the good networks, from the edges of the bands and the axes.
     """
     rng, started = np.random.default_rng(seed), clock()
     choices, places, kinds = map(np.asarray, (choices, places, kinds))
-    traders = [axes for kind in np.unique(kinds) if len(axes := np.flatnonzero(kinds == kind)) > 1]
-    # The ends of the first axis's values, all else smallest and largest, span the costs.
-    ends = np.concatenate([np.tile(v, (choices[0], 1)) for v in (choices * 0, choices - 1)])
-    ends[:, 0] = np.tile(np.arange(choices[0]), 2)
-    score, cost = evaluate(ends.astype(np.int8))
+    alike = [np.flatnonzero(kinds == kind) for kind in np.unique(kinds)]
+    axes = _Axes(choices, places, [several for several in alike if len(several) > 1])
+    ends = _ends(choices)
+    score, cost = evaluate(ends)
     edges = np.linspace(0.9 * cost.min(), 1.1 * cost.max(), bands)
-    archives = [_Archive(edges, len(choices)) for _ in range(islands)]
+    archives = [archive(edges, len(choices)) for _ in range(islands)]
     archives[0].add(ends, score, cost)
     evaluations = len(ends)
     waiting = list(checkpoints)
     offspring = [rng.integers(0, choices, (population, len(choices)), np.int8) for _ in archives]
     while waiting:
-        for i, archive in enumerate(archives):
-            archive.add(offspring[i], *evaluate(offspring[i]))
+        for i, island in enumerate(archives):
+            island.add(offspring[i], *evaluate(offspring[i]))
             evaluations += population
-            offspring[i] = _offspring(archive, choices, places, traders, population, rng)
+            offspring[i] = _offspring(island, axes, population, rng)
         spent = clock() - started
         if len(archives) > 1 and spent > merge_s:
             for other in archives[1:]:
@@ -107,46 +133,95 @@ def evolve(
             yield _front(archives, spent, evaluations)
 
 
-def _offspring(archive, choices, places, traders, population, rng) -> np.ndarray:
-    """Mutants of near-elite networks; half crossed with an elite of similar cost, some trading."""
-    elite, near = archive.elite(), archive.elite(slack=0.4)
-    mothers = np.where(
-        rng.random(population) < 0.3, rng.choice(near, population), rng.choice(elite, population)
-    )
-    at = np.searchsorted(elite, mothers) + rng.integers(-10, 11, population)
-    fathers = elite[at.clip(0, len(elite) - 1)]
+def _ends(choices: np.ndarray) -> np.ndarray:
+    """For every value of the first axis the smallest and the largest network: all costs' span."""
+    smallest = np.tile(choices * 0, (choices[0], 1))
+    largest = np.tile(choices - 1, (choices[0], 1))
+    ends = np.concatenate([smallest, largest])
+    ends[:, 0] = np.tile(np.arange(choices[0]), 2)
+    return ends.astype(np.int8)
+
+
+def _offspring(
+    archive: BandArchive, axes: _Axes, population: int, rng: np.random.Generator
+) -> np.ndarray:
+    """A new generation (population, axes): crossed, mutated, and some of them traded.
+
+    One child, on the axes resolution, two depths, two widths, at places 0, 1, 2, 1, 2::
+
+        mother    1  0 3  2 2    of the archive's best
+        father    1  1 2  0 3    of about the mother's cost
+        crossed   1  0 2  2 3    place 2, a depth and a width, comes from the father
+        mutated   1  0 2  2 1    the second width is drawn again
+        traded    1  1 1  2 1    one depth up, the other down
+    """
+    mothers, fathers = _parents(archive, population, rng)
     crossed = rng.random((population, 1)) < 0.5
-    swap = (rng.random((population, places.max() + 1)) < 0.5)[:, places] & crossed
+    from_father = rng.random((population, axes.places.max() + 1)) < 0.5
+    swap = from_father[:, axes.places] & crossed
     children = np.where(swap, archive.genes[fathers], archive.genes[mothers])
     # Mostly few changes, sometimes many; less where crossover changes something already.
-    rate = rng.exponential(1.5, (population, 1)) / len(choices) * np.where(crossed, 0.5, 1)
-    fresh = rng.integers(0, choices, children.shape, np.int8)
-    children = np.where(rng.random(children.shape) < rate, fresh, children)
-    for axes in traders:
-        some = np.flatnonzero(rng.random(population) < 0.3 / len(traders))
-        up, down = rng.choice(axes, (2, len(some)))
-        children[some, up] = np.minimum(children[some, up] + 1, choices[up] - 1)
-        children[some, down] = np.maximum(children[some, down] - 1, 0)
+    changes = rng.exponential(1.5, (population, 1)) * np.where(crossed, 0.5, 1)
+    children = _mutate(children, changes, axes.choices, rng)
+    for alike in axes.traders:
+        _trade(children, alike, axes.choices, 0.3 / len(axes.traders), rng)
     return children
 
 
-def _front(archives, spent: float, evaluations: int) -> Front:
-    genes, score, cost = (
-        np.concatenate([getattr(a, name) for a in archives]) for name in ("genes", "score", "cost")
-    )
+def _parents(archive: BandArchive, population: int, rng) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of mothers, elite or nearly so, and for each of a father, elite and of similar cost."""
+    elite, near = archive.elite(), archive.elite(slack=0.4)
+    from_near = rng.random(population) < 0.3
+    near_mothers = rng.choice(near, population)
+    elite_mothers = rng.choice(elite, population)
+    mothers = np.where(from_near, near_mothers, elite_mothers)
+    neighbours = np.searchsorted(elite, mothers) + rng.integers(-10, 11, population)
+    return mothers, elite[neighbours.clip(0, len(elite) - 1)]
+
+
+def _mutate(children: np.ndarray, changes: np.ndarray, choices: np.ndarray, rng) -> np.ndarray:
+    """Draw about so many `changes` (N, 1) of each child's axes again."""
+    fresh = rng.integers(0, choices, children.shape, np.int8)
+    redrawn = rng.random(children.shape) < changes / len(choices)
+    return np.where(redrawn, fresh, children)
+
+
+def _trade(children: np.ndarray, alike: np.ndarray, choices: np.ndarray, share: float, rng) -> None:
+    """In a `share` of the children move one of the axes `alike` up by a choice, another down."""
+    some = np.flatnonzero(rng.random(len(children)) < share)
+    up, down = rng.choice(alike, (2, len(some)))
+    children[some, up] = np.minimum(children[some, up] + 1, choices[up] - 1)
+    children[some, down] = np.maximum(children[some, down] - 1, 0)
+
+
+def _front(archives: Sequence[BandArchive], spent: float, evaluations: int) -> Front:
+    """The non-dominated networks of all archives."""
+    genes = np.concatenate([archive.genes for archive in archives])
+    score = np.concatenate([archive.score for archive in archives])
+    cost = np.concatenate([archive.cost for archive in archives])
     order = np.lexsort((-score, cost))
     order = order[np.isfinite(score[order])]
-    best = np.maximum.accumulate(score[order])
-    order = order[np.r_[True, score[order][1:] > best[:-1]]]
+    reach = np.maximum.accumulate(score[order])
+    leads = np.r_[True, score[order][1:] > reach[:-1]]
+    order = order[leads]
     return Front(spent, evaluations, genes[order], score[order], cost[order])
 
 
 def published_evolution(
-    space: SearchSpace, objective: Callable[[SubnetConfig], Mapping[str, float]],
-    cost: Callable[[SubnetConfig], float], caps: Sequence[float], *, score: str, trials: int,
-    seed: int, population: int = 10, parents: float = 0.25, mutate: float = 0.4,
-    start: Sequence[SubnetConfig] = (), patience: int = 20_000,
-) -> pd.DataFrame:  # fmt: skip
+    space: SearchSpace,
+    objective: Callable[[SubnetConfig], Mapping[str, float]],
+    cost: Callable[[SubnetConfig], float],
+    caps: Sequence[float],
+    *,
+    score: str,
+    trials: int,
+    seed: int,
+    population: int = 10,
+    parents: float = 0.25,
+    mutate: float = 0.4,
+    start: Sequence[SubnetConfig] = (),
+    patience: int = 20_000,
+) -> pd.DataFrame:
     """Once-for-all's evolutionary search as Dynamic-OFA runs it: once for each cap on the cost.
 
     Of each generation the best quarter stays; half of the next are mutants of it, half its
@@ -155,7 +230,9 @@ def published_evolution(
 
     Raises `SearchError` when `patience` draws find nothing below a cap.
     """
-    rng, measured = np.random.default_rng(seed), {}
+    rng = np.random.default_rng(seed)
+    measured: dict[SubnetConfig, dict[str, float]] = {}
+    survivors = max(2, int(parents * population))
 
     def draw(make: Callable[[], SubnetConfig], cap: float) -> SubnetConfig:
         for _ in range(patience):
@@ -170,27 +247,26 @@ def published_evolution(
         one, two = (best[rng.integers(len(best))] for _ in range(2))
         if mutant:
             return space.mutate(one, rng, mutate)
-        pick = rng.random(len(space.axes())) < 0.5
-        return space.decode(np.where(pick, space.encode(one), space.encode(two)))
+        from_one = rng.random(len(space.axes())) < 0.5
+        genes = np.where(from_one, space.encode(one), space.encode(two))
+        return space.decode(genes)
 
     def run(config: SubnetConfig) -> float:
         if config not in measured and len(measured) < trials:
-            measured[config] = {k: float(v) for k, v in objective(config).items()}
-        return measured.get(config, {score: -np.inf})[score]
+            measured[config] = {key: float(value) for key, value in objective(config).items()}
+        return measured[config][score] if config in measured else -np.inf
 
     for config in start:
         run(config)
-    for i, cap in enumerate(caps):
-        share = len(start) + (trials - len(start)) * (i + 1) // len(caps)
+    for done, cap in enumerate(caps, start=1):
+        share = len(start) + (trials - len(start)) * done // len(caps)
         generation = [draw(partial(space.sample, rng), cap) for _ in range(population)]
         for _ in range(patience):
             generation.sort(key=run, reverse=True)
             if len(measured) >= min(share, space.size):
                 break
-            best = generation[: max(2, int(parents * population))]
-            children = [
-                draw(partial(child, best, j % 2), cap) for j in range(population - len(best))
-            ]
-            generation = best + children
+            best = generation[:survivors]
+            makers = (partial(child, best, number % 2) for number in range(population - len(best)))
+            generation = best + [draw(make, cap) for make in makers]
     rows = [{"subnet": str(config), **values} for config, values in measured.items()]
     return pd.DataFrame(rows).assign(trial=range(len(rows)), sampler="evolution", seed=seed)

@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 
 from dynlib.errors import InfeasibleError
-from dynlib.search.codesign import _TIE, DIRECTIONS, _miss
-from dynlib.search.lookup import DESIGN_KNOBS, Lookup
-from dynlib.search.study import BETTER, best_within
+from dynlib.searching.lookup import DESIGN_KNOBS, Lookup
+from dynlib.searching.study import BETTER, best_within
+from dynlib.searching.two_level import DIRECTIONS, worst_miss
 from dynlib.space import SearchSpace
 
 # HADAS's outer space: AttentiveNAS widths, depths, kernels and expansions (4.40e11 networks).
@@ -25,32 +25,37 @@ HADAS_SPACE = SearchSpace(
     expand=((1,), *((4, 5, 6),) * 4, (6,), (6,)),
 )  # fmt: skip
 _CHUNK = 200_000  # points that an exhaustive search holds at a time
+_TIE = 1e-12  # no difference in a limit is so small
 
 
 def exhaustive(
-    lookup: Lookup, objective: str = "score", limits: Mapping[str, float] | None = None,
+    lookup: Lookup,
+    objective: str = "score",
+    limits: Mapping[str, float] | None = None,
     knobs: Sequence[str] = DESIGN_KNOBS,
-) -> pd.Series:  # fmt: skip
+) -> pd.Series:
     """The best of all exit choices at all efficient settings; a row of `Lookup.table`.
 
     Raises `InfeasibleError` naming the limit in the way, the best value reachable and the point
     that comes nearest.
     """
-    limits, sign = dict(limits or {}), BETTER[DIRECTIONS[objective]]
+    limits = dict(limits or {})
+    sign = BETTER[DIRECTIONS[objective]]
     k, f = lookup.free(knobs)
     f = lookup.efficient(f)
 
     def scan(k: np.ndarray, picks: Callable) -> list[tuple[int, int]]:
         """The best pair of every chunk under each criterion that `picks` makes of the measures."""
         found = []
-        for part in np.array_split(k, 1 + len(k) * len(f) // _CHUNK) if len(k) else ():
+        chunks = np.array_split(k, 1 + len(k) * len(f) // _CHUNK) if len(k) else ()
+        for part in chunks:
             for gain in picks(lookup.measure(part[:, None], f[None])):
                 i, j = divmod(int(gain.argmax()), len(f))
                 found.append((part[i], f[j]))
         return found
 
     def kept(values, limits, gain):
-        return np.where(_miss(values, limits) == 0, gain, -np.inf)
+        return np.where(worst_miss(values, limits) == 0, gain, -np.inf)
 
     enough = lookup.accuracy_pct[k] >= limits.get("accuracy_val_pct", 0)  # no clock changes it
     if found := scan(k[enough], lambda v: [kept(v, limits, sign * v[objective])]):
@@ -63,7 +68,7 @@ def exhaustive(
     ])  # fmt: skip
     ends = lookup.table(*np.array(found).T)[list(limits)]
     span = (ends.max() - ends.min()).replace(0, 1)  # as `best_within` weighs misses
-    found += scan(k, lambda v: [_TIE * sign * v[objective] - _miss(v, limits, span)])
+    found += scan(k, lambda v: [_TIE * sign * v[objective] - worst_miss(v, limits, span)])
     table = lookup.table(*np.array(found).T).sort_values(objective, ascending=sign < 0)
     return best_within(table, objective, DIRECTIONS, limits)
 
@@ -77,18 +82,29 @@ def split_gain(lookup: Lookup, limits: Mapping[str, float]) -> pd.DataFrame:
 
     Raises `InfeasibleError` if the limits cannot be kept without any knob.
     """
-    subsets = [
-        frozenset(s) for n in range(len(DESIGN_KNOBS) + 1) for s in combinations(DESIGN_KNOBS, n)
-    ]
-    energy = {s: exhaustive(lookup, "energy_mj", limits, tuple(s))["energy_mj"] for s in subsets}
-    saved = {s: 100 * (1 - value / energy[frozenset()]) for s, value in energy.items()}
-    rows, n = [], len(DESIGN_KNOBS)
+    count = len(DESIGN_KNOBS)
+    energy = {}
+    for size in range(count + 1):
+        for knobs in combinations(DESIGN_KNOBS, size):
+            best = exhaustive(lookup, "energy_mj", limits, knobs)
+            energy[frozenset(knobs)] = best["energy_mj"]
+    nothing, everything = frozenset(), frozenset(DESIGN_KNOBS)
+    saved = {knobs: 100 * (1 - value / energy[nothing]) for knobs, value in energy.items()}
+    rows = []
     for knob in DESIGN_KNOBS:
-        gains = [
-            factorial(len(s)) * factorial(n - 1 - len(s)) / factorial(n) * (saved[s | {knob}] - v)
-            for s, v in saved.items() if knob not in s
-        ]  # fmt: skip
-        everything = frozenset(DESIGN_KNOBS)
-        rows.append({"knob": knob, "gain_pct": sum(gains), "alone_pct": saved[frozenset({knob})],
-                     "last_pct": saved[everything] - saved[everything - {knob}]})  # fmt: skip
+        shares = []
+        for before, gain in saved.items():
+            if knob in before:
+                continue
+            # The share of all orders in which exactly these knobs are freed before this one.
+            orders = factorial(len(before)) * factorial(count - 1 - len(before))
+            weight = orders / factorial(count)
+            shares.append(weight * (saved[before | {knob}] - gain))
+        row = {
+            "knob": knob,
+            "gain_pct": sum(shares),
+            "alone_pct": saved[frozenset({knob})],
+            "last_pct": saved[everything] - saved[everything - {knob}],
+        }
+        rows.append(row)
     return pd.DataFrame(rows).assign(source=str(lookup.platform.source))

@@ -62,11 +62,14 @@ def read_predictor(path: str | Path) -> dict[str, np.ndarray]:
     except Exception as error:
         raise CheckpointError(f"{path}: cannot read the accuracy predictor: {error}") from error
     sizes = (FEATURES, _HIDDEN, _HIDDEN, _HIDDEN, 1)
-    for layer, size, out in zip(_LAYERS, sizes, sizes[1:], strict=False):
-        for name, shape in ((f"{layer}.weight", (out, size)), (f"{layer}.bias", (out,))):
-            got = weights[name].shape if name in weights else None
-            if got != shape:
-                raise CheckpointError(f"{path}: {name} has shape {got}, expected {shape}")
+    shapes = {}
+    for layer, size, out in zip(_LAYERS, sizes[:-1], sizes[1:], strict=True):
+        shapes[f"{layer}.weight"] = (out, size)
+        shapes[f"{layer}.bias"] = (out,)
+    for name, shape in shapes.items():
+        got = weights[name].shape if name in weights else None
+        if got != shape:
+            raise CheckpointError(f"{path}: {name} has shape {got}, expected {shape}")
     return weights
 
 
@@ -76,14 +79,21 @@ def features(config: SubnetConfig) -> np.ndarray:
     Positions 0-59 one-hot kernels of the 20 places, 60-119 expansions, both zero where a place is
     deeper than its stage; 120-127 the resolution, 112 to 224 in steps of 16.
     """
-    ones = [120 + (config.resolution - 112) // 16]
+    ones = [_resolution_one(config.resolution)]
     for place in range(PLACES):
-        if place % 4 < config.depth[place // 4]:
-            ones.append(3 * place + KERNELS.index(config.kernel[place]))
-            ones.append(60 + 3 * place + EXPANSIONS.index(config.expand[place]))
+        stage, number = divmod(place, 4)
+        if number < config.depth[stage]:
+            kernel = KERNELS.index(config.kernel[place])
+            expand = EXPANSIONS.index(config.expand[place])
+            ones += [3 * place + kernel, 60 + 3 * place + expand]
     vector = np.zeros(FEATURES, np.float32)
     vector[ones] = 1
     return vector
+
+
+def _resolution_one(resolution: int) -> int:
+    """Position of the one that stands for a resolution among the `features`."""
+    return 120 + (resolution - 112) // 16
 
 
 def genes(configs: Iterable[SubnetConfig]) -> np.ndarray:
@@ -91,13 +101,15 @@ def genes(configs: Iterable[SubnetConfig]) -> np.ndarray:
     return np.array([SPACE.encode(config) for config in configs], np.int8)
 
 
-def canonical(population: np.ndarray) -> np.ndarray:
+def canonical_genes(population: np.ndarray) -> np.ndarray:
     """The same networks with index 0 at places that are not used: equal rows, equal networks."""
+    sizes, blocks = population[:, :6], population[:, 6:]
     active = np.tile(_active(population), 2)
-    return np.concatenate([population[:, :6], population[:, 6:] * active], axis=1)
+    return np.concatenate([sizes, blocks * active], axis=1)
 
 
 def _active(population: np.ndarray) -> np.ndarray:
+    """Which of the 20 places each network uses, (N, 20)."""
     depth = population[:, 1:6] + DEPTHS[0]
     return np.arange(PLACES) % 4 < np.repeat(depth, 4, axis=1)
 
@@ -112,8 +124,10 @@ class Evaluator:
     def __init__(self, tables: OperatorTables, weights: Mapping[str, np.ndarray]):
         self.tables, self.weights = tables, weights
         self._first, self._block_ms, self._fixed_ms = _by_pair(grid(tables), weights)
-        tensors = {k: torch.from_numpy(np.array(v)) for k, v in weights.items()}
-        self._hidden = [(tensors[f"{n}.bias"], tensors[f"{n}.weight"].T) for n in _LAYERS[1:3]]
+        tensors = {name: torch.from_numpy(np.array(array)) for name, array in weights.items()}
+        self._hidden = []
+        for layer in _LAYERS[1:3]:
+            self._hidden.append((tensors[f"{layer}.bias"], tensors[f"{layer}.weight"].T))
         self._out = tensors["6.weight"][0], tensors["6.bias"]
 
     @classmethod
@@ -129,11 +143,13 @@ class Evaluator:
         return np.concatenate(accuracy), np.concatenate(latency)
 
     def _evaluate(self, population: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        shape = (1 + 3 * population[:, 6:26] + population[:, 26:]) * _active(population)
-        pair = _CODES * shape[:, ::2].astype(np.int64) + shape[:, 1::2]
-        pair += _CODES**2 * np.arange(_PAIRS)
         r = population[:, :1].astype(np.int64)
+        kernel, expand = population[:, 6:26], population[:, 26:]
+        code = (1 + 3 * kernel + expand) * _active(population)
+        first, second = code[:, ::2].astype(np.int64), code[:, 1::2]
+        pair = _CODES * first + second + _CODES**2 * np.arange(_PAIRS)
         latency = self._fixed_ms[r[:, 0]] + self._block_ms[r, pair].sum(axis=1)
+        # The rows of the first layer: one for each pair of blocks, then one for the resolution.
         rows = np.concatenate([pair, _CODES**2 * _PAIRS + r], axis=1)
         with torch.inference_mode():
             x = F.embedding_bag(torch.from_numpy(rows), self._first, mode="sum").relu_()
@@ -148,7 +164,8 @@ class Evaluator:
         keys = network_keys(config.resolution, config.depth, config.kernel, config.expand)
         x = features(config)
         for layer in _LAYERS[:-1]:
-            x = np.maximum(self.weights[f"{layer}.weight"] @ x + self.weights[f"{layer}.bias"], 0)
+            weight, bias = self.weights[f"{layer}.weight"], self.weights[f"{layer}.bias"]
+            x = np.maximum(weight @ x + bias, 0)
         accuracy = self.weights["6.weight"][0] @ x + self.weights["6.bias"][0]
         return 100 * float(accuracy), sum(rows[key] for key in keys)
 
@@ -169,6 +186,6 @@ def _by_pair(table: TableGrid, weights: Mapping[str, np.ndarray]):
         among = np.s_[code::_CODES] if second else np.s_[_CODES * code : _CODES * (code + 1)]
         first[pair, among] += columns[3 * place + k] + columns[60 + 3 * place + e]
         times[:, pair, among] += table.block_ms[r, place, k, e][:, None]
-    resolution = columns[[120 + (r - 112) // 16 for r in SPACE.resolution]] + bias
-    first = np.concatenate([first.reshape(-1, _HIDDEN), resolution])
+    ones = [_resolution_one(resolution) for resolution in SPACE.resolution]
+    first = np.concatenate([first.reshape(-1, _HIDDEN), columns[ones] + bias])
     return torch.from_numpy(first), times.reshape(len(r), -1), table.fixed_ms[r]

@@ -80,9 +80,10 @@ def read_rows(path: str | Path, unit: str = "gpu") -> pd.DataFrame:
     else:
         rows = pd.DataFrame([row for file in _json_files(path) for row in _read_json(file)])
     times = rows[["mean_ms", "std_ms"]].to_numpy(float)
-    bad = ~(np.isfinite(times).all(axis=1) & (times[:, 0] > 0) & (times[:, 1] >= 0))
-    if bad.any():
-        row = rows[bad].iloc[0]
+    mean_ms, std_ms = times.T
+    good = np.isfinite(times).all(axis=1) & (mean_ms > 0) & (std_ms >= 0)
+    if not good.all():
+        row = rows[~good].iloc[0]
         raise TableError(
             f"{path}: {row['key']} at {row['resolution']}: {row['mean_ms']} ms +- "
             f"{row['std_ms']}; expected a time above 0"
@@ -106,15 +107,16 @@ def block_key(resolution: int, place: int, kernel: int, expand: int) -> str:
     """Key of block `place` (0..19) with that kernel and expansion ratio, at an input resolution."""
     stage, number = divmod(place, 4)
     out, stride, *kinds = STAGES[stage]
-    size = _sizes(resolution)[stage]
+    before, after = _sizes(resolution)[stage : stage + 2]
     if number:
-        size, channels, stride, skip = _sizes(resolution)[stage + 1], out, 1, 1
+        size, channels, stride, skip = after, out, 1, 1
     else:
-        channels, skip = STAGES[stage - 1][0] if stage else _STEM, 0
+        size, skip = before, 0
+        channels = STAGES[stage - 1][0] if stage else _STEM
     mid = round(channels * expand)
     out_size = (size - 1) // stride + 1
-    return operator_key("expanded_conv", size, channels, out_size, out,
-                        mid, kernel, stride, skip, *kinds)  # fmt: skip
+    block = (mid, kernel, stride, skip, *kinds)
+    return operator_key("expanded_conv", size, channels, out_size, out, *block)
 
 
 def fixed_keys(resolution: int) -> list[str]:
@@ -136,11 +138,8 @@ def network_keys(
 ) -> list[str]:
     """Keys of all rows of a sub-network, in order; `kernel` and `expand` have 20 entries each."""
     stem, first, *head = fixed_keys(resolution)
-    blocks = [
-        block_key(resolution, i, kernel[i], expand[i])
-        for i in range(PLACES)
-        if i % 4 < depth[i // 4]
-    ]
+    active = [place for place in range(PLACES) if place % 4 < depth[place // 4]]
+    blocks = [block_key(resolution, place, kernel[place], expand[place]) for place in active]
     return [stem, first, *blocks, *head]
 
 
@@ -161,8 +160,10 @@ class TableGrid:
         """Times (N,) of N networks: resolutions (N,), depths (N, 5), kernels and expansions (N, 20)
         by value. Raises `TableError` for a resolution that is not in the grid.
         """
-        resolution, depth = np.atleast_1d(resolution), np.atleast_2d(depth)
-        r = np.searchsorted(self.resolutions, resolution).clip(max=len(self.resolutions) - 1)
+        resolution = np.atleast_1d(resolution)
+        depth = np.atleast_2d(depth)
+        last = len(self.resolutions) - 1
+        r = np.searchsorted(self.resolutions, resolution).clip(max=last)
         if (self.resolutions[r] != resolution).any():
             missing = sorted(set(resolution.tolist()) - set(self.resolutions.tolist()))
             raise TableError(
@@ -172,7 +173,8 @@ class TableGrid:
         e = np.searchsorted(EXPANSIONS, np.atleast_2d(expand))
         places = np.arange(PLACES)
         active = places % 4 < depth[:, places // 4]
-        return self.fixed_ms[r] + (self.block_ms[r[:, None], places, k, e] * active).sum(axis=1)
+        blocks = self.block_ms[r[:, None], places, k, e] * active
+        return self.fixed_ms[r] + blocks.sum(axis=1)
 
     def without(self, *resolutions: int) -> "TableGrid":
         """The grid without some resolutions."""
@@ -237,46 +239,6 @@ def judge_unseen(tables: TableGrid, n: int, rng: np.random.Generator) -> pd.Data
         rows.append({"resolution": resolution, "mape_pct": 100 * np.abs(error).mean(),
                      "bias_pct": 100 * error.mean(), "n": n})  # fmt: skip
     return pd.DataFrame(rows)
-
-
-@dataclass(frozen=True, slots=True)
-class Defect:
-    """Something in a table that is not the time of its operator."""
-
-    kind: str  # copied, warm-up or noisy
-    unit: str
-    resolutions: tuple[int, ...]
-    what: str
-
-
-def find_defects(rows: Mapping[str, pd.DataFrame]) -> list[Defect]:
-    """The three defects of published tables (`read_rows` per unit), by what gives them away.
-
-    copied: a row has the very same time on two units. warm-up: of most blocks the smallest kernel
-    and expansion, measured first, take at least a tenth longer than the largest. noisy: the median
-    coefficient of variation exceeds 0.1.
-    """
-    found = []
-    for unit, table in rows.items():
-        means = table.set_index(["resolution", "key"])["mean_ms"]
-        for other, theirs in rows.items():
-            twin = theirs.set_index(["resolution", "key"])["mean_ms"]
-            same = means.index[means.eq(twin.reindex(means.index))] if other > unit else []
-            if len(same):
-                at = tuple(sorted({int(r) for r, _ in same}))
-                keys = f"{len(same)} rows such as {same[0][1]} have equal times"
-                found.append(Defect("copied", f"{unit}, {other}", at, keys))
-        blocks = grid({r: dict(zip(t["key"], t["mean_ms"], strict=True))
-                       for r, t in table.groupby("resolution")})  # fmt: skip
-        small, large = blocks.block_ms[:, :, 0, 0], blocks.block_ms[:, :, -1, -1]
-        cold = tuple(blocks.resolutions[(small > 1.1 * large).mean(axis=1) > 0.5].tolist())
-        if cold:
-            found.append(Defect("warm-up", unit, cold, "small blocks take longer than large ones"))
-        spread = float((table["std_ms"] / table["mean_ms"]).median())
-        if spread > 0.1:
-            every = tuple(blocks.resolutions.tolist())
-            found.append(Defect("noisy", unit, every, f"coefficient of variation {spread:.2f}"))
-    return found
 
 
 def _sizes(resolution: int) -> list[int]:

@@ -82,12 +82,16 @@ class LinearFit:
 
     def __init__(self, x: np.ndarray, y: np.ndarray):
         """Raises `TableError` for fewer than 4 pairs."""
-        x, y = np.asarray(x, float), np.asarray(y, float)
+        x = np.asarray(x, float)
+        y = np.asarray(y, float)
         if len(x) < 4:
             raise TableError(f"a fit with an error bar needs at least 4 pairs, got {len(x)}")
         self.slope, self.offset = np.polyfit(x, y, 1)
-        lines = [np.polyfit(np.delete(x, i), np.delete(y, i), 1) for i in range(len(x))]
-        self.residuals = np.array([y[i] - np.polyval(lines[i], x[i]) for i in range(len(x))])
+        left_out = []
+        for i in range(len(x)):
+            line = np.polyfit(np.delete(x, i), np.delete(y, i), 1)
+            left_out.append(y[i] - np.polyval(line, x[i]))
+        self.residuals = np.array(left_out)
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         """The line at `x`."""
@@ -105,12 +109,15 @@ def predicted_against_rival(
     """
 
     def compare(late_ms: float = 0.0, more_pct: float = 0.0) -> dict[str, float]:
-        board_ms, measured_pct = time(table_ms) + late_ms, accuracy(predicted_pct) + more_pct
+        board_ms = time(table_ms) + late_ms
+        measured_pct = accuracy(predicted_pct) + more_pct
         ours = pd.DataFrame({"latency_ms": board_ms, "accuracy_pct": measured_pct})
         return against_rival(ours, rival, slack=0.0)
 
     value = compare()
     others = [compare(*pair) for pair in itertools.product(time.residuals, accuracy.residuals)]
-    return {
-        key: (value[key], min(o[key] for o in others), max(o[key] for o in others)) for key in value
-    }
+    found = {}
+    for key, middle in value.items():
+        ends = [other[key] for other in others]
+        found[key] = middle, min(ends), max(ends)
+    return found

@@ -19,7 +19,7 @@ from dynlib.errors import DynlibError
 from dynlib.manager.policy import Action, AppState, State, fifo
 from dynlib.runtime.case import Case
 from dynlib.runtime.rivals import Static, linux_default
-from dynlib.runtime.simulate import Simulation
+from dynlib.runtime.simulation import Simulation
 from dynlib.runtime.summary import MISS_LIMIT_PCT, Run
 from suite.studies.compare import compare_policies
 

@@ -1,16 +1,55 @@
-"""Means and their intervals."""
+"""Means, ratios and hypervolumes of repeated runs, with their intervals."""
 
 import math
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+import pandas as pd
 from scipy.special import stdtrit
+
+from dynlib.pareto import hypervolume
+from suite.errors import SuiteError
 
 
 def mean_interval(values: np.ndarray) -> tuple[float, float, float]:
     """Mean and 95 % t-interval over seeds; the bounds are NaN for a single value."""
     values = np.asarray(values, float)
-    mean, n = float(values.mean()), len(values)
+    mean = float(values.mean())
+    n = len(values)
     if n < 2:
         return mean, math.nan, math.nan
-    half = float(stdtrit(n - 1, 0.975) * values.std(ddof=1)) / math.sqrt(n)
+    quantile = stdtrit(n - 1, 0.975)
+    half = float(quantile * values.std(ddof=1)) / math.sqrt(n)
     return mean, mean - half, mean + half
+
+
+def geometric_ratio(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float, float]:
+    """Geometric mean of ours / theirs over paired runs, with a 95 % t interval on the logarithms.
+
+    Returns (mean, low, high). Raises `SuiteError` for fewer than 5 pairs.
+    """
+    if len(ours) < 5 or len(ours) != len(theirs):
+        raise SuiteError(f"comparing needs at least 5 paired runs, got {len(ours)}")
+    logs = np.log(np.asarray(ours) / np.asarray(theirs))
+    mean, low, high = (math.exp(value) for value in mean_interval(logs))
+    return mean, low, high
+
+
+def growth(tables: Sequence[pd.DataFrame], directions: Mapping[str, str]) -> list[np.ndarray]:
+    """Hypervolume of each table after each of its trials.
+
+    The reference point of all is the worst corner of their union.
+    """
+    signs = np.array([1.0 if way == "minimize" else -1.0 for way in directions.values()])
+    minimised = [table[list(directions)].to_numpy(float) * signs for table in tables]
+    reference = np.concatenate(minimised).max(axis=0)
+    curves = []
+    for points in minimised:
+        trials = range(1, len(points) + 1)
+        curves.append(np.array([hypervolume(points[:trial], reference) for trial in trials]))
+    return curves
+
+
+def volumes(tables: Sequence[pd.DataFrame], directions: Mapping[str, str]) -> np.ndarray:
+    """Hypervolume of each table of trials at its end; see `growth`."""
+    return np.array([curve[-1] for curve in growth(tables, directions)])

@@ -14,13 +14,18 @@ from dynlib.training.recipes import Recipe, single
 from dynlib.training.step import bf16_pays
 from dynlib.training.trainer import evaluate, train
 
-Build = Callable[[SearchSpace], Supernet]
+MakeSupernet = Callable[[SearchSpace], Supernet]
 
 
 def compare_recipes(
-    recipes: Mapping[str, Recipe], configs: Sequence[SubnetConfig], build: Build,
-    space: SearchSpace, dataset: Dataset, *, seed: int = 0,
-) -> pd.DataFrame:  # fmt: skip
+    recipes: Mapping[str, Recipe],
+    configs: Sequence[SubnetConfig],
+    build: MakeSupernet,
+    space: SearchSpace,
+    dataset: Dataset,
+    *,
+    seed: int = 0,
+) -> pd.DataFrame:
     """Train a super-network by each recipe from the same start and evaluate the same sub-networks.
 
     Args:
@@ -34,16 +39,23 @@ def compare_recipes(
     rows = []
     for name, recipe in tqdm(recipes.items(), desc="recipes", disable=None):
         supernet, history = _trained(build, space, dataset, recipe, seed)
+        seconds = float(history["seconds"].sum())
         for config in configs:
             accuracy = _accuracy(supernet, config, dataset, dataset.val)
-            rows.append((name, str(config), accuracy, float(history["seconds"].sum())))
+            rows.append((name, str(config), accuracy, seconds))
     return pd.DataFrame(rows, columns=["recipe", "subnet", "accuracy_val_pct", "seconds"])
 
 
 def compare_alone(
-    recipes: Mapping[str, Recipe], rates: Sequence[float], configs: Sequence[SubnetConfig],
-    build: Build, space: SearchSpace, dataset: Dataset, *, seed: int = 0,
-) -> pd.DataFrame:  # fmt: skip
+    recipes: Mapping[str, Recipe],
+    rates: Sequence[float],
+    configs: Sequence[SubnetConfig],
+    build: MakeSupernet,
+    space: SearchSpace,
+    dataset: Dataset,
+    *,
+    seed: int = 0,
+) -> pd.DataFrame:
     """Each sub-network inside the super-network, trained alone, and trained alone by a teacher.
 
     All see the same images for the same epochs with the same augmentation, those of the first
@@ -72,15 +84,16 @@ def compare_alone(
     rows = []
     for name, recipe in tqdm(recipes.items(), desc="together", disable=None):
         supernet, lr = _best(recipe, rates, space, configs, build, dataset, seed)
-        rows += [
-            {
-                "recipe": name, "subnet": str(config),
+        for config in configs:
+            row = {
+                "recipe": name,
+                "subnet": str(config),
                 "accuracy_val_pct": _accuracy(supernet, config, dataset, dataset.val),
                 "supernet_pct": _accuracy(supernet, config, dataset, dataset.test),
-                **apart[config], "supernet_lr": lr,
+                **apart[config],
+                "supernet_lr": lr,
             }
-            for config in configs
-        ]  # fmt: skip
+            rows.append(row)
     return pd.DataFrame(rows)
 
 
@@ -89,7 +102,8 @@ def _best(recipe, rates, space, configs, build, dataset, seed) -> tuple[Supernet
     tried = []
     for lr in rates:
         net, _ = _trained(build, space, dataset, replace(recipe, lr=lr), seed)
-        tried.append((sum(_accuracy(net, c, dataset, dataset.val) for c in configs), lr, net))
+        accuracies = [_accuracy(net, config, dataset, dataset.val) for config in configs]
+        tried.append((sum(accuracies), lr, net))
     _, lr, net = max(tried, key=lambda entry: entry[0])
     return net, lr
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import optuna
 
-from dynlib.search.study import open_storage, search
+from dynlib.searching.study import open_storage, search
 from dynlib.space import SearchSpace, SubnetConfig
 
 _GOALS = {"size": "maximize", "resolution": "minimize"}
@@ -25,17 +25,32 @@ class Pause:
 
 
 def trials_per_s(
-    space: SearchSpace, storage: str | Path, *, workers: int, trials: int, pause_s: float,
+    space: SearchSpace,
+    storage: str | Path,
+    *,
+    workers: int,
+    trials: int,
+    pause_s: float,
     seed: int = 0,
-) -> float:  # fmt: skip
+) -> float:
     """Rate of a random search from the start of its first trial to the end of its last.
 
     `storage` must hold no study of that many workers yet. Raises as `study.search` does.
     """
     name = f"pause-{workers}"
-    table = search(space, Pause(pause_s), _GOALS, trials=trials, seed=seed, sampler="random",
-                   storage=storage, name=name, workers=workers)  # fmt: skip
+    table = search(
+        space,
+        Pause(pause_s),
+        _GOALS,
+        trials=trials,
+        seed=seed,
+        sampler="random",
+        storage=storage,
+        name=name,
+        workers=workers,
+    )
     study = optuna.load_study(study_name=name, storage=open_storage(storage))
     done = study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.COMPLETE])
-    first, last = (min(t.datetime_start for t in done), max(t.datetime_complete for t in done))
+    first = min(trial.datetime_start for trial in done)
+    last = max(trial.datetime_complete for trial in done)
     return len(table) / (last - first).total_seconds()

@@ -1,4 +1,8 @@
-"""An Optuna sampler that asks an accuracy predictor where the front would grow most."""
+"""A sampler that asks an accuracy predictor where the front would grow most, knowing all costs.
+
+The library does not offer it: `studies.search` finds it no better than Optuna's Gaussian process,
+which has to learn the costs too.
+"""
 
 from collections.abc import Callable
 
@@ -7,8 +11,8 @@ import optuna
 from optuna.trial import TrialState
 
 from dynlib.pareto import pareto_mask
-from dynlib.search.predictor import AccuracyPredictor, WorkOf
-from dynlib.search.study import distributions, params
+from dynlib.searching.predictor import AccuracyPredictor, WorkOf
+from dynlib.searching.study import params
 from dynlib.space import SearchSpace, SubnetConfig
 
 
@@ -27,12 +31,20 @@ class GuidedSampler(optuna.samplers.BaseSampler):
     """
 
     def __init__(
-        self, space: SearchSpace, cost: Callable[[SubnetConfig], float], work: WorkOf, *, seed: int,
-        startup: int = 8, candidates: int = 300,
-    ):  # fmt: skip
-        self._space, self._cost = space, cost
+        self,
+        space: SearchSpace,
+        cost: Callable[[SubnetConfig], float],
+        work: WorkOf,
+        *,
+        seed: int,
+        startup: int = 8,
+        candidates: int = 300,
+    ):
+        self._space = space
+        self._cost = cost
         self._predictor = AccuracyPredictor(space, work)
-        self._startup, self._candidates = startup, candidates
+        self._startup = startup
+        self._candidates = candidates
         self._rng = np.random.default_rng(seed)
         self._random = optuna.samplers.RandomSampler(seed=seed)
 
@@ -46,30 +58,43 @@ class GuidedSampler(optuna.samplers.BaseSampler):
         seen = {SubnetConfig.parse(t.user_attrs["subnet"]): t.values for t in done}
         if len(seen) < max(5, self._startup):
             return {}
-        values = np.array(list(seen.values()))
-        points = np.stack([-values[:, 0], values[:, 1]], axis=1)
-        reference = points.max(axis=0)
-        front = points[pareto_mask(points)]
-        best = [c for c, keep in zip(seen, pareto_mask(points), strict=True) if keep]
-        drawn = [self._space.sample(self._rng) for _ in range(self._candidates // 2)]
-        drawn += [
-            self._space.mutate(best[self._rng.integers(len(best))], self._rng, 0.3)
-            for _ in range(self._candidates // 2)
-        ]
-        new = [config for config in dict.fromkeys(drawn) if config not in seen]
+        accuracy, spent = np.array(list(seen.values())).T
+        points = np.stack([-accuracy, spent], axis=1)
+        on_front = pareto_mask(points)
+        best = [config for config, keep in zip(seen, on_front, strict=True) if keep]
+        new = [config for config in self._draw(best) if config not in seen]
         if not new:
             return {}
-        mean, sd = self._predictor.fit(list(seen), values[:, 0]).predict(new)
+        mean, sd = self._predictor.fit(list(seen), accuracy).predict(new)
         cost = np.array([self._cost(config) for config in new])
-        gain = _gain(front, np.stack([-(mean + sd), cost], axis=1), reference)
+        hoped = np.stack([-(mean + sd), cost], axis=1)
+        gain = added_area(points[on_front], hoped, reference=points.max(axis=0))
         return params(self._space, new[int(gain.argmax())])
 
     def sample_independent(self, study, trial, param_name, param_distribution):
         """A random choice, where no proposal was made."""
         return self._random.sample_independent(study, trial, param_name, param_distribution)
 
+    def _draw(self, best: list[SubnetConfig]) -> list[SubnetConfig]:
+        """Different candidates: half random, half mutants of the `best`."""
+        half = self._candidates // 2
+        drawn = [self._space.sample(self._rng) for _ in range(half)]
+        for _ in range(half):
+            parent = best[self._rng.integers(len(best))]
+            drawn.append(self._space.mutate(parent, self._rng, 0.3))
+        return list(dict.fromkeys(drawn))
 
-def _gain(front: np.ndarray, points: np.ndarray, reference: np.ndarray) -> np.ndarray:
+
+def distributions(space: SearchSpace) -> dict[str, optuna.distributions.IntDistribution]:
+    """What Optuna draws from: the index of a choice, for every axis that has one."""
+    free = {axis: choices for axis, choices in space.axes() if len(choices) > 1}
+    return {
+        axis: optuna.distributions.IntDistribution(0, len(choices) - 1)
+        for axis, choices in free.items()
+    }
+
+
+def added_area(front: np.ndarray, points: np.ndarray, reference: np.ndarray) -> np.ndarray:
     """What each point (N, 2) alone would add to the area that `front` dominates, all minimised."""
     front = front[np.argsort(front[:, 0])]
     # Between two neighbours of the front (or a neighbour and the reference) the free strip reaches
@@ -78,4 +103,5 @@ def _gain(front: np.ndarray, points: np.ndarray, reference: np.ndarray) -> np.nd
     right = np.r_[front[:, 0], reference[0]]
     top = np.r_[reference[1], front[:, 1]]
     width = (right - np.maximum(left, points[:, :1])).clip(0)
-    return (width * (top - points[:, 1:]).clip(0)).sum(axis=1)
+    height = (top - points[:, 1:]).clip(0)
+    return (width * height).sum(axis=1)

@@ -28,68 +28,99 @@ class AccuracyPredictor:
     """
 
     def __init__(self, space: SearchSpace, work: WorkOf):
-        self.space, self.work = space, work
-        self._scales = np.array([max(1, len(choices) - 1) for _, choices in space.axes()])
+        self.space = space
+        self.work = work
+        lasts = [len(choices) - 1 for _, choices in space.axes()]
+        self._scales = np.array(lasts).clip(1)  # every axis from 0 to 1
         self._seen: dict[SubnetConfig, np.ndarray] = {}
 
     def fit(self, configs: Sequence[SubnetConfig], accuracy_pct: Sequence[float]):
         """Learn; returns itself. Raises `SearchError` for fewer than 5 sub-networks."""
         if len(configs) < 5:
             raise SearchError(f"learning needs 5 measured sub-networks, got {len(configs)}")
-        self._x, y = self._features(configs), np.asarray(accuracy_pct, float)
-        self._mean, self._sd = y.mean(), y.std() or 1.0
+        self._x = self._features(configs)
+        y = np.asarray(accuracy_pct, float)
+        self._mean = y.mean()
+        self._sd = y.std() or 1.0
         y = (y - self._mean) / self._sd
-        fits = (self._condition(y, *pair) for pair in itertools.product(_LENGTHS, _NOISES))
-        _, self._length, self._factor, self._weights, self._scale = max(fits, key=lambda f: f[0])
+        grid = itertools.product(_LENGTHS, _NOISES)
+        fits = (self._condition(y, length, noise) for length, noise in grid)
+        likeliest = max(fits, key=lambda fit: fit[0])
+        _, self._length, self._factor, self._weights, self._scale = likeliest
         return self
 
     def _condition(self, y: np.ndarray, length: float, noise: float):
         """Log likelihood of the process with its best scale, and what predicting needs."""
-        kernel = _kernel(self._x, self._x, length) + noise * np.eye(len(y))
-        factor = linalg.cho_factor(kernel, lower=True)
+        n = len(y)
+        kernel = _kernel(self._x, self._x, length)
+        factor = linalg.cho_factor(kernel + noise * np.eye(n), lower=True)
         weights = linalg.cho_solve(factor, y)
-        scale = max(float(y @ weights) / len(y), 1e-12)
-        likelihood = -np.log(np.diag(factor[0])).sum() - len(y) / 2 * np.log(scale)
+        scale = max(float(y @ weights) / n, 1e-12)
+        diagonal = np.diag(factor[0])
+        half_log_determinant = np.log(diagonal).sum()
+        likelihood = -half_log_determinant - n / 2 * np.log(scale)
         return likelihood, length, factor, weights, scale
 
     def predict(self, configs: Sequence[SubnetConfig]) -> tuple[np.ndarray, np.ndarray]:
         """Accuracy in percent and its standard deviation, noise of a measurement excluded."""
-        cross = _kernel(self._features(configs), self._x, self._length)
-        spread = linalg.cho_solve(self._factor, cross.T)
-        prior = _kernel(self._features(configs), None, self._length)
-        variance = self._scale * (prior - (cross * spread.T).sum(axis=1))
+        x = self._features(configs)
+        cross = _kernel(x, self._x, self._length)
         mean = self._mean + self._sd * (cross @ self._weights)
+        # What the measured ones say about these takes away from what is unknown without them.
+        solved = linalg.cho_solve(self._factor, cross.T).T
+        explained = (cross * solved).sum(axis=1)
+        variance = self._scale * (_prior(x) - explained)
         return mean, self._sd * np.sqrt(variance.clip(0))
 
     def _features(self, configs: Iterable[SubnetConfig]) -> np.ndarray:
         for config in configs:
             if config not in self._seen:
-                choices = self.space.encode(config) / self._scales
-                self._seen[config] = np.append(choices, np.log(self.work(config)))
+                shares = self.space.encode(config) / self._scales
+                log_work = np.log(self.work(config))
+                self._seen[config] = np.append(shares, log_work)
         return np.array([self._seen[config] for config in configs])
 
 
-def _kernel(x: np.ndarray, z: np.ndarray | None, length: float) -> np.ndarray:
-    """A linear trend and smooth deviations from it; with `z` None only the diagonal of (x, x)."""
-    if z is None:
-        return 2 + (x**2).sum(axis=1)
-    distance = ((x[:, None] - z) ** 2).sum(axis=2)
-    return 1 + x @ z.T + np.exp(-distance / (2 * length**2))
+def _kernel(x: np.ndarray, z: np.ndarray, length: float) -> np.ndarray:
+    """A linear trend and smooth deviations from it."""
+    trend = 1 + x @ z.T
+    difference = x[:, None] - z
+    distance = (difference**2).sum(axis=2)
+    return trend + np.exp(-distance / (2 * length**2))
+
+
+def _prior(x: np.ndarray) -> np.ndarray:
+    """The diagonal of the kernel of `x` with itself."""
+    return 2 + (x**2).sum(axis=1)
 
 
 def stratified(
-    space: SearchSpace, work: WorkOf, count: int, rng: np.random.Generator, *, strata: int = 10,
-    avoid: Iterable[SubnetConfig] = (), draws: int = 200,
-) -> list[SubnetConfig]:  # fmt: skip
+    space: SearchSpace,
+    work: WorkOf,
+    count: int,
+    rng: np.random.Generator,
+    *,
+    strata: int = 10,
+    avoid: Iterable[SubnetConfig] = (),
+    draws: int = 200,
+) -> list[SubnetConfig]:
     """Random sub-networks spread evenly over the logarithm of their work, at most `count`."""
-    low, high = (np.log(work(config)) for config in (space.smallest, space.largest))
-    avoid, groups = set(avoid), [[] for _ in range(strata)]
-    for config in dict.fromkeys(space.sample(rng) for _ in range(draws * strata)):
+    low = np.log(work(space.smallest))
+    high = np.log(work(space.largest))
+    avoid = set(avoid)
+    groups: list[list[SubnetConfig]] = [[] for _ in range(strata)]
+    # Few draws are small or large, so many are needed until the outer strata have theirs.
+    drawn = dict.fromkeys(space.sample(rng) for _ in range(draws * strata))
+    for config in drawn:
+        if config in avoid:
+            continue
         share = (np.log(work(config)) - low) / (high - low)
-        if config not in avoid:
-            groups[min(int(share * strata), strata - 1)].append(config)
-    by_turns = itertools.zip_longest(*groups)
-    return [config for turn in by_turns for config in turn if config is not None][:count]
+        stratum = min(int(share * strata), strata - 1)
+        groups[stratum].append(config)
+    turns = itertools.zip_longest(*groups)
+    by_turns = itertools.chain.from_iterable(turns)
+    evenly = [config for config in by_turns if config is not None]
+    return evenly[:count]
 
 
 def kendall(one: Sequence[float], two: Sequence[float]) -> float:
@@ -108,15 +139,19 @@ def tau_ceiling(
 
     Raises `SearchError` for fewer than 10 sub-networks, or if noise is all there is.
     """
-    half_one, half_two = np.asarray(half_one, float), np.asarray(half_two, float)
+    half_one = np.asarray(half_one, float)
+    half_two = np.asarray(half_two, float)
     if len(half_one) < 10:
         raise SearchError(f"a ceiling needs 10 measured sub-networks, got {len(half_one)}")
     measured = (half_one + half_two) / 2
-    noise = np.std(half_one - half_two, ddof=1) / 2
+    difference = half_one - half_two
+    noise = np.std(difference, ddof=1) / 2
     spread = measured.std(ddof=1)
     if spread <= noise:
         raise SearchError("the measured accuracies differ by no more than their noise")
     share = 1 - (noise / spread) ** 2
-    true = measured.mean() + np.sqrt(share) * (measured - measured.mean())
+    mean = measured.mean()
+    true = mean + np.sqrt(share) * (measured - mean)
     noisy = true + noise * rng.standard_normal((draws, len(true)))
-    return float(np.mean([kendall(true, row) for row in noisy]))
+    taus = [kendall(true, again) for again in noisy]
+    return float(np.mean(taus))

@@ -1,0 +1,92 @@
+"""`python -m dynlib.training --out net.safetensors` trains a super-network and ships it.
+
+A run that was killed resumes from its state file.
+"""
+
+import argparse
+import logging
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from dynlib.data import load_dataset
+from dynlib.files import atomic_write, repo_root, sha256
+from dynlib.nets.supernet import Supernet
+from dynlib.training.recipes import Recipe
+from dynlib.training.shipping import CIFAR_SPACE, SMALL_SPACE, guide_of, ship
+from dynlib.training.trainer import train
+
+_FIELDS = ("lr", "pad", "cutout", "cutmix", "students", "distill", "label_smoothing")  # of a Recipe
+_EARLIER = ("recipe", "epochs_run", "finish_in", "start", "guide")  # kept of a start's provenance
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Train a super-network and ship its checkpoint."""
+    args = _parser().parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    dataset = load_dataset(args.dataset, args.data_dir, seed=args.seed)
+    fields = {name: getattr(args, name) for name in _FIELDS}
+    recipe = Recipe(epochs=args.epochs, **fields)
+    torch.manual_seed(args.seed)
+    space = SMALL_SPACE if args.small else CIFAR_SPACE
+    earlier = None
+    if args.start:
+        supernet, provenance = Supernet.from_checkpoint(args.start)
+        earlier = {key: provenance.get(key) for key in _EARLIER}
+        supernet = supernet.grown(space)
+    else:
+        supernet = Supernet(space, len(dataset.classes))
+    guides = [sha256(path)[:16] for path in args.guide or ()]
+    state = args.state or repo_root() / "runs" / "training" / f"{args.out.stem}.pt"
+    history = train(
+        supernet,
+        dataset,
+        recipe,
+        seed=args.seed,
+        state_file=state,
+        finish_in=args.finish_in,
+        guide=guide_of(args.guide) if args.guide else None,
+        about={"start": args.start and sha256(args.start), "guide": guides},
+    )
+    table = ship(
+        supernet,
+        dataset,
+        args.out,
+        recipe=asdict(recipe),
+        seed=args.seed,
+        train_images=len(dataset.train),
+        seconds=float(history["seconds"].sum()),
+        torch=torch.__version__,
+        threads=torch.get_num_threads(),
+        epochs_run=len(history),
+        finish_in=args.finish_in,
+        start=earlier,
+        guide=guides,
+    )
+    text = history.to_csv(index=False, float_format="%.5g")
+    atomic_write(args.out.with_suffix(".history.csv"), text)
+    logging.getLogger(__name__).info("%s", table.to_string())
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m dynlib.training", description=main.__doc__)
+    add = parser.add_argument
+    add("--dataset", default="cifar10")
+    add("--data-dir", default="")
+    add("--epochs", type=int, default=36)
+    for name in _FIELDS:
+        default = getattr(Recipe, name)
+        add(f"--{name.replace('_', '-')}", type=type(default), default=default)
+    add("--seed", type=int, default=0)
+    add("--small", action="store_true", help="the small space")
+    add("--out", type=Path, required=True, help="checkpoint to write")
+    add("--state", type=Path, help="training state, resumed if it exists")
+    add("--start", type=Path, help="checkpoint to start from, grown if need be")
+    add("--guide", type=Path, nargs="+", help="checkpoints that teach together")
+    add("--finish-in", type=int, help="cut the rest short to so many epochs")
+    return parser
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,134 @@
+"""What a search is worth: the replay, samplers and archives at equal effort, a front as a study."""
+
+import numpy as np
+import pytest
+import test_evolve as evolution
+import test_search as small
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_predictor import SPACE, truth, work
+
+from dynlib.pareto import hypervolume, pareto_mask
+from dynlib.searching import front, search
+from suite.record.statistics import volumes
+from suite.studies.guided import GuidedSampler, added_area
+from suite.studies.search import (
+    RankedPopulation,
+    compare_archives,
+    compare_samplers,
+    gains,
+    record_front,
+    replayed,
+)
+
+
+def test_a_replay_keeps_what_was_measured_and_is_as_rough():
+    rng = np.random.default_rng(0)
+    everything = {config: truth(config) + rng.normal(0, 0.3) for config in SPACE}
+    known = {str(config): everything[config] for config in list(everything)[::3]}
+    replay = replayed(known, SPACE, work, rng)
+    assert set(replay) == set(everything)
+    assert all(replay[config] == everything[config] for config in list(everything)[::3])
+    unseen = [config for config in SPACE if str(config) not in known]
+    errors = np.array([replay[config] - truth(config) for config in unseen])
+    assert 0.1 < errors.std() < 0.6
+
+
+def test_samplers_are_compared_at_equal_trials_and_a_seed_repeats():
+    accuracy = {config: truth(config) for config in SPACE}
+    tables = [
+        compare_samplers(SPACE, accuracy, work, work, trials=12, seeds=range(5)) for _ in "ab"
+    ]
+    one, two = (table.drop(columns="s_per_trial") for table in tables)
+    assert one.equals(two)
+    assert one.groupby("sampler")["seed"].nunique().to_dict() == dict.fromkeys(
+        ("gp", "guided", "nsga2", "tpe"), 5
+    )
+    rivals = gains(one, "sampler", "guided")
+    assert set(rivals.index) == {"gp", "nsga2", "tpe"}
+    assert (rivals["low"] < rivals["gain_pct"]).all()
+    assert (rivals["gain_pct"] < rivals["high"]).all()
+    best = one.pivot(index="seed", columns="sampler", values="hypervolume")
+    expected = 100 * (np.exp(np.log(best["guided"] / best["nsga2"]).mean()) - 1)
+    assert rivals.loc["nsga2", "gain_pct"] == pytest.approx(expected)
+
+
+def test_archives_are_compared_at_equal_evaluations():
+    table = compare_archives(
+        evolution.evaluate,
+        evolution.CHOICES,
+        evolution.PLACES,
+        evolution.KINDS,
+        (16.0, 0.0),
+        generations=(1, 4),
+        seeds=range(2),
+    )
+    assert table.groupby("evaluations")["archive"].nunique().tolist() == [2, 2]
+    by_look = table.pivot(index=["archive", "seed"], columns="evaluations", values="hypervolume")
+    assert (np.diff(by_look, axis=1) >= 0).all()
+
+
+@given(st.integers(0, 2**32))
+def test_a_ranked_population_keeps_the_front_and_its_size(seed):
+    rng = np.random.default_rng(seed)
+    population = RankedPopulation(np.zeros(0), 1)
+    population.size = 20
+    points = rng.integers(0, 30, (60, 2)).astype(float)  # some are equal
+    for part in np.split(points, 3):
+        population.add(np.zeros((20, 1), np.int8), part[:, 0], part[:, 1])
+    assert len(population.score) <= 20
+    front = points[pareto_mask(np.stack([-points[:, 0], points[:, 1]], axis=1))]
+    elite = population.elite()
+    kept = np.stack([population.score[elite], population.cost[elite]], axis=1)
+    assert sorted(map(tuple, kept)) == sorted(map(tuple, front))
+    assert set(elite) <= set(population.elite(slack=1.0))
+
+
+def test_a_front_found_elsewhere_becomes_a_study(tmp_path):
+    storage = tmp_path / "study.log"
+    found = search(small.SPACE, small.objective, small.GOALS, trials=20, seed=0)
+    table = front(found, small.GOALS)
+    for _ in range(2):  # writing twice changes nothing
+        study = record_front(small.SPACE, table, small.GOALS, storage=storage, name="mine")
+    assert len(study.trials) == len(table)
+    assert {t.user_attrs["subnet"] for t in study.best_trials} == set(table["subnet"])
+    more = search(
+        small.SPACE,
+        small.objective,
+        small.GOALS,
+        trials=25,
+        seed=1,
+        storage=storage,
+        name="mine",
+    )
+    assert list(more["subnet"][: len(table)]) == list(table["subnet"])
+
+
+@settings(max_examples=40)
+@given(st.integers(0, 2**32))
+def test_the_gain_of_a_point_is_the_hypervolume_that_it_adds(seed):
+    rng = np.random.default_rng(seed)
+    seen, new = rng.random((8, 2)), rng.uniform(-0.2, 1.2, (10, 2))
+    reference = seen.max(axis=0)
+    before = hypervolume(seen, reference)
+    after = [hypervolume(np.vstack([seen, point]), reference) for point in new]
+    gains = added_area(seen[pareto_mask(seen)], new, reference)
+    np.testing.assert_allclose(gains, np.array(after) - before, atol=1e-12)
+
+
+def test_a_guided_search_beats_chance():
+    goals = {"accuracy": "maximize", "cost": "minimize"}
+
+    def objective(config):
+        return {"accuracy": truth(config), "cost": work(config)}
+
+    tables = []
+    for seed in range(3):
+        guided = GuidedSampler(SPACE, work, work, seed=seed)
+        tables.append(search(SPACE, objective, goals, trials=25, seed=seed, sampler=guided))
+        tables.append(search(SPACE, objective, goals, trials=25, seed=seed, sampler="random"))
+    ours, chance = volumes(tables, goals).reshape(3, 2).T
+    assert (ours > chance).all()
+    again = GuidedSampler(SPACE, work, work, seed=2)
+    repeat = search(SPACE, objective, goals, trials=25, seed=2, sampler=again)
+    assert list(repeat["subnet"]) == list(tables[4]["subnet"])
