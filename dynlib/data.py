@@ -53,6 +53,10 @@ def load_dataset(
 
     Raises:
         DataError: nothing found, an unreadable archive, or an image of the wrong size.
+
+    >>> images = load_dataset("generated", generated=(400, 100))  # "auto", or a folder of folders
+    >>> len(images.train), len(images.val), len(images.test), tuple(images.test.images.shape)
+    (360, 40, 100, (100, 3, 32, 32))
     """
     if data_dir and not Path(data_dir).is_dir():
         raise DataError(f"data_dir {str(data_dir)!r} is not a folder; expected one with cifar10/")

@@ -27,7 +27,13 @@ def pareto_mask(values: np.ndarray) -> np.ndarray:
 
 
 def pareto_front(table: pd.DataFrame, minimise: Sequence[str], maximise: Sequence[str] = ()):
-    """The rows of `table` that no other row dominates, sorted by the first column."""
+    """The rows of `table` that no other row dominates, sorted by the first column.
+
+    >>> import pandas as pd
+    >>> points = pd.DataFrame({"latency_ms": [10, 20, 30, 40], "accuracy_pct": [70, 68, 80, 80]})
+    >>> pareto_front(points, ["latency_ms"], ["accuracy_pct"]).values.tolist()
+    [[10, 70], [30, 80]]
+    """
     columns = [*minimise, *maximise]
     signs = np.array([1.0] * len(minimise) + [-1.0] * len(maximise))
     values = table[columns].to_numpy(float) * signs

@@ -403,7 +403,7 @@ def _setting(rows: pd.DataFrame) -> Setting:
 
 def _active_mw(rows: pd.DataFrame, unit: "Unit", busy: float) -> tuple[float, ...]:
     """Power of running above waiting, at every clock: the model's, else the table's, else 0."""
-    if unit.c_uw_mhz_v2 is not None:
+    if unit.c_uw_mhz_v2:
         waiting_mw = unit.idle_mw(unit.min_mhz)
         return tuple(unit.power_mw(mhz, busy) - waiting_mw for mhz in unit.freqs)
     measured_mw = float((rows["power_mw"] - rows["idle_power_mw"]).mean())

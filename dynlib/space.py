@@ -53,6 +53,11 @@ class SubnetConfig:
     (channels), blocks for `kernel` (pixels), `expand` (a ratio or a hidden width) and `heads`; an
     absent dimension is fixed. The canonical string, such as ``r32-d1.2-w64.256``, is the key of the
     sub-network in every table.
+
+    >>> SubnetConfig(32, depth=(1, 2), width=(64, 256))
+    SubnetConfig(resolution=32, depth=(1, 2), width=(64, 256), kernel=(), expand=(), heads=())
+    >>> str(_), SubnetConfig.parse("r32-d1.2-w64.256") == _
+    ('r32-d1.2-w64.256', True)
     """
 
     resolution: int
@@ -98,6 +103,10 @@ class SearchSpace:
     Args:
         resolution: input sizes in pixels, ascending.
         depth, width, kernel, expand, heads: for each place its possible values, ascending.
+
+    >>> space = SearchSpace(resolution=(28, 32), depth=((1, 2), (1, 2)), width=((16, 32), (32, 64)))
+    >>> space.size, str(space.smallest), str(space.largest)
+    (32, 'r28-d1.1-w16.32', 'r32-d2.2-w32.64')
     """
 
     resolution: tuple[int, ...]

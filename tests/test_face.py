@@ -25,7 +25,7 @@ def test_the_face_has_at_most_26_names_and_they_are_all_there():
 
 
 def test_names_are_not_those_of_modules():
-    """`dynlib.searching` must be the same before and after a room of that name has been imported."""
+    """`dynlib.search` must be the same before and after a room of that name were imported."""
     modules = {path.stem for path in (ROOT / "dynlib").iterdir()}
     assert not modules & set(dynlib.__all__)
 

@@ -89,6 +89,11 @@ def elastify(
     Raises:
         ModelError: the model cannot be read, a layer of `modules` cannot be elastic, or `created`
             makes another model.
+
+    >>> from dynlib._vision import timm
+    >>> supernet = elastify(timm.create_model("resnet18", num_classes=10))
+    >>> supernet.space.size, str(supernet.space.largest)
+    (8503056, 'r224-...')
     """
     arguments = _arguments_of(model) if created is None else dict(created)
     model = _with_elastic_parts(copy.deepcopy(model))

@@ -39,6 +39,13 @@ class SubnetServer:
     Raises:
         ConfigError, ModelError: a configuration cannot be prepared.
         ModelError: no such engine or precision, or a package is missing.
+
+    >>> images = load_dataset("generated", generated=(400, 100))
+    >>> supernet, _ = pretrained(images)
+    >>> server = SubnetServer(supernet, supernet.statistics)
+    >>> server.switch(server.subnets[-1])  # microseconds, between two frames
+    >>> server(images.normalise(images.test.images[:4])).shape
+    torch.Size([4, 10])
     """
 
     def __init__(

@@ -42,6 +42,14 @@ class Supernet(nn.Module):
 
     Raises:
         ConfigError: there is no such family.
+
+    >>> import torch
+    >>> space = SearchSpace(resolution=(32,), depth=((1, 2),), width=((8, 16),))
+    >>> supernet = Supernet(space, classes=10)
+    >>> supernet(torch.zeros(2, 3, 32, 32), space.smallest).shape
+    torch.Size([2, 10])
+    >>> {str(config): sum(layer.macs for layer in supernet.layers(config)) for config in space}
+    {'r32-d1-w8': ..., 'r32-d1-w16': ..., 'r32-d2-w8': ..., 'r32-d2-w16': ...}
     """
 
     def __init__(
@@ -328,6 +336,12 @@ def calibrate(
 
     Returns:
         Mean and unbiased variance of each BatchNorm layer, averaged over equal batches.
+
+    >>> import torch
+    >>> supernet = Supernet(SearchSpace(resolution=(32,), depth=((1,),), width=((8, 16),)))
+    >>> _ = calibrate(supernet, supernet.space.smallest, [torch.randn(64, 3, 32, 32)])
+    >>> supernet.prepare(supernet.space.smallest)(torch.randn(1, 3, 32, 32)).shape
+    torch.Size([1, 10])
     """
     key = supernet.canonical(config)
     device = next(supernet.parameters()).device

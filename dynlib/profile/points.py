@@ -17,11 +17,15 @@ _P95_SIGMA = 1.645  # of a normal distribution
 
 
 def at_full_clock(board: Board) -> Board:
-    """`board` as a policy sees it that cannot set clocks: each unit has its highest one alone."""
+    """`board` as a policy sees it that cannot set clocks: each unit has its highest one alone.
+
+    Where nobody knows its power, that counts as zero.
+    """
     units = []
     for unit in board.units:
         highest = unit.opps[-1:]
-        units.append(replace(unit, opps=highest, settle_ms=0.0, stall_ms=0.0))
+        power = unit.c_uw_mhz_v2 or 0.0
+        units.append(replace(unit, opps=highest, c_uw_mhz_v2=power, settle_ms=0.0, stall_ms=0.0))
     return replace(board, units=tuple(units))
 
 

@@ -108,7 +108,8 @@ def serve(
     and whatever the policy raises before any app was placed.
 
     >>> from dynlib.points import PointTable, make_table
-    >>> board = load_board("auto")
+    >>> from dynlib.profile import at_full_clock
+    >>> board = at_full_clock(load_board("auto"))
     >>> table = make_table([{
     ...     "model": "example", "board": board.name, "unit": board.units[0].name, "batch": 1,
     ...     "subnet": "large", "latency_ms": 1.0, "accuracy_val_pct": 80.0, "source": "measured",

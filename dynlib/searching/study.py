@@ -102,6 +102,15 @@ def search(
     Raises:
         SearchError: the stored study has other objectives or another space, or lost a worker.
         InfeasibleError: nothing that was tried keeps the limits.
+
+    >>> space = SearchSpace(resolution=(32,), depth=((1, 2),), width=((8, 16, 32),))
+    >>> def measure(config):
+    ...     depth, width = config.depth[0], config.width[0]
+    ...     return {"latency_ms": depth * width, "accuracy_pct": width}
+    >>> goals = {"latency_ms": "minimize", "accuracy_pct": "maximize"}
+    >>> table = search(space, measure, goals, trials=6, seed=0)
+    >>> pareto_front(table, ["latency_ms"], ["accuracy_pct"])["subnet"].tolist()
+    ['r32-d1-w8', 'r32-d1-w16', 'r32-d1-w32']
     """
     limits = dict(limits or {})
     if unknown := set(limits) - set(directions):

@@ -57,6 +57,9 @@ class Recipe:
 
     Raises:
         RecipeError: an unknown sampling or teacher.
+
+    >>> Recipe(epochs=3).sampling, Recipe(sampling="ladder", students=3).teacher
+    ('sandwich', 'live')
     """
 
     sampling: str = "sandwich"

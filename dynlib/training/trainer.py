@@ -65,6 +65,14 @@ def train(
     Raises:
         CheckpointError: the state belongs to another recipe, space, data set or seed, or to another
             `about`, or cannot be read.
+
+    >>> images = load_dataset("generated", generated=(400, 100))
+    >>> space = SearchSpace(resolution=(32,), depth=((1,),), width=((8, 16),))
+
+    >>> supernet = Supernet(space, classes=len(images.classes))
+    >>> history = train(supernet, images, Recipe(epochs=1, batch_size=100), watch=0)
+    >>> len(history)
+    1
     """
     whiten(supernet, dataset)
     step = Step(supernet, recipe, guide)
@@ -202,7 +210,14 @@ def evaluate(
     bf16: bool = False,
     calibration: int = 2000,
 ) -> float:
-    """Accuracy in percent of one sub-network; its statistics are computed if they are missing."""
+    """Accuracy in percent of one sub-network; its statistics are computed if they are missing.
+
+    >>> images = load_dataset("generated", generated=(400, 100))
+    >>> supernet, _ = pretrained(images)
+    >>> accuracy_pct = evaluate(supernet, supernet.space.largest, images, images.test)
+    >>> 80 < accuracy_pct <= 100
+    True
+    """
     if supernet.canonical(config) not in supernet.statistics:
         calibrate(supernet, config, calibration_batches(dataset, calibration), bf16=bf16)
     return accuracy_pct(supernet.prepare(config), dataset, images, bf16=bf16)

@@ -6,6 +6,6 @@ Imports without torch.
 from dynlib.files import repo_root
 from dynlib.source import Source, weakest
 from suite.record.metrics import Metrics
-from suite.record.provenance import Run, start
+from suite.record.provenance import NotebookRun, start
 
-__all__ = ["Metrics", "Run", "Source", "repo_root", "start", "weakest"]
+__all__ = ["Metrics", "NotebookRun", "Source", "repo_root", "start", "weakest"]

@@ -40,7 +40,7 @@ def find_input(path: str | Path, out_dir: Path, root: Path) -> Path | None:
     return next((place for place in places if place.exists()), None)
 
 
-class Run:
+class NotebookRun:
     """One notebook's run; made by `start`, closed by `finish`.
 
     Attributes:
@@ -149,13 +149,13 @@ class Run:
         return Path(*path.parts[-2:]).as_posix()
 
 
-def start(notebook: str, params: Mapping[str, Any]) -> Run:
+def start(notebook: str, params: Mapping[str, Any]) -> NotebookRun:
     """Begin the record of a run of `notebook` with its parameters.
 
     `params` holds at least ``profile`` and ``seed``; ``out_dir`` is relative to the repository and
     defaults to ``runs/<profile>``. Raises `SuiteError` or `SuiteError` if one of them is unfit.
     """
-    return Run(notebook, params)
+    return NotebookRun(notebook, params)
 
 
 def git_state(root: Path) -> dict[str, Any] | None:
