@@ -1,1 +1,21 @@
-"""Our experiments, one file a study."""
+"""Our experiments, a file each; notebooks take their names from here."""
+
+from suite.lazy import lazily
+
+__getattr__ = lazily(__name__, {
+    "ablation": ["compare_alone", "compare_recipes"],
+    "compare": ["compare_policies", "headline", "published_ladder", "reductions"],
+    "contention": ["judged_cases"],
+    "judge_boards": ["clock_models", "find_data", "published_grid", "queues", "resolutions"],
+    "judge_machine": ["inject_faults", "machine_costs_us", "quota_tracking", "reached"],
+    "load": ["Burst", "background"],
+    "manage": [
+        "against_optimum", "contenders", "decision_us", "levels", "over_linux", "recoveries",
+        "rivals", "sensitivity", "simulate_many", "simulation_speed", "tables_by_work",
+    ],
+    "panel": ["Panel"],
+    "scenarios": ["scenario"],
+    "search": ["compare_archives", "compare_samplers", "gains", "record_front", "replayed"],
+    "throughput": ["images_per_s", "reference_step"],
+    "workers": ["trials_per_s"],
+})  # fmt: skip
