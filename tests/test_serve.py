@@ -12,7 +12,7 @@ from torch import nn
 
 from dynlib.errors import ConfigError, ModelError
 from dynlib.nets.chain import resized
-from dynlib.nets.engines import ENGINES, Engine, find_engine
+from dynlib.nets.engines import ENGINES, NetEngine, find_engine
 from dynlib.nets.mobilenet import MobileNetV3, mobilenet_space
 from dynlib.nets.serve import SubnetServer, storage_bytes
 from dynlib.nets.supernet import Supernet, calibrate
@@ -134,7 +134,7 @@ def test_unknown_engines_precisions_and_missing_packages_are_refused_by_name(sup
         SubnetServer(supernet, POINTS, backend="onnxruntime", precision="fp8")
     with pytest.raises(ModelError, match="calibrated on images"):
         SubnetServer(supernet, POINTS, backend="onnxruntime", precision="int8")
-    gone = Engine("gone", ("fp32",), "no_such_package", find_engine("torch").build)
+    gone = NetEngine("gone", ("fp32",), "no_such_package", find_engine("torch").build)
     with pytest.raises(ModelError, match="needs the package no_such_package"):
         gone.prepare(nn.Identity(), torch.zeros(1, 3, 4, 4))
 

@@ -4,6 +4,7 @@ All of them are trained at once (HADAS, arXiv 2212.03354) and none changes the b
 exit, so what every exit says to every image is computed once and looked up from then on.
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -109,12 +110,13 @@ def train_exits(
     `loss = mean over exits of CE(z_i, y) + KL(softmax(z) || softmax(z_i))` with z the backbone's
     own logits (HADAS's released code; its exits are a 3x3 convolution).
     """
+    classes = logits.shape[1]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        exits = nn.ModuleList(_classifier(f.shape[1], logits.shape[1]) for f in features)
+        exits = nn.ModuleList(_classifier(f.shape[1], classes) for f in features)
         solver = torch.optim.AdamW(exits.parameters(), lr, weight_decay=decay)
-        steps = epochs * -(-len(labels) // batch_size)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(solver, lr, total_steps=steps)
+        batches = math.ceil(len(labels) / batch_size)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(solver, lr, total_steps=epochs * batches)
         teacher = logits.softmax(1)
         for _ in range(epochs):
             for index in torch.randperm(len(labels)).split(batch_size):
@@ -150,5 +152,7 @@ def exit_answers(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Whether each position is right about each image, and its largest probability; both (N, P)."""
     said = [net(inputs) for net, inputs in zip(exits, features, strict=True)]
-    sure, guess = torch.stack([*said, logits], 1).softmax(2).max(2)
-    return (guess == labels[:, None]).numpy(), sure.numpy()
+    probabilities = torch.stack([*said, logits], 1).softmax(2)
+    sure, guess = probabilities.max(2)
+    right = guess == labels[:, None]
+    return right.numpy(), sure.numpy()

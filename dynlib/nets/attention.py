@@ -18,34 +18,48 @@ class Attention(nn.Module):
 
     def __init__(self, width: int, heads: int, head_dim: int, bias: bool = True):
         super().__init__()
-        self.head_dim, self.dropout = head_dim, 0.0
-        self.q, self.k, self.v = (nn.Linear(width, heads * head_dim, bias) for _ in range(3))
-        self.q_norm, self.k_norm = nn.Identity(), nn.Identity()  # over the channels of one head
-        self.proj, self.proj_drop = nn.Linear(heads * head_dim, width), nn.Identity()
+        self.head_dim = head_dim
+        self.dropout = 0.0
+        rows = heads * head_dim
+        self.q = nn.Linear(width, rows, bias)
+        self.k = nn.Linear(width, rows, bias)
+        self.v = nn.Linear(width, rows, bias)
+        self.q_norm = nn.Identity()  # over the channels of one head
+        self.k_norm = nn.Identity()
+        self.proj = nn.Linear(rows, width)
+        self.proj_drop = nn.Identity()
 
     @classmethod
     def from_fused(cls, fused: nn.Module) -> "Attention":
         """timm's `Attention`, whose `qkv` is one linear layer, with the same weights."""
-        width, bias = fused.qkv.in_features, fused.qkv.bias is not None
-        attention = cls(width, fused.num_heads, fused.head_dim, bias).to(fused.qkv.weight)
-        for name, values in fused.qkv.named_parameters():
-            for part, rows in zip("qkv", values.detach().chunk(3), strict=True):
-                setattr(attention.get_submodule(part), name, nn.Parameter(rows.clone()))
+        qkv = fused.qkv
+        has_bias = qkv.bias is not None
+        attention = cls(qkv.in_features, fused.num_heads, fused.head_dim, has_bias)
+        attention.to(qkv.weight)
+        for name, values in qkv.named_parameters():
+            thirds = values.detach().chunk(3)
+            for layer, rows in zip((attention.q, attention.k, attention.v), thirds, strict=True):
+                setattr(layer, name, nn.Parameter(rows.clone()))
         attention.dropout = fused.attn_drop.p
-        for name in ("q_norm", "k_norm", "proj", "proj_drop"):
-            setattr(attention, name, getattr(fused, name))
+        attention.q_norm = fused.q_norm
+        attention.k_norm = fused.k_norm
+        attention.proj = fused.proj
+        attention.proj_drop = fused.proj_drop
         return attention
 
     def forward(self, x, **mask):
         """Shapes as in the class; `mask` goes to `scaled_dot_product_attention`."""
-        q, k, v = (
-            linear(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-            for linear in (self.q, self.k, self.v)
-        )
+        q = self.q_norm(self._heads(self.q(x)))
+        k = self.k_norm(self._heads(self.k(x)))
+        v = self._heads(self.v(x))
         dropout = self.dropout if self.training else 0.0
-        q, k = self.q_norm(q), self.k_norm(k)
         x = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, **mask)
-        return self.proj_drop(self.proj(x.transpose(1, 2).flatten(2)))
+        x = x.transpose(1, 2).flatten(2)
+        return self.proj_drop(self.proj(x))
+
+    def _heads(self, rows):
+        """(N, T, heads x head_dim) -> (N, heads, T, head_dim)."""
+        return rows.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
 
 
 @dataclass(frozen=True, slots=True)

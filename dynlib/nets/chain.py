@@ -89,7 +89,8 @@ def chain(net: nn.Module) -> Chain:
     if isinstance(net, Row):
         return Chain(dict(net.row()))
     root, pieces = _cut(net)
-    blocks, entry = {}, next(iter(root.graph.nodes))
+    blocks = {}
+    entry = next(iter(root.graph.nodes))  # the images
     for name, nodes, leaving in pieces:
         blocks[name] = _module_of(root, nodes, entry, leaving)
         entry = leaving
@@ -114,10 +115,12 @@ def _cut(net: nn.Module) -> tuple[fx.GraphModule, list[Piece]]:
     ConvNeXt, has the name of the block around it (``stages.1``), or of its own first layer.
     """
     root = graph_of(net)
-    nodes = [n for n in root.graph.nodes if n.op not in ("placeholder", "get_attr", "output")]
+    nodes = [node for node in root.graph.nodes if node.op.startswith("call_")]
     leaving = _lone_values(root.graph, nodes)
     blocks = _blocks_in_sequences(net)
-    inside = {node: [path for path in module_paths(node) if path in blocks] for node in nodes}
+    inside = {}
+    for node in nodes:
+        inside[node] = [path for path in module_paths(node) if path in blocks]
 
     edges = {len(nodes)}
     for path in blocks:
@@ -128,12 +131,15 @@ def _cut(net: nn.Module) -> tuple[fx.GraphModule, list[Piece]]:
     pieces: dict[str, Piece] = {}
     start = 0
     for stop in sorted(edges - {0}):
-        part, rest = nodes[start:stop], nodes[stop:]
-        whole = _has_layers(part) and (_has_layers(rest) or not rest)
-        if whole and stop - 1 in leaving:
-            name = _name_of(part, inside, pieces, last=not rest)
-            pieces[name] = name, part, leaving[stop - 1]
-            start = stop
+        part = nodes[start:stop]
+        rest = nodes[stop:]
+        if stop - 1 not in leaving or not _has_layers(part):
+            continue
+        if rest and not _has_layers(rest):
+            continue
+        name = _name_of(part, inside, pieces, last=not rest)
+        pieces[name] = name, part, leaving[stop - 1]
+        start = stop
     if start < len(nodes) or len(pieces) < 2:
         raise ModelError(f"{type(net).__name__} cannot be cut: it has no sequence of blocks")
     return root, list(pieces.values())
@@ -162,12 +168,15 @@ def _lone_values(graph: fx.Graph, nodes: list[fx.Node]) -> dict[int, fx.Node]:
 def _blocks_in_sequences(net: nn.Module) -> set[str]:
     """Paths of the elements of sequences that hold several layers, and so are blocks."""
     found = set()
-    for path, sequence in net.named_modules():
-        if isinstance(sequence, SEQUENCES):
-            for name, element in sequence.named_children():
-                layers = [module for module in element.modules() if isinstance(module, LAYERS)]
-                if len(layers) > 1 and not isinstance(element, (*LAYERS, *SEQUENCES)):
-                    found.add(f"{path}.{name}".removeprefix("."))
+    for path, element in net.named_modules():
+        around, _, _ = path.rpartition(".")
+        if not isinstance(net.get_submodule(around), SEQUENCES):
+            continue
+        if isinstance(element, (*LAYERS, *SEQUENCES)):
+            continue
+        layers = [module for module in element.modules() if isinstance(module, LAYERS)]
+        if len(layers) > 1:
+            found.add(path)
     return found
 
 
@@ -184,13 +193,16 @@ def _name_of(
     nodes: list[fx.Node], inside: Mapping[fx.Node, list[str]], taken: Container[str], *, last: bool
 ) -> str:
     """The innermost block that all layers of a piece lie in; else stem, head or its first layer."""
-    layers = [node for node in nodes if _has_layers([node])]
-    around = [path for path in inside[layers[0]] if all(path in inside[node] for node in layers)]
-    if around and around[-1] not in taken:
-        return around[-1]
+    first, *others = [node for node in nodes if _has_layers([node])]
+    for path in reversed(inside[first]):
+        around_all = all(path in inside[node] for node in others)
+        if around_all and path not in taken:
+            return path
     if not taken:
         return "stem"
-    return "head" if last else module_paths(layers[0])[-1]
+    if last:
+        return "head"
+    return module_paths(first)[-1]
 
 
 def _module_of(

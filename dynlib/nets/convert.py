@@ -14,42 +14,19 @@ by importance, as in Once-for-All (arXiv 1908.09791, section 3.3), so that a pre
 """
 
 import copy
-import functools
-import json
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import nn
 
-from dynlib.errors import ConfigError, ModelError
-from dynlib.nets.attention import Attention
-from dynlib.nets.chain import chain, resized
-from dynlib.nets.coupling import Axis, Group, Structure, copy_structure, set_shapes
-from dynlib.nets.families import BlockLayers, Family, register
+from dynlib.errors import ModelError
+from dynlib.nets.coupling import Group, Structure
+from dynlib.nets.elastic import ElasticModel, arguments_of, makes, with_elastic_parts
 from dynlib.nets.mobilenet import make_divisible
 from dynlib.nets.supernet import MOMENTS, Supernet
-from dynlib.nets.trace import NORMS, SEQUENCES, layers_of
-from dynlib.space import SearchSpace, SubnetConfig
-
-FAMILY = "timm"
-CHANNEL_KINDS = ("width", "expand", "heads")
-READING = {
-    "pretrained",
-    "pretrained_cfg",
-    "pretrained_cfg_overlay",
-    "pretrained_strict",
-    "checkpoint_path",
-    "cache_dir",
-    "scriptable",
-    "exportable",
-}
-# Of a model that a file asks for: a number among its arguments, and that of its parameters.
-LARGEST_NUMBER, LARGEST_MODEL = 4096, 2**31
-
-fx.wrap("resized")  # one operation of a recorded network
+from dynlib.space import SearchSpace
 
 
 def elastify(
@@ -95,35 +72,38 @@ def elastify(
     >>> supernet.space.size, str(supernet.space.largest)
     (8503056, 'r224-...')
     """
-    arguments = _arguments_of(model) if created is None else dict(created)
-    model = _with_elastic_parts(copy.deepcopy(model))
-    if not _makes(arguments, model):
+    arguments = arguments_of(model) if created is None else dict(created)
+    model = with_elastic_parts(copy.deepcopy(model))
+    if not makes(arguments, model):
         if created is not None:
             raise ModelError(f"created: timm makes another model of {arguments}")
         arguments = {}
-    sizes = sorted(resolution or [_own_resolution(model)])
-    structure = Structure(model, sizes[-1])
+    pixels = sorted(resolution or [_own_resolution(model)])
+    structure = Structure(model, pixels[-1])
+
     shares = {"width": width, "expand": expand, "heads": heads}
-    choices = {}
+    choices: dict[Group, tuple[int, ...]] = {}
+    places = {kind: [] for kind in shares}
     for group in structure.groups(modules):
-        allowed = _choices(group, shares[group.kind], divisor)
-        if len(allowed) > 1:
-            choices[group] = allowed
+        sizes = _choices(group, shares[group.kind], divisor)
+        if len(sizes) > 1:
+            choices[group] = sizes
+            places[group.kind].append(sizes)
         elif modules:
             names = ", ".join(modules)
             raise ModelError(f"{names}: no share of {group.size} channels is smaller")
     stages = {} if depth is None else structure.stages(depth)
-    dimensions = {k: tuple(v for group, v in choices.items() if group.kind == k) for k in shares}
-    space = SearchSpace(tuple(sizes), tuple(stages.values()), **dimensions)
+    space = SearchSpace(tuple(pixels), tuple(stages.values()), **places)
 
-    build = _ElasticModel(model, list(choices), list(stages), arguments)
+    build = ElasticModel(model, list(choices), list(stages), arguments)
     supernet = Supernet(space, structure.outputs, build=build)
     weights = _sorted_weights(model, choices)
     with torch.no_grad():
         for name, parameter in supernet.net.named_parameters():
             parameter.copy_(weights[name])
-    statistics = {name: v for name, v in weights.items() if name.endswith(MOMENTS)}
-    for size in sizes:
+    # The model's own statistics belong to the full size; every other one is calibrated.
+    statistics = {name: value for name, value in weights.items() if name.endswith(MOMENTS)}
+    for size in pixels:
         try:
             supernet.layers(replace(space.smallest, resolution=size))
         except (RuntimeError, AssertionError) as error:
@@ -134,14 +114,17 @@ def elastify(
 
 def _choices(group: Group, shares: Sequence[float], divisor: int) -> tuple[int, ...]:
     """Sizes (of heads: their number) for these shares, ascending, the full size included."""
-    if not all(0 < share <= 1 for share in shares):
-        raise ModelError(f"{group.kind}: {shares}; expected shares above 0 and up to 1")
     full = group.size // group.unit
-    if group.kind == "heads":
-        sizes = {max(1, round(share * full)) for share in shares}
-    else:
-        sizes = {make_divisible(share * full, divisor) for share in shares}
-    return (*sorted(size for size in sizes if size < full), full)
+    sizes = {full}
+    for share in shares:
+        if not 0 < share <= 1:
+            raise ModelError(f"{group.kind}: {shares}; expected shares above 0 and up to 1")
+        if group.kind == "heads":
+            size = max(1, round(share * full))
+        else:
+            size = make_divisible(share * full, divisor)
+        sizes.add(min(size, full))
+    return tuple(sorted(sizes))
 
 
 def _sorted_weights(model: nn.Module, groups: Iterable[Group]) -> dict[str, torch.Tensor]:
@@ -150,7 +133,8 @@ def _sorted_weights(model: nn.Module, groups: Iterable[Group]) -> dict[str, torc
     for group in groups:
         order = _by_importance(group, weights)
         for name, axis in group.axes:
-            weights[name] = weights[name].index_select(axis, order.to(weights[name].device))
+            weight = weights[name]
+            weights[name] = weight.index_select(axis, order.to(weight.device))
     return weights
 
 
@@ -164,194 +148,13 @@ def _by_importance(group: Group, weights: Mapping[str, torch.Tensor]) -> torch.T
     for name, axis in group.axes:
         weight = weights[name]
         if weight.ndim > 1:
-            norms = weight.double().movedim(axis, 0).flatten(1).norm(dim=1).cpu()
+            channels = weight.double().movedim(axis, 0).flatten(1)
+            norms = channels.norm(dim=1).cpu()
             score += norms / norms.mean().clamp_min(1e-30)
     heads = score.unflatten(0, (-1, group.unit)).sum(1)
     order = heads.argsort(descending=True, stable=True)
     within = torch.arange(group.unit)
     return (order[:, None] * group.unit + within).flatten()
-
-
-class _ElasticModel:
-    """Builds and describes the static networks of one model.
-
-    Args:
-        model: has elastic parts (`_with_elastic_parts`); its weights are not used.
-        groups: the channels that can shrink, in the order of the space's dimensions.
-        stages: names of the sequences that can lose their last blocks.
-        created: what `timm.create_model` makes the model of; empty if nobody knows.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        groups: Sequence[Group],
-        stages: Sequence[str],
-        created: Mapping[str, Any],
-    ):
-        self.groups, self.stages = groups, stages
-        # What a checkpoint says of it: the registered family and its options, or a mere name.
-        self.__qualname__ = FAMILY if created else f"elastic {type(model).__name__}"
-        self.options = _options(created, groups, stages) if created else {}
-        self.shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-        self.template = copy.deepcopy(model).train()
-        with torch.device("meta"):
-            set_shapes(self.template, self.shapes)
-        self.describe = functools.cache(self._describe)
-
-    def __call__(self, config: SubnetConfig, classes: int) -> nn.Module:
-        """The static network of `config`, its weights not initialised."""
-        sizes = self._sizes(config)
-        net = copy_structure(self.template)
-        # From the last one on, as a stage may lie in another.
-        for stage, blocks in reversed(list(zip(self.stages, config.depth, strict=True))):
-            del net.get_submodule(stage)[blocks:]
-        shapes = {
-            name: tuple(sizes.get((name, axis), n) for axis, n in enumerate(self.shapes[name]))
-            for name in net.state_dict()
-        }
-        set_shapes(net, shapes)
-        for module in net.modules():
-            if isinstance(module, NORMS):
-                module.reset_running_stats()
-        net.config = config
-        net.register_forward_pre_hook(functools.partial(_resize_images, config.resolution))
-        return net
-
-    def _sizes(self, config: SubnetConfig) -> dict[Axis, int]:
-        """The channels on each elastic axis; raises `ConfigError` for a configuration of others."""
-        kinds = Counter(group.kind for group in self.groups)
-        places = {"depth": len(self.stages)} | {kind: kinds[kind] for kind in CHANNEL_KINDS}
-        if any(len(getattr(config, kind)) != count for kind, count in places.items()):
-            raise ConfigError(f"{config}: expected as many entries as {places}")
-        entries = {kind: iter(getattr(config, kind)) for kind in CHANNEL_KINDS}
-        sizes: dict[Axis, int] = {}
-        for group in self.groups:
-            sizes |= dict.fromkeys(group.axes, next(entries[group.kind]) * group.unit)
-        return sizes
-
-    def _describe(self, config: SubnetConfig, classes: int) -> BlockLayers:
-        net = self(config, classes).to("meta", torch.float32)
-        try:
-            blocks = chain(net).blocks
-        except ModelError:  # one that cannot be cut is one block
-            blocks = {self.__qualname__: net}
-        return layers_of(net, config.resolution, blocks)
-
-
-# -- from a checkpoint ----------------------------------------------------------------------------
-
-
-def _options(
-    created: Mapping[str, Any], groups: Sequence[Group], stages: Sequence[str]
-) -> dict[str, Any]:
-    """What a checkpoint says of an elastified model, as JSON gives it back."""
-    elastic = [[group.kind, group.unit, group.axes] for group in groups]
-    options = {"created": dict(created), "groups": elastic, "stages": list(stages)}
-    return json.loads(json.dumps(options))
-
-
-@register(FAMILY)
-def _family(created: Mapping[str, Any], groups: list, stages: list[str]) -> Family:
-    """The family of the options in a checkpoint; raises `ConfigError` if they are malformed."""
-    try:
-        model = _with_elastic_parts(_created(created))
-        shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-        found = [_group(shapes, *group) for group in groups]
-        if not all(isinstance(model.get_submodule(stage), SEQUENCES) for stage in stages):
-            raise ConfigError(f"{stages}: not all are sequences of blocks")
-    except (TypeError, ValueError, KeyError, IndexError, AttributeError, ModelError) as error:
-        raise ConfigError(f"no elastic model of {created}: {error!r}") from error
-    build = _ElasticModel(model, found, stages, created)
-    return Family(build, build.describe)
-
-
-def _group(shapes: Mapping[str, Sequence[int]], kind: str, unit: int, axes: list) -> Group:
-    axes = tuple((name, axis) for name, axis in axes)
-    sizes = {shapes[name][axis] for name, axis in axes}
-    if kind not in CHANNEL_KINDS or len(sizes) != 1 or unit < 1 or sizes.pop() % unit:
-        raise ConfigError(f"{kind} of {axes}: no group of channels in heads of {unit}")
-    return Group(kind, axes, shapes[axes[0][0]][axes[0][1]], unit)
-
-
-def _created(arguments: Mapping[str, Any]) -> nn.Module:
-    """timm's model of these arguments; its weights hold no values, its constants do.
-
-    Raises:
-        ModelError: it is none of timm's own, would read files or the network, or is too large.
-    """
-    from dynlib._vision import timm  # takes seconds to import
-
-    name = str(arguments.get("model_name"))
-    if not timm.is_model(name):  # which may be on a hub, or in a folder
-        raise ModelError(f"timm has no model {name!r}")
-    if forbidden := READING & set(arguments):
-        raise ModelError(f"{name} is made without {sorted(forbidden)}")
-    if not _is_plain(arguments):
-        raise ModelError(f"{name}: arguments are texts, lists and numbers up to {LARGEST_NUMBER}")
-    try:
-        with torch.device("meta"):
-            model = timm.create_model(**arguments)
-        if sum(p.numel() for p in model.parameters()) > LARGEST_MODEL:
-            raise ModelError(f"{name} would have more than {LARGEST_MODEL} parameters")
-        norms = [module for module in model.modules() if isinstance(module, NORMS)]
-        if len(list(model.buffers())) > sum(len(list(norm.buffers())) for norm in norms):
-            model = timm.create_model(**arguments)  # it has constants, which need their values
-    except (RuntimeError, AssertionError) as error:
-        raise ModelError(f"timm cannot make {arguments}: {error}") from error
-    return model.eval()
-
-
-def _is_plain(value: Any) -> bool:
-    if isinstance(value, Mapping):
-        return _is_plain(list(value.values()))
-    if isinstance(value, list | tuple):
-        return len(value) < LARGEST_NUMBER and all(map(_is_plain, value))
-    if isinstance(value, int | float):
-        return abs(value) <= LARGEST_NUMBER
-    return value is None or isinstance(value, str)
-
-
-def _arguments_of(model: nn.Module) -> dict[str, Any]:
-    """What `timm.create_model` was given, as far as the model tells; empty for any other model."""
-    name = (getattr(model, "pretrained_cfg", None) or {}).get("architecture")
-    if not name:
-        return {}
-    arguments = {"model_name": name, "num_classes": model.num_classes}
-    size = getattr(getattr(model, "patch_embed", None), "img_size", None)
-    return arguments | ({"img_size": size} if size else {})
-
-
-def _makes(arguments: Mapping[str, Any], model: nn.Module) -> bool:
-    """Whether timm makes a model of these arguments that computes as `model` does."""
-    try:
-        other = _with_elastic_parts(_created(arguments))
-    except (ModelError, TypeError, ValueError):
-        return False
-    shapes, own = ({k: v.shape for k, v in m.state_dict().items()} for m in (other, model))
-    return shapes == own and repr(other) == repr(model)
-
-
-# -- the model ------------------------------------------------------------------------------------
-
-
-def _resize_images(size: int, module: nn.Module, args: tuple[torch.Tensor, ...]):
-    """A forward hook: images of another size are resized first."""
-    images, *rest = args
-    return resized(images, size), *rest
-
-
-def _with_elastic_parts(model: nn.Module) -> nn.Module:
-    """Separate the heads of fused attention; constants are no part of the state, in place."""
-    from dynlib._vision import timm  # takes seconds to import
-
-    for name, module in list(model.named_modules()):
-        plain = isinstance(module, timm.layers.Attention) and module.gate is None
-        if plain and isinstance(module.norm, nn.Identity):
-            model.set_submodule(name, Attention.from_fused(module))
-        elif not isinstance(module, NORMS):
-            module._non_persistent_buffers_set |= dict(module.named_buffers(recurse=False)).keys()
-    return model
 
 
 def _own_resolution(model: nn.Module) -> int:

@@ -88,27 +88,42 @@ class Structure:
         asked = {axis for pattern in patterns for axis in self._asked(pattern)}
         found = []
         for axes in self.tied.subsets():
-            axis, unit = min(axes), self._unit(min(axes))
-            if not self._reason(axis) and (not patterns or axes & asked):
-                kind = "heads" if unit > 1 else "expand" if self._inside_block(axes) else "width"
-                found.append(Group(kind, tuple(sorted(axes)), self._size(axis), unit))
+            free = self._reason(min(axes)) is None
+            if free and (not patterns or axes & asked):
+                found.append(self._group(axes))
         return found
+
+    def _group(self, axes: set[Axis]) -> Group:
+        first, *_ = ordered = sorted(axes)
+        unit = self._unit(first)
+        if unit > 1:
+            kind = "heads"
+        elif self._inside_block(axes):
+            kind = "expand"
+        else:
+            kind = "width"
+        return Group(kind, tuple(ordered), self._size(first), unit)
 
     def stages(self, keep: int) -> dict[str, tuple[int, ...]]:
         """For each sequence that ends in residual blocks the numbers of blocks it can have."""
         found = {}
         for name, sequence in self.model.named_modules():
-            if isinstance(sequence, SEQUENCES):
-                blocks = [f"{name}.{child}" for child, _ in sequence.named_children()]
-                loose = len(list(itertools.takewhile(self._is_residual, reversed(blocks))))
-                lowest = max(1, min(keep, len(blocks)), len(blocks) - loose)
-                if lowest < len(blocks):
-                    found[name] = tuple(range(lowest, len(blocks) + 1))
+            if not isinstance(sequence, SEQUENCES):
+                continue
+            blocks = [f"{name}.{child}" for child, _ in sequence.named_children()]
+            count = len(blocks)
+            loose = itertools.takewhile(self._is_residual, reversed(blocks))
+            lowest = max(1, min(keep, count), count - len(list(loose)))
+            if lowest < count:
+                found[name] = tuple(range(lowest, count + 1))
         return found
 
     def _asked(self, pattern: str) -> Iterator[Axis]:
-        layers = [name.removesuffix(".weight") for name in self.shapes if name.endswith(".weight")]
-        matching = [layer for layer in layers if fnmatchcase(layer, pattern)]
+        matching = []
+        for name in self.shapes:
+            layer, dot, leaf = name.rpartition(".")
+            if leaf == "weight" and dot and fnmatchcase(layer, pattern):
+                matching.append(layer)
         if not matching:
             raise ModelError(f"{pattern}: the model has no such layer")
         for layer in matching:
@@ -120,7 +135,10 @@ class Structure:
     def _reason(self, axis: Axis) -> str | None:
         if axis not in self.tied:
             return "it is never run, or has too few channels"
-        return next((why for a, why in self.held.items() if self.tied.connected(a, axis)), None)
+        for held, why in self.held.items():
+            if self.tied.connected(held, axis):
+                return why
+        return None
 
     def _hold(self, axes: Iterable[Axis], reason: str) -> None:
         for axis in axes:
@@ -134,28 +152,37 @@ class Structure:
 
     def _inside_block(self, axes: set[Axis]) -> bool:
         """Whether all belong to one element of a sequence of modules."""
-        levels = zip(*(name.split(".")[:-1] for name, _ in axes), strict=False)
-        common = [level[0] for level in itertools.takewhile(lambda x: len(set(x)) == 1, levels)]
-        paths = (".".join(common[:n]) for n in range(len(common) + 1))
-        *around, last = (isinstance(self.model.get_submodule(path), SEQUENCES) for path in paths)
-        return any(around) and not last
+        first, *others = [name.split(".")[:-1] for name, _ in axes]
+        module = self.model
+        inside = False
+        # Down the common path: of layer1.0.conv1 and layer1.0.bn1 it is layer1, then layer1.0.
+        for depth, name in enumerate(first):
+            if any(path[depth : depth + 1] != [name] for path in others):
+                break
+            inside = inside or isinstance(module, SEQUENCES)
+            module = module.get_submodule(name)
+        return inside and not isinstance(module, SEQUENCES)
 
     def _is_residual(self, block: str) -> bool:
         """Whether the block adds to its input, so that without it the shapes still fit."""
         inside = {node for node, paths in self.paths.items() if block in paths}
-        sources = {source for node in inside for source in node.all_input_nodes} - inside
+        read = {source for node in inside for source in node.all_input_nodes}
+        sources = read - inside
         reached = {node for node in inside if set(node.users) - inside}
-        if len(sources) != 1 or len(reached) != 1 or not any(self.own[node] for node in inside):
+        has_parameters = any(self.own[node] for node in inside)
+        if len(sources) != 1 or len(reached) != 1 or not has_parameters:
             return False
         (source,) = sources
-        shape = getattr(self.values[source], "shape", None)
         while reached:  # back from the output, through nothing with parameters
             node = reached.pop()
             if node is source:
                 return True
-            if not self.own[node] and getattr(self.values[node], "shape", None) == shape:
+            if not self.own[node] and self._shape(node) == self._shape(source):
                 reached |= set(node.all_input_nodes)
         return False
+
+    def _shape(self, node: fx.Node) -> torch.Size | None:
+        return getattr(self.values[node], "shape", None)
 
     # -- reading ----------------------------------------------------------------------------------
 
@@ -163,7 +190,8 @@ class Structure:
         """Run one operation, tie the channels it couples, and label those of its output."""
         self._meet_parameters(node)
         self.labels[node] = {}
-        value = self.values[node] = images if node.op == "placeholder" else self._run(node, {})
+        value = images if node.op == "placeholder" else self._run(node, {})
+        self.values[node] = value
         axes = list(dict.fromkeys(self.tied[axis] for axis in self._axes(node)))
         if node.op == "output":
             self._hold(axes, "its channels are the outputs of the model")
@@ -174,26 +202,32 @@ class Structure:
 
     def _meet_parameters(self, node: fx.Node) -> None:
         """Label the parameters of a node. The rows of all tensors of one layer are its outputs."""
-        target = without_root(node.target) if node.op in ("call_module", "get_attr") else None
-        names = [n for n in self.shapes if target and (n == target or n.startswith(f"{target}."))]
-        self.own[node] = names
+        self.own[node] = []
+        if node.op not in ("call_module", "get_attr"):
+            return
+        target = without_root(node.target)
+        for name, shape in self.shapes.items():
+            if target and f"{name}.".startswith(f"{target}."):
+                self.own[node].append(name)
+                self._label(name, shape)
         module = self._module(node)
-        for name in names:
-            shape = self.shapes[name]
-            axes = range(2 if len(shape) > 3 else len(shape))  # the pixels of a kernel are none
-            labels = {axis: (name, axis) for axis in axes if shape[axis] >= FEWEST}
-            self.labels[name] = labels
-            for axis in labels.values():
-                self.tied.add(axis)
-            layer = self.model.get_submodule(name.rpartition(".")[0])
-            weight = f"{name.rpartition('.')[0]}.weight", 0
-            if isinstance(layer, LAYERS) and 0 in labels and weight in self.tied:
-                self.tied.merge(weight, (name, 0))
         if isinstance(module, Attention) and module.q.out_features > module.head_dim:
             columns = f"{target}.proj.weight", 1
             for part in "qkv":
                 self.tied.merge(columns, (f"{target}.{part}.weight", 0))
             self.units[columns] = module.head_dim
+
+    def _label(self, name: str, shape: Sequence[int]) -> None:
+        axes = range(2 if len(shape) > 3 else len(shape))  # the pixels of a kernel are none
+        labels = {axis: (name, axis) for axis in axes if shape[axis] >= FEWEST}
+        self.labels[name] = labels
+        for axis in labels.values():
+            self.tied.add(axis)
+        path, _, _ = name.rpartition(".")
+        weight = f"{path}.weight", 0
+        is_layer = isinstance(self.model.get_submodule(path), LAYERS)
+        if is_layer and 0 in labels and weight in self.tied:
+            self.tied.merge(weight, (name, 0))
 
     def _module(self, node: fx.Node) -> nn.Module | None:
         if node.op == "call_module":
@@ -212,18 +246,20 @@ class Structure:
 
     def _inseparable(self, node: fx.Node) -> str | None:
         """Why an operation cannot lose channels although the shapes would allow it."""
+        path = self.paths[node][-1]
         if node.target is operator.getitem:
-            picked = [index for index in node.all_input_nodes if index is not node.args[0]]
-            by_number = any(isinstance(self.values[index], torch.Tensor) for index in picked)
-            return f"{node.name} in {self.paths[node][-1]} picks by number" if by_number else None
+            indices = set(node.all_input_nodes) - {node.args[0]}
+            if any(isinstance(self.values[index], torch.Tensor) for index in indices):
+                return f"{node.name} in {path} picks by number"  # rows are places, not channels
         if node.op != "call_module":
             return None
-        module, path = self._module(node), self.paths[node][-1]
+        module = self._module(node)
         for name, layer in module.named_modules(prefix=path):
             if isinstance(layer, CONVOLUTIONS) and layer.groups > 1 and not _is_depthwise(layer):
                 return f"{name} has {layer.groups} groups of {layer.weight.shape[1]} channels"
-        along = isinstance(module, CONVOLUTIONS) and set(self.labels[node.args[0]]) - {1}
-        return f"{path} runs over channels" if along else None
+        if isinstance(module, CONVOLUTIONS) and set(self.labels[node.args[0]]) - {1}:
+            return f"{path} runs over channels"
+        return None
 
     def _tie(self, node: fx.Node, axes: list[Axis]) -> None:
         """Tie those of `axes` that can only shrink together, label the output, hold the others.
@@ -308,7 +344,9 @@ class Structure:
         if node.op == "call_function":
             return node.target(*args, **kwargs)
         if node.op == "call_method":
-            return getattr(args[0], node.target)(*args[1:], **kwargs)
+            owner, *args = args
+            method = getattr(owner, node.target)
+            return method(*args, **kwargs)
         if node.op == "output":
             return args[0]
         if node.op == "get_attr":
@@ -334,8 +372,9 @@ class Structure:
             return module
         module = copy_structure(module)
         prefix = f"{without_root(node.target)}."
-        names = {name: name.removeprefix(prefix) for name in self.own[node]}
-        shapes = {short: self._resized(n, self.shapes[n], sizes) for n, short in names.items()}
+        shapes = {}
+        for name in self.own[node]:
+            shapes[name.removeprefix(prefix)] = self._resized(name, self.shapes[name], sizes)
         set_shapes(module, shapes)
         return module
 
@@ -353,13 +392,16 @@ def set_shapes(module: nn.Module, shapes: Mapping[str, Sequence[int]]) -> None:
         layer = module.get_submodule(owner)
         old = getattr(layer, leaf)
         new = torch.empty(shape, dtype=old.dtype)
-        parameter = isinstance(old, nn.Parameter)
-        setattr(layer, leaf, nn.Parameter(new, old.requires_grad) if parameter else new)
+        if isinstance(old, nn.Parameter):
+            new = nn.Parameter(new, old.requires_grad)
+        setattr(layer, leaf, new)
     for layer in module.modules():
         weight = getattr(layer, "weight", None)
         if isinstance(layer, CONVOLUTIONS):
-            layer.groups = weight.shape[0] if _is_depthwise(layer) else layer.groups
-            layer.out_channels, layer.in_channels = weight.shape[0], weight.shape[1] * layer.groups
+            if _is_depthwise(layer):
+                layer.groups = weight.shape[0]
+            layer.out_channels = weight.shape[0]
+            layer.in_channels = weight.shape[1] * layer.groups
         elif isinstance(layer, nn.Linear):
             layer.out_features, layer.in_features = weight.shape
         elif isinstance(layer, NORMS):

@@ -26,7 +26,7 @@ Answer = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True, slots=True)
-class Engine:
+class NetEngine:
     """Name (`backend`) and precisions as in an operating-point table, and the package it needs."""
 
     name: str
@@ -66,7 +66,7 @@ class Engine:
         return find_spec(self.package) is not None
 
 
-def find_engine(name: str) -> Engine:
+def find_engine(name: str) -> NetEngine:
     """The engine called `name`; raises `ModelError` naming the ones there are."""
     try:
         return ENGINES[name]
@@ -213,9 +213,9 @@ def _quiet():
 ENGINES = {
     engine.name: engine
     for engine in (
-        Engine("torch", ("fp32", "bf16"), "torch", _views),
-        Engine("torch-folded", ("fp32", "bf16"), "torch", _folded),
-        Engine("onnxruntime", ("fp32", "int8"), "onnxruntime", _onnxruntime),
-        Engine("openvino", ("fp32", "bf16", "int8"), "openvino", _openvino),
+        NetEngine("torch", ("fp32", "bf16"), "torch", _views),
+        NetEngine("torch-folded", ("fp32", "bf16"), "torch", _folded),
+        NetEngine("onnxruntime", ("fp32", "int8"), "onnxruntime", _onnxruntime),
+        NetEngine("openvino", ("fp32", "bf16", "int8"), "openvino", _openvino),
     )
 }

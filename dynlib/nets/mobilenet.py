@@ -38,7 +38,11 @@ def mobilenet_space(
     stages = len(STRIDES)
     blocks = stages * max(depth)
     return SearchSpace(
-        resolution, (depth,) * stages, (width,), (kernel,) * blocks, (expand,) * blocks
+        resolution,
+        depth=(depth,) * stages,
+        width=(width,),
+        kernel=(kernel,) * blocks,
+        expand=(expand,) * blocks,
     )
 
 
@@ -54,7 +58,8 @@ def make_divisible(value: float, divisor: int = 8) -> int:
 
 def channels(config: SubnetConfig) -> list[int]:
     """`OFA_CHANNELS` at the width of `config`."""
-    return [make_divisible(c * config.width[0] / 100) for c in OFA_CHANNELS]
+    (percent,) = config.width
+    return [make_divisible(full * percent / 100) for full in OFA_CHANNELS]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,13 +86,14 @@ def stages(config: SubnetConfig) -> list[list[BlockSizes]]:
     Raises `ConfigError` when it has not the places of this family.
     """
     places, rest = divmod(len(config.kernel), len(STRIDES))
-    if (
-        rest
-        or len(config.depth) != len(STRIDES)
-        or len(config.width) != 1
-        or len(config.expand) != len(config.kernel)
-        or max(config.depth) > places
-    ):
+    malformed = (
+        rest,
+        len(config.depth) != len(STRIDES),
+        len(config.width) != 1,
+        len(config.expand) != len(config.kernel),
+        max(config.depth, default=0) > places,
+    )
+    if any(malformed):
         raise ConfigError(
             f"{config}: MobileNetV3 takes 5 depths, 1 width, and as many entries of kernel and "
             "expand for each stage as it may have blocks"
@@ -117,8 +123,10 @@ def stages(config: SubnetConfig) -> list[list[BlockSizes]]:
 
 def _conv(inputs: int, outputs: int, kernel=1, stride=1, groups=1, act=None) -> nn.Sequential:
     conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)
-    parts = {"conv": conv, "norm": nn.BatchNorm2d(outputs)}
-    return nn.Sequential(OrderedDict(parts | ({"act": act(inplace=True)} if act else {})))
+    parts = OrderedDict(conv=conv, norm=nn.BatchNorm2d(outputs))
+    if act is not None:
+        parts["act"] = act(inplace=True)
+    return nn.Sequential(parts)
 
 
 class SqueezeExcite(nn.Module):
@@ -135,7 +143,9 @@ class SqueezeExcite(nn.Module):
 
     def forward(self, x):
         """Shapes as in the class."""
-        gate = F.hardsigmoid(self.expand(F.relu(self.reduce(x.mean((2, 3))))))
+        means = x.mean((2, 3))
+        hidden = F.relu(self.reduce(means))
+        gate = F.hardsigmoid(self.expand(hidden))
         return x * gate[:, :, None, None]
 
 
@@ -144,7 +154,9 @@ class InvertedResidual(nn.Module):
 
     def __init__(self, sizes: BlockSizes):
         super().__init__()
-        inputs, hidden, outputs = sizes.in_channels, sizes.hidden, sizes.out_channels
+        inputs = sizes.in_channels
+        hidden = sizes.hidden
+        outputs = sizes.out_channels
         act = nn.Hardswish if sizes.swish else nn.ReLU
         self.expand = _conv(inputs, hidden, act=act) if hidden != inputs else None
         self.depthwise = _conv(hidden, hidden, sizes.kernel, sizes.stride, hidden, act)
@@ -154,7 +166,9 @@ class InvertedResidual(nn.Module):
 
     def forward(self, x):
         """Shapes as in the class."""
-        y = x if self.expand is None else self.expand(x)
+        y = x
+        if self.expand is not None:
+            y = self.expand(y)
         y = self.depthwise(y)
         if self.squeeze is not None:
             y = self.squeeze(y)
@@ -191,11 +205,13 @@ class MobileNetV3(Row):
         yield "head", self._head
 
     def _stem(self, images):
-        return self.stem(resized(images, self.config.resolution))
+        images = resized(images, self.config.resolution)
+        return self.stem(images)
 
     def _head(self, x):
         means = self.final(x).mean((2, 3))
-        return self.head(F.hardswish(self.mix(means)))
+        mixed = F.hardswish(self.mix(means))
+        return self.head(mixed)
 
 
 @register("MobileNetV3")
@@ -205,19 +221,25 @@ def _family() -> Family:
 
 def _describe(config: SubnetConfig, classes: int) -> BlockLayers:
     stem, *_, last, final, mixed = channels(config)
-    size = (config.resolution + 1) // 2
-    found = {"stem": [LayerSpec("conv", 3, stem, 3, 2, in_size=config.resolution, out_size=size)]}
+    pixels = config.resolution
+    size = (pixels + 1) // 2
+    found = {"stem": [LayerSpec("conv", 3, stem, 3, 2, in_size=pixels, out_size=size)]}
     for s, stage in enumerate(stages(config)):
         for b, sizes in enumerate(stage):
             found[f"stages.{s}.{b}"] = _describe_block(sizes, size)
             size = (size - 1) // sizes.stride + 1
-    final_conv = LayerSpec("conv", last, final, in_size=size, out_size=size)
-    linear = [LayerSpec("linear", final, mixed), LayerSpec("linear", mixed, classes)]
-    return found | {"head": [final_conv, *linear]}
+    found["head"] = [
+        LayerSpec("conv", last, final, in_size=size, out_size=size),
+        LayerSpec("linear", final, mixed),
+        LayerSpec("linear", mixed, classes),
+    ]
+    return found
 
 
 def _describe_block(sizes: BlockSizes, in_size: int) -> list[LayerSpec]:
-    inputs, hidden, outputs = sizes.in_channels, sizes.hidden, sizes.out_channels
+    inputs = sizes.in_channels
+    hidden = sizes.hidden
+    outputs = sizes.out_channels
     kernel, stride = sizes.kernel, sizes.stride
     size = (in_size - 1) // stride + 1
     specs = []

@@ -27,7 +27,8 @@ class Residual(nn.Module):
 
     def forward(self, x):
         """Shapes as in the class."""
-        return x + F.relu(self.norm(self.conv(x)), inplace=True)
+        y = self.norm(self.conv(x))
+        return x + F.relu(y, inplace=True)
 
 
 class Stage(nn.Module):
@@ -58,14 +59,16 @@ class ResNet(Row):
         super().__init__()
         self.config = config
         self.stem = nn.Conv2d(3, STEM_CHANNELS, 2)
-        inputs = (STEM_CHANNELS, *config.width[:-1])
-        sizes = zip(inputs, config.width, config.depth, strict=True)
-        self.stages = nn.ModuleList(Stage(*size) for size in sizes)
-        self.head = nn.Linear(config.width[-1], classes)
+        self.stages = nn.ModuleList()
+        inputs = STEM_CHANNELS
+        for width, depth in zip(config.width, config.depth, strict=True):
+            self.stages.append(Stage(inputs, width, depth))
+            inputs = width
+        self.head = nn.Linear(inputs, classes)
         for module in self.stages.modules():
             if isinstance(module, nn.Conv2d):  # starts as close to the identity as it can
                 nn.init.dirac_(module.weight[: module.in_channels])
-        nn.init.normal_(self.head.weight, std=1 / config.width[-1])
+        nn.init.normal_(self.head.weight, std=1 / inputs)
         nn.init.zeros_(self.head.bias)
 
     def row(self):
@@ -78,7 +81,8 @@ class ResNet(Row):
         yield "head", self._head
 
     def _stem(self, images):
-        return F.relu(self.stem(resized(images, self.config.resolution)))
+        images = resized(images, self.config.resolution)
+        return F.relu(self.stem(images))
 
     def _head(self, x):
         return self.head(x.amax((2, 3)))
@@ -90,18 +94,23 @@ def _family() -> Family:
 
 
 def _describe(config: SubnetConfig, classes: int) -> BlockLayers:
-    size = config.resolution - 1
-    stem = LayerSpec("conv", 3, STEM_CHANNELS, 2, in_size=config.resolution, out_size=size)
-    found = {"stem": [stem]}
+    pixels = config.resolution
+    size = pixels - 1
+    found = {"stem": [LayerSpec("conv", 3, STEM_CHANNELS, 2, in_size=pixels, out_size=size)]}
     channels = STEM_CHANNELS
-    for s, (width, depth) in enumerate(zip(config.width, config.depth, strict=True)):
-        reduction = LayerSpec("conv", channels, width, 3, in_size=size, out_size=size)
-        found[f"stages.{s}"] = [reduction]
+    for s, depth in enumerate(config.depth):
+        width = config.width[s]
+        found[f"stages.{s}"] = [_conv3x3(channels, width, size)]
         size //= 2
-        residual = LayerSpec("conv", width, width, 3, in_size=size, out_size=size)
-        found |= {f"stages.{s}.blocks.{b}": [residual] for b in range(depth)}
+        for b in range(depth):
+            found[f"stages.{s}.blocks.{b}"] = [_conv3x3(width, width, size)]
         channels = width
-    return found | {"head": [LayerSpec("linear", channels, classes)]}
+    found["head"] = [LayerSpec("linear", channels, classes)]
+    return found
+
+
+def _conv3x3(inputs: int, outputs: int, size: int) -> LayerSpec:
+    return LayerSpec("conv", inputs, outputs, 3, in_size=size, out_size=size)
 
 
 def whiten_stem(stem: nn.Conv2d, images: torch.Tensor, eps: float = 5e-4) -> None:
@@ -109,10 +118,12 @@ def whiten_stem(stem: nn.Conv2d, images: torch.Tensor, eps: float = 5e-4) -> Non
 
     Both signs of every principal direction are kept, because a rectifier follows.
     """
-    patches = images.unfold(2, 2, 1).unfold(3, 2, 1).movedim(1, 3).reshape(-1, 12).double()
-    cov = patches.T @ patches / len(patches)
-    values, vectors = torch.linalg.eigh(cov)
-    filters = (vectors / (values + eps).sqrt()).T.reshape(12, 3, 2, 2).flip(0)
+    windows = images.unfold(2, 2, 1).unfold(3, 2, 1)  # (N, 3, H - 1, W - 1, 2, 2)
+    patches = windows.movedim(1, 3).reshape(-1, 12).double()
+    covariance = patches.T @ patches / len(patches)
+    values, vectors = torch.linalg.eigh(covariance)
+    scaled = vectors / (values + eps).sqrt()
+    filters = scaled.T.reshape(12, 3, 2, 2).flip(0)  # the largest variance first
     with torch.no_grad():
         stem.weight.copy_(torch.cat([filters, -filters]))
         stem.bias.zero_()

@@ -41,19 +41,24 @@ class SlimmableResidual(nn.Module):
 
     def __init__(self, inputs: int, width: int, outputs: int, stride: int):
         super().__init__()
-        sizes = [(inputs, width, 3, stride), (width, outputs, 3)]
-        if width != outputs:
-            sizes = [(inputs, width, 1), (width, width, 3, stride), (width, outputs, 1)]
-        self.layers = nn.ModuleList(conv_norm(*size) for size in sizes)
+        if width == outputs:
+            layers = [conv_norm(inputs, width, 3, stride), conv_norm(width, outputs, 3)]
+        else:
+            reduce = conv_norm(inputs, width, 1)
+            middle = conv_norm(width, width, 3, stride)
+            layers = [reduce, middle, conv_norm(width, outputs, 1)]
+        self.layers = nn.ModuleList(layers)
         same = inputs == outputs and stride == 1
         self.shortcut = nn.Identity() if same else conv_norm(inputs, outputs, 1, stride)
 
     def forward(self, x):
         """Shapes as in the class."""
+        *first, last = self.layers
         y = x
-        for layer in self.layers[:-1]:
+        for layer in first:
             y = F.relu(layer(y), inplace=True)
-        return F.relu(self.layers[-1](y) + self.shortcut(x), inplace=True)
+        total = last(y) + self.shortcut(x)
+        return F.relu(total, inplace=True)
 
 
 class SlimmableResNet(Row):
@@ -74,15 +79,22 @@ class SlimmableResNet(Row):
     ):
         super().__init__()
         self.config = config
-        inputs = share(channels, config.width[0])
-        self.stem = conv_norm(3, inputs, *((7, 2) if bottleneck else (3, 1)))
-        self.pool = nn.MaxPool2d(3, 2, 1) if bottleneck else nn.Identity()
+        (percent,) = config.width
+        inputs = share(channels, percent)
+        if bottleneck:
+            self.stem = conv_norm(3, inputs, kernel=7, stride=2)
+            self.pool = nn.MaxPool2d(3, 2, 1)
+        else:
+            self.stem = conv_norm(3, inputs, kernel=3)
+            self.pool = nn.Identity()
         body = []
         for stage, count in enumerate(blocks):
-            width = share(channels * 2**stage, config.width[0])
-            outputs = share(4 * channels * 2**stage, config.width[0]) if bottleneck else width
+            full = channels * 2**stage
+            width = share(full, percent)
+            outputs = share(4 * full, percent) if bottleneck else width
             for block in range(count):
-                stride = 2 if stage and not block else 1
+                first = stage > 0 and block == 0
+                stride = 2 if first else 1
                 body.append(SlimmableResidual(inputs, width, outputs, stride))
                 inputs = outputs
         self.body = nn.Sequential(*body)
@@ -112,9 +124,14 @@ def mobilenet_plan(percent: int):
 
     A block is (output channels, stride, hidden channels of its attention, 0 for none).
     """
-    body = [(64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *[(512, 1)] * 5]
-    body += [(1024, 2), (1024, 1)]
-    return share(32, percent), [(share(outputs, percent), stride, 0) for outputs, stride in body]
+    widths = [64, 128, 128, 256, 256, *[512] * 6, 1024, 1024]
+    halving = {128, 256, 512, 1024}  # at the first block of so many channels
+    body = []
+    for outputs in widths:
+        stride = 2 if outputs in halving else 1
+        halving -= {outputs}
+        body.append((share(outputs, percent), stride, 0))
+    return share(32, percent), body
 
 
 def dsnet_plan(width: int):
@@ -123,8 +140,12 @@ def dsnet_plan(width: int):
     The attention's hidden channels are a quarter of its widest input in the released network,
     whose early stages were meant to be elastic too; hence the constants.
     """
-    body = [(32, 1, 6), (48, 2, 22), (48, 1, 42), (96, 2, 42), (96, 1, 66), (width, 2, 66)]
-    body += [(width, 1, 160)] * 5 + [(width + 512, 2, 160), (width + 512, 1, 288)]
+    wide = width + 512
+    body = [(32, 1, 6)]
+    body += [(48, 2, 22), (48, 1, 42)]
+    body += [(96, 2, 42), (96, 1, 66)]
+    body += [(width, 2, 66), *[(width, 1, 160)] * 5]
+    body += [(wide, 2, 160), (wide, 1, 288)]
     return 16, body
 
 
@@ -137,13 +158,12 @@ class Separable(nn.Module):
     def __init__(self, inputs: int, outputs: int, stride: int, hidden: int):
         super().__init__()
         self.depthwise = conv_norm(inputs, inputs, 3, stride, groups=inputs)
-        self.attend = (
-            nn.Sequential()
-            if not hidden
-            else nn.Sequential(
-                nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, inputs), nn.Sigmoid()
-            )
-        )
+        self.attend = nn.Sequential()
+        if hidden:
+            self.attend.append(nn.Linear(inputs, hidden))
+            self.attend.append(nn.ReLU())
+            self.attend.append(nn.Linear(hidden, inputs))
+            self.attend.append(nn.Sigmoid())
         self.pointwise = conv_norm(inputs, outputs, 1)
         self.act = F.silu if hidden else F.relu
 

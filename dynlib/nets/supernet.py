@@ -63,9 +63,12 @@ class Supernet(nn.Module):
         transform: bool = False,
     ):
         super().__init__()
-        self.space, self.classes, self.transform = space, classes, transform
+        self.space = space
+        self.classes = classes
+        self.transform = transform
         if build is None:
-            self.family, self.options = family, dict(options or {})
+            self.family = family
+            self.options = dict(options or {})
             self.kind = find_family(family, self.options)
         else:
             self.family = getattr(build, "__qualname__", type(build).__qualname__)
@@ -80,24 +83,28 @@ class Supernet(nn.Module):
         self._skeletons: dict[SubnetConfig, nn.Module] = {}
 
     def _add_matrices(self) -> None:
-        for conv in [m for m in self.net.modules() if isinstance(m, nn.Conv2d)]:
-            depthwise = conv.groups == conv.in_channels
+        for conv in list(self.net.modules()):
+            if not isinstance(conv, nn.Conv2d) or conv.groups != conv.in_channels:
+                continue
             for small, large in itertools.pairwise(self._kernels):
-                if depthwise and large <= conv.kernel_size[0]:
+                if large <= conv.kernel_size[0]:
                     matrix = nn.Parameter(torch.eye(small**2))
                     conv.register_parameter(f"{large}to{small}_matrix", matrix)
 
     def blocks(self, config: SubnetConfig) -> BlockLayers:
         """The layers of each block of a sub-network, by the names that `chain` gives the blocks."""
-        return self.kind.layers(self.space.check(config), self.classes)
+        self.space.check(config)
+        return self.kind.layers(config, self.classes)
 
     def layers(self, config: SubnetConfig) -> list[LayerSpec]:
         """The layers of a sub-network, for MACs, parameters and board models."""
-        return [layer for block in self.blocks(config).values() for layer in block]
+        blocks = self.blocks(config)
+        return [layer for layers in blocks.values() for layer in layers]
 
     def canonical(self, config: SubnetConfig) -> SubnetConfig:
         """The same for all configurations that are one network; raises `ConfigError`."""
-        return self.kind.canonical(self.space.check(config), self.space)
+        self.space.check(config)
+        return self.kind.canonical(config, self.space)
 
     def slices(self, config: SubnetConfig) -> Tensors:
         """For each parameter of the sub-network the view of the shared weights it consists of.
@@ -105,8 +112,10 @@ class Supernet(nn.Module):
         Only transformed kernels are new tensors, computed from the weights.
         """
         store = dict(self.net.named_parameters())
-        named = self._skeleton(config).named_parameters()
-        return {name: self._slice(store, name, small.shape) for name, small in named}
+        views = {}
+        for name, small in self._skeleton(config).named_parameters():
+            views[name] = self._slice(store, name, small.shape)
+        return views
 
     def _slice(self, store: Tensors, name: str, shape: Sequence[int]):
         weight = store[name]
@@ -126,7 +135,8 @@ class Supernet(nn.Module):
 
         This is the training path: gradients reach the shared weights.
         """
-        return functional_call(self._skeleton(config), self.slices(config), (images,))
+        net = self._skeleton(config)
+        return functional_call(net, self.slices(config), (images,))
 
     def prepare(self, config: SubnetConfig) -> nn.Module:
         """A static network in eval mode whose parameters are views of the shared weights.
@@ -215,7 +225,8 @@ class Supernet(nn.Module):
         Raises `CheckpointError`, naming `source` and the tensor, before anything is changed.
         """
         own = dict(self.net.named_parameters())
-        _same_shapes(source, weights, {name: tuple(p.shape) for name, p in own.items()})
+        shapes = {name: tuple(parameter.shape) for name, parameter in own.items()}
+        _same_shapes(source, weights, shapes)
         found = {}
         for text, values in statistics.items():
             try:
@@ -298,17 +309,21 @@ def crop(weight: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
     The leading entries of each dimension, but of a convolution (O, I, H, W) the central pixels of
     the kernel (Once-for-All, arXiv 1908.09791, section 3.3).
     """
-    window = [slice(n) for n in shape]
-    for axis in (2, 3) if weight.ndim == 4 else ():
-        start = (weight.shape[axis] - shape[axis]) // 2
-        window[axis] = slice(start, start + shape[axis])
+    window = [slice(size) for size in shape]
+    if weight.ndim == 4:
+        for axis in (2, 3):
+            size = shape[axis]
+            start = (weight.shape[axis] - size) // 2
+            window[axis] = slice(start, start + size)
     return weight[tuple(window)]
 
 
 def _without_statistics(net: nn.Module) -> nn.Module:
     for norm in _norms(net).values():
         norm.track_running_stats = False
-        norm.running_mean = norm.running_var = norm.num_batches_tracked = None
+        norm.running_mean = None
+        norm.running_var = None
+        norm.num_batches_tracked = None
     return net
 
 

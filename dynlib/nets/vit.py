@@ -42,7 +42,8 @@ class TransformerBlock(nn.Module):
     def forward(self, x):
         """Shapes as in the class."""
         x = x + self.attention(self.norm1(x))
-        return x + self.down(F.gelu(self.up(self.norm2(x))))
+        hidden = F.gelu(self.up(self.norm2(x)))
+        return x + self.down(hidden)
 
 
 class ViT(Row):
@@ -83,11 +84,13 @@ class ViT(Row):
         yield "head", self._head
 
     def _stem(self, images):
-        patches = self.patches(resized(images, self.config.resolution))
-        return (patches + self.position).flatten(2).transpose(1, 2)
+        images = resized(images, self.config.resolution)
+        patches = self.patches(images) + self.position
+        return patches.flatten(2).transpose(1, 2)
 
     def _head(self, tokens):
-        return self.head(self.norm(tokens).mean(1))
+        tokens = self.norm(tokens)
+        return self.head(tokens.mean(1))
 
 
 @register("ViT")
@@ -109,8 +112,16 @@ def _describe(config: SubnetConfig, classes: int) -> BlockLayers:
         attention = AttentionSpec(
             "attention", rows, rows, groups=heads, in_size=side, out_size=side
         )
-        mlp = [linear(width, hidden), linear(hidden, width)]
-        found[f"blocks.{b}"] = [*[linear(width, rows)] * 3, attention, linear(rows, width), *mlp]
+        queries, keys, values = [linear(width, rows)] * 3
+        found[f"blocks.{b}"] = [
+            queries,
+            keys,
+            values,
+            attention,
+            linear(rows, width),
+            linear(width, hidden),
+            linear(hidden, width),
+        ]
     return found | {"head": [LayerSpec("linear", width, classes)]}
 
 
@@ -130,7 +141,8 @@ def _blocks(config: SubnetConfig) -> list[tuple[int, int]]:
 
 def _check(config: SubnetConfig, patch: int) -> tuple[int, int]:
     """Width, and patches on a side of the image."""
-    (width,), (depth,) = config.width, config.depth
+    (width,) = config.width
+    (depth,) = config.depth
     if depth > min(len(config.heads), len(config.expand)):
         raise ConfigError(f"{config}: expected an entry of heads and expand for {depth} blocks")
     if config.resolution % patch:
