@@ -1,27 +1,30 @@
 """Boards as models: what a clock costs and brings, the kernel's governors, heat.
 
-No file of a real machine is touched here. A network comes in as `dynlib.space.LayerSpec`s. Imported
-from their modules, because they need numpy, pandas or scipy, are `simulated.simulate_points`,
-`platform.Platform` and `calibration.fit_samples`.
+No file of a real machine is touched here. A network comes in as `dynlib.space.LayerSpec`s. What
+needs numpy, pandas or scipy is loaded when it is asked for.
 """
 
-from dynlib.boards.board import Board, LayerCost, Opp, Unit
+import importlib
+from typing import Any
+
+from dynlib.boards.board import Board, Opp, Unit
 from dynlib.boards.file import list_boards, read_board
-from dynlib.boards.governors import GOVERNORS, make_governor
-from dynlib.boards.latency import layer_us, network_ms
-from dynlib.boards.thermal import PowerAllocator, ThermalRC
+from dynlib.boards.governors import make_governor
+from dynlib.boards.latency import network_ms
+
+_LATER = {
+    "Platform": "platform", "fit_samples": "calibration", "fitting_batch": "simulated",
+    "mape": "calibration", "simulate_points": "simulated",
+}  # fmt: skip
 
 __all__ = [
-    "GOVERNORS",
-    "Board",
-    "LayerCost",
-    "Opp",
-    "PowerAllocator",
-    "ThermalRC",
-    "Unit",
-    "layer_us",
-    "list_boards",
-    "make_governor",
-    "network_ms",
-    "read_board",
-]
+    "Board", "Opp", "Platform", "Unit", "fit_samples", "fitting_batch", "list_boards",
+    "make_governor", "mape", "network_ms", "read_board", "simulate_points",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    """Load a name that costs more than this room when it is asked for."""
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_LATER[name]}"), name)

@@ -41,6 +41,7 @@ class Platform:
         if gpu is None or gpu.cost is None or memory is None or board.static_mw is None:
             raise BoardError(f"board {board.name!r} needs GPU, memory clocks and models of both")
         self.board, self.gpu = board, gpu
+        self.memory_power_share = memory_power_share
         self.source: Source = weakest(board.source([cpu.name, gpu.name]), "estimated")
         clocks = [cpu.freqs, gpu.freqs, [opp.freq_mhz for opp in memory.opps]]
         self.shape = tuple(map(len, clocks))

@@ -2,7 +2,7 @@
 
 from dynlib.runtime.case import Case, simulate
 from dynlib.runtime.live import LiveRun, Served, serve
-from dynlib.runtime.oracle import Optimum, optimum
+from dynlib.runtime.oracle import Optimum, offered, optimum
 from dynlib.runtime.rivals import Static, best_static, linux_default
 from dynlib.runtime.summary import Run
 
@@ -15,6 +15,7 @@ __all__ = [
     "Static",
     "best_static",
     "linux_default",
+    "offered",
     "optimum",
     "serve",
     "simulate",

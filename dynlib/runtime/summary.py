@@ -4,6 +4,7 @@ A dropped, late or below-floor frame is missed; energy is that of the board, sta
 """
 
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,11 +26,16 @@ class Run:
 
     Args:
         case: the run's, or an equal one.
-        log: of this run, also one that `DecisionLog.read` read back.
+        log: of this run.
     """
 
     def __init__(self, case: "Case", log: DecisionLog):
         self.case, self.log = case, log
+
+    @classmethod
+    def read(cls, case: "Case", path: str | Path) -> "Run":
+        """A run of `case` from its stored log; raises `TableError` naming file and line."""
+        return cls(case, DecisionLog.read(path))
 
     @property
     def energy_mj(self) -> float:

@@ -2,10 +2,10 @@
 
 from dynlib.training.recipes import PUBLISHED, Recipe
 from dynlib.training.shipping import (
+    CIFAR_SPACE,
+    SMALL_SPACE,
     accuracy_table,
     checkpoint_path,
-    macs_m,
-    params_m,
     pretrained,
     ship,
 )
@@ -13,15 +13,15 @@ from dynlib.training.step import bf16_pays
 from dynlib.training.trainer import calibration_batches, evaluate, train
 
 __all__ = [
+    "CIFAR_SPACE",
     "PUBLISHED",
+    "SMALL_SPACE",
     "Recipe",
     "accuracy_table",
     "bf16_pays",
     "calibration_batches",
     "checkpoint_path",
     "evaluate",
-    "macs_m",
-    "params_m",
     "pretrained",
     "ship",
     "train",

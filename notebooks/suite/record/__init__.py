@@ -3,9 +3,18 @@
 Imports without torch.
 """
 
-from dynlib.files import repo_root
+from dynlib.files import repo_root, sha256
 from dynlib.source import Source, weakest
+from suite.errors import SuiteError
+from suite.lazy import lazily
 from suite.record.metrics import Metrics
-from suite.record.provenance import NotebookRun, start
+from suite.record.provenance import NotebookRun, machine, start
 
-__all__ = ["Metrics", "NotebookRun", "Source", "repo_root", "start", "weakest"]
+__all__ = [
+    "Metrics", "NotebookRun", "Source", "SuiteError", "machine", "repo_root", "sha256", "start",
+    "weakest",
+]  # fmt: skip
+
+__getattr__ = lazily(__name__, {
+    "statistics": ["geometric_ratio", "growth", "mean_interval", "volumes"],
+})  # fmt: skip

@@ -3,7 +3,7 @@
 from suite.lazy import lazily
 
 __getattr__ = lazily(__name__, {
-    "ablation": ["compare_alone", "compare_recipes"],
+    "ablation": ["compare_alone", "compare_recipes", "single"],
     "compare": ["compare_policies", "headline", "published_ladder", "reductions"],
     "contention": ["judged_cases"],
     "judge_boards": ["clock_models", "find_data", "published_grid", "queues", "resolutions"],
@@ -16,6 +16,6 @@ __getattr__ = lazily(__name__, {
     "panel": ["Panel"],
     "scenarios": ["scenario"],
     "search": ["compare_archives", "compare_samplers", "gains", "record_front", "replayed"],
-    "throughput": ["images_per_s", "reference_step"],
+    "throughput": ["images_per_s", "reference_step", "sandwich_step"],
     "workers": ["trials_per_s"],
 })  # fmt: skip

@@ -8,6 +8,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from dynlib.nets.supernet import Supernet
+from dynlib.training.recipes import Recipe
+from dynlib.training.step import Step
+
 
 class BasicBlock(nn.Module):
     """(N, I, H, W) -> (N, O, H / stride, W / stride), with a parameter-free shortcut (option A)."""
@@ -67,3 +71,19 @@ def reference_step(batch: int = 256, *, bf16: bool, seed: int = 0) -> Callable[[
         solver.step()
 
     return step
+
+
+def sandwich_step(
+    supernet: Supernet, recipe: Recipe, images: torch.Tensor, labels: torch.Tensor
+) -> Callable[[], object]:
+    """One step of a super-network: the largest, the smallest and one between them learn."""
+    step = Step(supernet, recipe)
+    ends = [supernet.space.largest, supernet.space.smallest]
+    between = supernet.space.ladder(3)[1]
+
+    def whole():
+        step.gradients(lambda: images, labels, [*ends, between])
+        for solver in step.solvers:
+            solver.zero_grad()
+
+    return whole
