@@ -13,14 +13,27 @@ from dynlib.boards.governors import make_governor
 from dynlib.boards.latency import network_ms
 
 _LATER = {
-    "Platform": "platform", "fit_samples": "calibration", "fitting_batch": "simulated",
-    "mape": "calibration", "simulate_points": "simulated",
-}  # fmt: skip
+    "Platform": "platform",
+    "fit_samples": "calibration",
+    "fitting_batch": "simulated",
+    "mape": "calibration",
+    "simulate_points": "simulated",
+}
 
 __all__ = [
-    "Board", "Opp", "Platform", "Unit", "fit_samples", "fitting_batch", "list_boards",
-    "make_governor", "mape", "network_ms", "read_board", "simulate_points",
-]  # fmt: skip
+    "Board",
+    "Opp",
+    "Platform",
+    "Unit",
+    "fit_samples",
+    "fitting_batch",
+    "list_boards",
+    "make_governor",
+    "mape",
+    "network_ms",
+    "read_board",
+    "simulate_points",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -19,6 +19,16 @@ from dynlib.manager.policy import (
 )
 
 __all__ = [
-    "OBJECTIVES", "Action", "AppState", "Finished", "Manager", "Placement", "Policy", "Ready",
-    "State", "by_priority", "edf", "fifo",
-]  # fmt: skip
+    "OBJECTIVES",
+    "Action",
+    "AppState",
+    "Finished",
+    "Manager",
+    "Placement",
+    "Policy",
+    "Ready",
+    "State",
+    "by_priority",
+    "edf",
+    "fifo",
+]

@@ -213,9 +213,16 @@ class Pacer:
             # In steps of 0.1 ms, so that frames alike share one calculation.
             window_ms = math.floor(10 * (first.deadline_ms - now_ms)) / 10
             slower = self.accelerating(
-                window_ms, now_mhz if running else None, first.mean, first.worst, first.point,
-                least, low, top, slow,
-            )  # fmt: skip
+                window_ms,
+                now_mhz if running else None,
+                first.mean,
+                first.worst,
+                first.point,
+                least,
+                low,
+                top,
+                slow,
+            )
             if slower is not None:
                 return Pace(slower[0], now_ms + slower[1])
         # Should it still run when it ought to be done, it is overdue: the highest clock.
@@ -297,6 +304,7 @@ class Pacer:
             first_ms = min(ms, until_ms)
             rest_ms = (1 - first_ms / ms) * left * point.latency_ms[then] * slow if ms else 0.0
             tail_uj = self.tail_uj[then if rest_ms else index]
-            total += weight * (tail_uj + point.active_mw[index] * first_ms
-                               + point.active_mw[then] * rest_ms)  # fmt: skip
+            total += weight * (
+                tail_uj + point.active_mw[index] * first_ms + point.active_mw[then] * rest_ms
+            )
         return total

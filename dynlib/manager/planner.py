@@ -64,11 +64,20 @@ class Candidates(NamedTuple):
         beats = np.triu(beats, 1)  # a faster one comes first; so does the first of equals
         beaten_pct = np.where(beats, accuracy_pct[:, None], -np.inf).max(axis=0)
         margins, energy_uj = np.array([margin(p) for p in points]), time_ms * power_mw
-        best = (np.minimum.accumulate(a[::-1])[::-1].tolist()
-                for a in (time_ms, energy_uj, margins))  # fmt: skip
+        best = (
+            np.minimum.accumulate(a[::-1])[::-1].tolist() for a in (time_ms, energy_uj, margins)
+        )
         by_clock = (np.ascontiguousarray(array.T) for array in (time_ms, energy_uj))
-        return cls(tuple(points), accuracy_pct, beaten_pct, memory_mb, margins, *by_clock, *best,
-                   float(memory_mb.max()))  # fmt: skip
+        return cls(
+            tuple(points),
+            accuracy_pct,
+            beaten_pct,
+            memory_mb,
+            margins,
+            *by_clock,
+            *best,
+            float(memory_mb.max()),
+        )
 
     def useful(self, floor_pct: float, share_mb: float, *, unbeaten: bool) -> np.ndarray:
         """Ascending indices of the points that meet a floor and fit into memory; with `unbeaten`,
@@ -177,11 +186,15 @@ class Planner:
         self.margin_sigma = margin_sigma
         self._margins: dict[float, float] = {}
         self.plan = lru_cache(maxsize=512)(self._plan)
-        self._twins = {unit.name: [twin.name for twin in board.units[:i] if
-                                   _alike(twin) == _alike(unit)]
-                       for i, unit in enumerate(board.units)}  # fmt: skip
-        self._every = {(model, unit): Candidates.of(table.on(unit), self.margin)
-                       for model, table in tables.items() for unit in table.units}  # fmt: skip
+        self._twins = {
+            unit.name: [twin.name for twin in board.units[:i] if _alike(twin) == _alike(unit)]
+            for i, unit in enumerate(board.units)
+        }
+        self._every = {
+            (model, unit): Candidates.of(table.on(unit), self.margin)
+            for model, table in tables.items()
+            for unit in table.units
+        }
         self._candidates = lru_cache(maxsize=1024)(self._useful)
         self._best = lru_cache(maxsize=4096)(self._best_load)
 
@@ -254,8 +267,10 @@ class Planner:
 
     def _greedy(self, demands, options, slow, limit, rules):
         """Insert the apps one by one where they cost least; important and heavy ones first."""
-        order = sorted(range(len(demands)), key=lambda i: (
-            -demands[i].priority, demands[i].need.period_ms, demands[i].app))  # fmt: skip
+        order = sorted(
+            range(len(demands)),
+            key=lambda i: (-demands[i].priority, demands[i].need.period_ms, demands[i].app),
+        )
         placed: list[tuple[Demand, str]] = []
         loads = None
         for i in order:
@@ -302,8 +317,9 @@ class Planner:
             for twin in self._twins[name]
         )
 
-    def _best_load(self, unit: str, demands: tuple[Demand, ...], slow: float, limit: float,
-                   rules: Rules):  # fmt: skip
+    def _best_load(
+        self, unit: str, demands: tuple[Demand, ...], slow: float, limit: float, rules: Rules
+    ):
         spec, strict = self.board.unit(unit), rules.strict
         best, best_score, groups = None, None, []
         # Bounds per clock up to the limit: load of the fastest points, power of the cheapest ones.
@@ -368,14 +384,20 @@ class Planner:
         while True:
             chosen = [points[kept[ladder[-1]]] for points, kept, _, ladder in ladders]
             times = [float(planned_ms[ladder[-1]]) for _, _, planned_ms, ladder in ladders]
-            power_mw = sum([p.active_mw[index] * p.latency_ms[index] * slow / d.need.period_ms
-                            for p, d in zip(chosen, demands, strict=True)])  # fmt: skip
+            power_mw = sum(
+                [
+                    p.active_mw[index] * p.latency_ms[index] * slow / d.need.period_ms
+                    for p, d in zip(chosen, demands, strict=True)
+                ]
+            )
             load = _Load(tuple(chosen), index, power_mw, sum([p.accuracy_val_pct for p in chosen]))
             shrinkable = [i for i, ladder in enumerate(ladders) if len(ladder[-1]) > 1]
             if not shrinkable and beat is not None and self._score([(demands, load)]) >= beat:
                 return None  # not worth asking whether it can be scheduled
-            tasks = [(ms, d.need.period_ms, d.need.deadline_ms)
-                     for ms, d in zip(times, demands, strict=True)]  # fmt: skip
+            tasks = [
+                (ms, d.need.period_ms, d.need.deadline_ms)
+                for ms, d in zip(times, demands, strict=True)
+            ]
             if schedulable(tasks) if strict else sum(c / min(p, d) for c, p, d in tasks) <= 1:
                 return load
             if not shrinkable:
