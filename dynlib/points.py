@@ -71,28 +71,30 @@ def make_table(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
 
 def check_table(table: pd.DataFrame, name: str | Path = "table") -> pd.DataFrame:
     """Return `table` with its types set; raises `TableError` naming `name`, row and column."""
-    missing = [c for c in POINT_COLUMNS if c not in table.columns]
-    extra = [c for c in table.columns if c not in POINT_COLUMNS]
+    missing = [column for column in POINT_COLUMNS if column not in table.columns]
+    extra = [column for column in table.columns if column not in POINT_COLUMNS]
     if missing or extra:
         raise TableError(f"{name}: missing columns {missing}, unknown columns {extra}")
     if table.empty:
         raise TableError(f"{name}: the table has no rows")
     table = table[list(POINT_COLUMNS)].reset_index(drop=True).copy()
     for column in POINT_COLUMNS:
+        values = table[column]
+        known = values.notna()
         if column in TEXT_COLUMNS:
-            table[column] = table[column].astype(object).where(table[column].notna(), None)
+            table[column] = values.astype(object).where(known, None)
             continue
-        numbers = pd.to_numeric(table[column], errors="coerce").astype(float)
-        good = (numbers >= 0) & np.isfinite(numbers) | table[column].isna()
-        require(good, table, column, "a number >= 0", name)
+        numbers = pd.to_numeric(values, errors="coerce").astype(float)
+        good = (numbers >= 0) & np.isfinite(numbers)
+        require(good | ~known, table, column, "a number >= 0", name)
         table[column] = numbers
     for column in REQUIRED:
         require(table[column].notna(), table, column, "a value", name)
     for column in ("accuracy_val_pct", "accuracy_test_pct"):
         require(~(table[column] > 100), table, column, "at most 100", name)
     require(table["latency_ms"] > 0, table, "latency_ms", "a time above zero", name)
-    known = table["source"].isin(list(Source))
-    require(known, table, "source", f"one of {', '.join(Source)}", name)
+    labelled = table["source"].isin(list(Source))
+    require(labelled, table, "source", f"one of {', '.join(Source)}", name)
     once = ~table.duplicated(list(KEY_COLUMNS))
     require(once, table, "subnet", "one row per sub-network, setting and clock", name)
     return table
@@ -227,15 +229,12 @@ class PointTable:
         require(table["board"] == board.name, table, "board", f"{board.name!r}")
         self.frame = table
         self.source = str(weakest(*set(table["source"])))
-        self.digest = hashlib.sha256(table.to_csv(index=False).encode()).hexdigest()
-        # A log names cores, not threads.
-        logged = [column for column in KEY_COLUMNS if column != "threads"]
-        busy = table.assign(cores=table["cores"].fillna(table["threads"]))
-        require(~busy.duplicated(logged), table, "threads", "as many as cores", self.model)
+        text = table.to_csv(index=False)
+        self.digest = hashlib.sha256(text.encode()).hexdigest()
+        self._require_cores(table)
         self.points: dict[tuple[str, str, Setting], Point] = {}
         self._first: dict[tuple[str, str], Point] = {}
         self._logged: dict[frozenset, Point] = {}
-        by_unit: dict[str, list[Point]] = {}
         noisy: list[str] = []
         columns = ["subnet", "unit", *Setting._fields]
         for _, rows in table.groupby(columns, sort=False, dropna=False):
@@ -243,14 +242,26 @@ class PointTable:
             self.points[point.subnet, point.unit, point.setting] = point
             self._first.setdefault((point.subnet, point.unit), point)
             self._logged[frozenset(point.logged.items())] = point
-            if point.setting.batch == table["batch"].min():
-                by_unit.setdefault(point.unit, []).append(point)
         if noisy:
             _LOG.warning("%s: slower at a higher clock: %s", self.model, ", ".join(noisy))
-        self._on = {
-            unit: tuple(sorted(points, key=lambda p: p.latency_ms[-1]))
-            for unit, points in by_unit.items()
-        }
+        self._on = self._by_unit(table["batch"].min())
+
+    def _require_cores(self, table: pd.DataFrame) -> None:
+        """A log names cores, not threads: points that differ in threads must differ in cores."""
+        logged = [column for column in KEY_COLUMNS if column != "threads"]
+        cores = table["cores"].fillna(table["threads"])
+        alike = table.assign(cores=cores).duplicated(logged)
+        require(~alike, table, "threads", "as many as cores", self.model)
+
+    def _by_unit(self, batch: float) -> dict[str, tuple[Point, ...]]:
+        """Unit -> its points of a batch, fastest first."""
+        found: dict[str, list[Point]] = {}
+        for point in self.points.values():
+            if point.setting.batch == batch:
+                found.setdefault(point.unit, []).append(point)
+        for points in found.values():
+            points.sort(key=lambda point: point.latency_ms[-1])
+        return {unit: tuple(points) for unit, points in found.items()}
 
     @classmethod
     def of_models(cls, table: pd.DataFrame, board: "Board") -> dict[str, "PointTable"]:

@@ -98,24 +98,32 @@ def optimum(case: "Case", seed: int = 0, only: Iterable[tuple[str, int]] | None 
     frames = offered(case, seed)
     if only is not None:
         wanted = set(only)
-        frames = [f for f in frames if (f.app, f.frame) in wanted]
-    under = conditions(case.workload, case.board)
+        frames = [frame for frame in frames if (frame.app, frame.frame) in wanted]
+    board = case.board
+    under = conditions(case.workload, board)
     edges = _edges(frames, under, case.workload.horizon_s * 1000)
-    starts = [t for t, _ in under]
-    states = [under[i][1] for i in np.searchsorted(starts, edges[:-1], side="right") - 1]
-    idle_mj = _idle_mj(case.board, under, edges, states)
+    states = _states(under, edges)
+    idle_mj = _idle_mj(board, under, edges, states)
     if not frames:
         return Optimum(idle_mj, idle_mj, 0.0)
-    share, cost_mj, gap = _solve(frames, edges, states, _Hulls(case.board, case.tables))
-    bad = [f for f, served in zip(frames, share, strict=True) if served < 1 - _SHARE]
+    hulls = _Hulls(board, case.tables)
+    share, cost_mj, gap = _solve(frames, edges, states, hulls)
+    bad = [frame for frame, served in zip(frames, share, strict=True) if served < 1 - _SHARE]
     return Optimum(
         energy_mj=idle_mj + cost_mj,
         idle_mj=idle_mj,
         served=float(share.sum()),
-        infeasible=frozenset((f.app, f.frame) for f in bad),
+        infeasible=frozenset((frame.app, frame.frame) for frame in bad),
         spans_s=_spans_s(bad),
         gap=gap,
     )
+
+
+def _states(under, edges: np.ndarray) -> list[Conditions]:
+    """What holds in each interval between two edges."""
+    starts = [t_ms for t_ms, _ in under]
+    behind = np.searchsorted(starts, edges[:-1], side="right")
+    return [under[i - 1][1] for i in behind]
 
 
 def _edges(frames: list[Frame], under, horizon_ms: float) -> np.ndarray:
@@ -165,8 +173,12 @@ class _Hulls:
         for unit, stretch, cap in zip(self.board.units, now.stretch, now.cap_mhz, strict=True):
             if cap > 0:
                 nameless = replace(unit, name="", cpus=())
-                alike.setdefault((nameless, stretch, cap), []).append(unit)
-        return [(twins[0], stretch, cap, len(twins)) for (_, stretch, cap), twins in alike.items()]
+                twins = alike.setdefault((nameless, stretch, cap), [])
+                twins.append(unit)
+        kinds = []
+        for (_, stretch, cap), twins in alike.items():
+            kinds.append((twins[0], stretch, cap, len(twins)))
+        return kinds
 
     def _of(self, model, unit: Unit, floor_pct, stretch, cap_mhz, emc, memory_mb):
         """[(standard deviation of log noise, ms, mJ)]: a hull per kind of noise."""
@@ -198,16 +210,20 @@ def _solve(frames: list[Frame], edges, states, hulls: _Hulls):
     """
     programme = _Programme(frames, edges, states, hulls)
     room = programme.room
-    shares, wholes = len(programme.cost), len(frames)
+    shares = len(programme.cost)
+    wholes = len(frames)
     columns = shares + wholes  # x, then z
-    cost = np.append(programme.cost, np.full(wholes, _UNSERVED_MJ))
+    unserved_mj = np.full(wholes, _UNSERVED_MJ)
+    cost = np.append(programme.cost, unserved_mj)
     owner = np.array(programme.owner, int)
     # Shares of a frame, and what nobody serves of it, sum up to 1.
     frame_of_column = np.append(owner, np.arange(wholes))
-    of_frame = csr_array((np.ones(columns), (frame_of_column, np.arange(columns))))
+    places = frame_of_column, np.arange(columns)
+    of_frame = csr_array((np.ones(columns), places))
     # Every x takes time of its unit and of its frame.
     column_of_time = np.repeat(np.arange(shares), 2)
-    in_time = csr_array((programme.times, (programme.rows, column_of_time)), (len(room), columns))
+    places = programme.rows, column_of_time
+    in_time = csr_array((programme.times, places), (len(room), columns))
     solved = _staying(cost, in_time, room, of_frame, owner, programme.where)
     if solved is None:
         solved = linprog(cost, in_time, room, of_frame, np.ones(wholes), method="highs")
@@ -234,11 +250,15 @@ class _Programme:
         self.times: list[float] = []
         self.room: list[float] = []
         self._capacity: dict[tuple[str, int], int] = {}
-        first = np.searchsorted(edges, [f.start_ms for f in frames])
-        last = np.searchsorted(edges, [f.end_ms for f in frames])
+        starts_ms = [frame.start_ms for frame in frames]
+        ends_ms = [frame.end_ms for frame in frames]
+        first = np.searchsorted(edges, starts_ms)
+        last = np.searchsorted(edges, ends_ms)
+        lengths_ms = np.diff(edges)
         for k, frame in enumerate(frames):
-            for i in range(first[k], min(last[k], len(states))):
-                self._add(k, frame, i, edges[i + 1] - edges[i], states[i], hulls)
+            stop = min(last[k], len(states))
+            for i in range(first[k], stop):
+                self._add(k, frame, i, lengths_ms[i], states[i], hulls)
 
     def _add(self, k: int, frame: Frame, i: int, length_ms: float, now: Conditions, hulls):
         """What frame number `k` can do in interval `i`."""
@@ -276,20 +296,22 @@ def _staying(cost, in_time, room, of_frame, owner, where: list[str]):
     if len(set(where)) < 2 or len(pairs) > MOST_BINARIES:
         return None
     number = {pair: i for i, pair in enumerate(pairs)}
-    shares, binaries = len(owner), len(pairs)
+    shares = len(owner)
+    binaries = len(pairs)
+    columns = shares + frames
     of_pair = [number[pair] for pair in who]
-    used = csr_array((np.ones(shares), (of_pair, np.arange(shares))), (binaries, shares + frames))
+    places = of_pair, np.arange(shares)
+    used = csr_array((np.ones(shares), places), (binaries, columns))
     frame_of_pair = [frame for frame, _ in pairs]
-    chosen = csr_array(
-        (np.ones(binaries), (frame_of_pair, np.arange(binaries))), (frames, binaries)
-    )
+    places = frame_of_pair, np.arange(binaries)
+    chosen = csr_array((np.ones(binaries), places), (frames, binaries))
     limits = block_array([[in_time, None], [used, -eye_array(binaries)], [None, chosen]])
     at_most = np.concatenate([room, np.zeros(binaries), np.ones(frames)])
     whole = block_array([[of_frame, csr_array((frames, binaries))]])
-    is_binary = np.append(np.zeros(shares + frames), np.ones(binaries))
+    free = np.zeros(columns)
     solved = milp(
         np.append(cost, np.zeros(binaries)),
-        integrality=is_binary,
+        integrality=np.append(free, np.ones(binaries)),
         constraints=[
             LinearConstraint(whole, 1, 1),
             LinearConstraint(limits, -np.inf, at_most),

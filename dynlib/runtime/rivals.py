@@ -54,23 +54,31 @@ def linux_default(
     first = next(iter(cases.values()))
     governors = {unit.name: governor or unit.governor for unit in first.board.units}
     # Largest first: a network no more accurate than a faster one is of no use to anybody.
-    ladders = {
-        app.name: ladder_of(first.tables[app.model], app.start_unit) for app in first.workload.apps
-    }
+    ladders = {}
+    for app in first.workload.apps:
+        ladders[app.name] = ladder_of(first.tables[app.model], app.start_unit)
     step = dict.fromkeys(ladders, 0)
     while True:
-        placements = {name: ladders[name][i] for name, i in step.items()}
+        placements = {app: ladders[app][i] for app, i in step.items()}
         policy = Static(name, placements, governors=governors)
-        offered, missed = 0, dict.fromkeys(ladders, 0)
-        for seed, case in cases.items():
-            summary = case.simulate(policy, seed).summary()
-            offered += summary["offered"]
-            for app, values in summary["apps"].items():
-                missed[app] += values["missed"]
-        movable = [name for name, i in step.items() if i + 1 < len(ladders[name])]
+        offered, missed = _missed(policy, cases)
+        movable = [app for app, i in step.items() if i + 1 < len(ladders[app])]
         if 100 * sum(missed.values()) <= MISS_LIMIT_PCT * offered or not movable:
             return policy
-        step[max(movable, key=lambda name: missed[name])] += 1
+        worst = max(movable, key=missed.__getitem__)
+        step[worst] += 1
+
+
+def _missed(policy: Static, cases: Mapping[int, Case]) -> tuple[int, dict[str, int]]:
+    """(frames offered, app -> frames missed) of a policy in all cases."""
+    offered = 0
+    missed: dict[str, int] = {}
+    for seed, case in cases.items():
+        summary = case.simulate(policy, seed).summary()
+        offered += summary["offered"]
+        for app, values in summary["apps"].items():
+            missed[app] = missed.get(app, 0) + values["missed"]
+    return offered, missed
 
 
 def best_static(
@@ -163,13 +171,16 @@ def _mean_mw(case: Case, points: Sequence[Point], clock: Mapping[str, float]) ->
     mean_mw = sum(waiting_mw.values())
     for app, point in zip(case.workload.apps, points, strict=True):
         steps = case.workload.timeline(app)
-        index = case.board.unit(point.unit).freqs.index(clock[point.unit])
+        loosest_ms = max(need.deadline_ms for _, need in steps)
+        freqs = case.board.unit(point.unit).freqs
+        index = freqs.index(clock[point.unit])
         latency_ms = point.latency_ms[index]
-        if latency_ms > max(need.deadline_ms for _, need in steps):
+        if latency_ms > loosest_ms:
             return None
         share = latency_ms / _mean_period_ms(case.workload, app, steps)
+        more_mw = point.active_mw[index] - waiting_mw[point.unit]
         load[point.unit] += share
-        mean_mw += (point.active_mw[index] - waiting_mw[point.unit]) * share
+        mean_mw += more_mw * share
     return mean_mw if max(load.values()) <= 1 else None
 
 

@@ -169,14 +169,18 @@ class Run:
         begins = edges[:-1]
         for (what, name), steps in _steps(self.log).items():
             means = _means(steps, edges)
-            rows += [(t_s, what, name, mean) for t_s, mean in zip(begins, means, strict=True)]
-        heat = [(event["t_s"], event["temp_c"]) for event in self.log if "temp_c" in event]
+            for t_s, mean in zip(begins, means, strict=True):
+                rows.append((t_s, what, name, mean))
+        heat = [event for event in self.log if "temp_c" in event]
         if heat:
-            at_s, temps_c = zip(*heat, strict=True)
-            temps_c = np.interp(begins, at_s, temps_c)
-            rows += [(t_s, "temp_c", "board", c) for t_s, c in zip(begins, temps_c, strict=True)]
+            at_s = [event["t_s"] for event in heat]
+            measured_c = [event["temp_c"] for event in heat]
+            temps_c = np.interp(begins, at_s, measured_c)
+            for t_s, temp_c in zip(begins, temps_c, strict=True):
+                rows.append((t_s, "temp_c", "board", temp_c))
         table = pd.DataFrame(rows, columns=["t_s", "what", "name", "value"])
-        return table.dropna().sort_values("t_s", kind="stable", ignore_index=True)
+        known = table.dropna()
+        return known.sort_values("t_s", kind="stable", ignore_index=True)
 
 
 _FRAME_COLUMNS = (
