@@ -3,6 +3,7 @@ go to the manager as they are, and what it chose can be told from the log."""
 
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
@@ -10,13 +11,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 from runtime_cases import board, periodic, unit
 
-from dynlib.boards.board import Opp
+from dynlib.boards.board import Board, Opp
 from dynlib.errors import TableError
 from dynlib.log import LOG_FIELDS
 from dynlib.manager.manager import Manager
-from dynlib.manager.policy import Action, Placement, fifo
-from dynlib.points import PLAIN, PointTable, Setting, make_table, read_points, write_table
+from dynlib.manager.policy import Action, AppState, Placement, State, fifo
+from dynlib.points import (
+    PLAIN,
+    PointTable,
+    Setting,
+    make_table,
+    read_points,
+    read_table,
+    write_table,
+)
+from dynlib.profile import at_full_clock
 from dynlib.runtime.case import Case
+from dynlib.workload import Requirement
 
 ON = board(unit(), unit("cpu", "cpu", cores=4))
 
@@ -144,3 +155,35 @@ def test_the_log_names_every_point_that_is_not_another(settings):
         assert not any(isinstance(v, float) and math.isnan(v) for v in point.logged.values())
     found = {point.setting for point in table.points.values()}
     assert (PLAIN in found) == any(Setting(**key) == PLAIN for key in keys)
+
+
+HOST = Board(
+    "host", "", (unit("cpu", "cpu", cores=2, c_uw_mhz_v2=None, opps=(Opp(1000.0, 0.0),)),), None,
+    None, "estimated", (), None, (), (), "0" * 64,
+)  # fmt: skip
+
+
+TABLES = ("02_profile_board/operating_points", "04_switch_subnets/backends")
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_what_notebooks_measured_is_managed_as_it_is(table):
+    """Threads (02), engines and precisions (04) are settings of one unit."""
+    frame = read_table(Path(__file__).parents[1] / "data" / "results" / f"{table}.csv")
+    (points,) = PointTable.of_models(frame, HOST).values()
+    assert points.units == ("cpu",)
+    assert len(points.points) == (frame["board"] == "host").sum()
+    here = at_full_clock(HOST)
+    (points,) = PointTable.of_models(frame, here).values()
+    slowest = points.largest
+    manager = Manager(here, {points.model: points}, objective="accuracy")
+    app = AppState(
+        "app", points.model, Requirement(1.5 * slowest.latency_ms[-1], 1e3, 0.0), "periodic", 0, "",
+        0.0, None, (), (), (),
+    )  # fmt: skip
+    clocks = {"cpu": 1000.0}
+    chosen = manager.decide(State(0.0, (app,), clocks, clocks, 0.0, (), None), clocks)
+    placed = points.point(*chosen.placements["app"])
+    best_pct = max(point.accuracy_val_pct for point in points.on("cpu"))
+    assert placed.accuracy_val_pct == best_pct
+    assert {s.threads for s in (p.setting for p in points.on("cpu"))} >= {1.0}
