@@ -28,7 +28,7 @@ from dynlib.machine.control import Missing
 from dynlib.machine.machine import Machine
 from dynlib.manager.policy import Action, Placement, Policy, State
 from dynlib.runtime.jobs import AppRun, Job
-from dynlib.runtime.loop import DONE, Loop
+from dynlib.runtime.loop import DONE, Loop, Observed
 from dynlib.runtime.summary import Run
 
 if TYPE_CHECKING:
@@ -259,9 +259,9 @@ class _Live(Loop):
         """Where every app is."""
         return [run.placement for run in self.apps.values()]
 
-    def observe_units(self) -> dict[str, Any]:
+    def observe_units(self) -> Observed:
         """Clocks are the kernel's business, and power is not measured here."""
-        return {"clocks": self.clocks, "targets": self.clocks, "power_mw": math.nan}
+        return Observed(self.clocks, self.clocks, math.nan)
 
     def switch(self, run: AppRun, placement: Placement | None) -> Placement | None:
         """Switch; where that fails, the network before serves on."""

@@ -13,9 +13,10 @@ Rules a number depends on:
 """
 
 import heapq
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dynlib.errors import PolicyError
 from dynlib.log import DecisionLog
@@ -29,6 +30,15 @@ if TYPE_CHECKING:
 
 # Among events at one instant: requirements first, then the hardware, then frames, then decisions.
 CHANGE, DONE, CLOCK, ARRIVE, TICK, WAKE = range(6)
+
+
+class Observed(NamedTuple):
+    """What a board shows of itself, as in `State`."""
+
+    clocks: Mapping[str, float]
+    targets: Mapping[str, float]
+    power_mw: float
+    temp_c: float = math.nan
 
 
 class Loop(ABC):
@@ -90,8 +100,8 @@ class Loop(ABC):
         """Run the next segment of a job in a free place; a DONE event tells its end."""
 
     @abstractmethod
-    def observe_units(self) -> dict[str, Any]:
-        """Clocks, targets and power, as fields of `State`; and what else is known of the board."""
+    def observe_units(self) -> Observed:
+        """What the board shows of itself."""
 
     def place_of(self, unit: str) -> Any:
         """The place where jobs of a unit run."""
@@ -301,15 +311,14 @@ class Loop(ABC):
         """What can be observed now."""
         units = self.observe_units()
         seen = [run.observe(self.now_ms) for run in self.apps.values()]
+        apps = tuple([app for app in seen if app])
+        finished = tuple(self.finished)
+        now = self.now
+        # By position, which is quicker: this is built for every decision.
         return State(
-            t_ms=self.now_ms,
-            apps=tuple([app for app in seen if app]),
-            finished=tuple(self.finished),
-            memory=self.memory,
-            emc=self.now.emc,
-            memory_mb=self.now.memory_mb,
-            **units,
-        )
+            self.now_ms, apps, units.clocks, units.targets, units.power_mw, finished, self.memory,
+            now.emc, now.memory_mb, units.temp_c,
+        )  # fmt: skip
 
     def apply(self, action: Action) -> None:
         """Carry out what a policy decided."""

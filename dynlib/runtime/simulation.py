@@ -13,7 +13,7 @@ Rules a number depends on, beside those of `loop`:
 import math
 from collections.abc import Mapping
 from time import process_time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dynlib.boards.board import Unit
 from dynlib.boards.governors import make_governor
@@ -22,7 +22,7 @@ from dynlib.manager.policy import Action, Policy, State
 from dynlib.runtime.conditions import Conditions
 from dynlib.runtime.heat import Heat
 from dynlib.runtime.jobs import Job
-from dynlib.runtime.loop import CHANGE, CLOCK, DONE, TICK, Loop
+from dynlib.runtime.loop import CHANGE, CLOCK, DONE, TICK, Loop, Observed
 from dynlib.runtime.units import UnitRun
 from dynlib.source import weakest
 
@@ -206,17 +206,16 @@ class Simulation(Loop):
         self.decision_ms.append((process_time() - begin) * 1000)
         return action
 
-    def observe_units(self) -> dict[str, Any]:
+    def observe_units(self) -> Observed:
         """Clocks and power of the board as it would show them."""
-        for unit in self.units.values():
+        clocks, targets = {}, {}
+        for name, unit in self.units.items():
             if unit.job is not None:
                 unit.advance(self.now_ms)
-        return {
-            "clocks": {name: unit.mhz for name, unit in self.units.items()},
-            "targets": {name: unit.target_mhz for name, unit in self.units.items()},
-            "power_mw": self.last_power_mw,
-            "temp_c": self.heat.advance(self.now_ms) if self.heat else math.nan,
-        }
+            clocks[name] = unit.mhz
+            targets[name] = unit.target_mhz
+        temp_c = self.heat.advance(self.now_ms) if self.heat else math.nan
+        return Observed(clocks, targets, self.last_power_mw, temp_c)
 
 
 def _unit_run(unit: Unit, policy: Policy) -> UnitRun:
