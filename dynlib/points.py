@@ -240,7 +240,9 @@ class PointTable:
         for _, rows in table.groupby(columns, sort=False, dropna=False):
             point = _point(rows, board, segments, noisy)
             self.points[point.subnet, point.unit, point.setting] = point
-            self._first.setdefault((point.subnet, point.unit), point)
+            where = point.subnet, point.unit
+            if point.setting is PLAIN or where not in self._first:
+                self._first[where] = point
             self._logged[frozenset(point.logged.items())] = point
         if noisy:
             _LOG.warning("%s: slower at a higher clock: %s", self.model, ", ".join(noisy))
@@ -282,9 +284,10 @@ class PointTable:
 
     def point(self, subnet: str, unit: str, setting: Setting = PLAIN) -> Point:
         """One point; where nothing is set, the first of the table. Raises `TableError` without."""
-        found = self.points.get((subnet, unit, setting))
-        if found is None and setting == PLAIN:
+        if setting is PLAIN:  # a short key: this is asked for at every decision
             found = self._first.get((subnet, unit))
+        else:
+            found = self.points.get((subnet, unit, setting))
         if found is None:
             how = "" if setting == PLAIN else f" with {setting}"
             where = f"sub-network {subnet!r} on {unit!r}{how}"
@@ -409,7 +412,8 @@ def _setting(rows: pd.DataFrame) -> Setting:
             found.append(None)
         else:
             found.append(value if name in TEXT_COLUMNS else float(value))
-    return Setting(*found)
+    setting = Setting(*found)
+    return PLAIN if setting == PLAIN else setting
 
 
 def _active_mw(rows: pd.DataFrame, unit: "Unit", busy: float) -> tuple[float, ...]:

@@ -166,15 +166,15 @@ class _Live(Loop):
         time.sleep(max(until_ms / 1000 - self.wall_s() - _NAP_S, 0.0))
         while (now_ms := self.wall_s() * 1000) < until_ms:
             pass
-        return now_ms
+        return min(now_ms, self.horizon_ms)
 
     def free(self) -> tuple[str]:
         """The machine: whatever ran there has ended."""
         return ("machine",)
 
-    def place_of(self, unit: str) -> str:
-        """All units share it."""
-        return "machine"
+    def ready(self) -> dict[str, list[Job]]:
+        """All units share the one place."""
+        return {"machine": [job for jobs in super().ready().values() for job in jobs]}
 
     def dispatch(self, place: str, job: Job) -> None:
         """Answer a frame; its end is an event, as others may have happened meanwhile."""

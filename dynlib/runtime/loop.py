@@ -54,6 +54,7 @@ class Loop(ABC):
     def __init__(self, case: "Case", policy: Policy, seed: int, source: str, **header: Any):
         self.workload, self.board, self.tables = case.workload, case.board, case.tables
         self.policy = policy
+        self.horizon_ms = self.workload.horizon_s * 1000
         self.now_ms, self.heap, self.wake = 0.0, [], 0
         self.pushed = 0
         self.apps: dict[str, AppRun] = {}
@@ -89,7 +90,7 @@ class Loop(ABC):
 
     @abstractmethod
     def wait(self, until_ms: float) -> float:
-        """Let time pass until then, or until something has happened; the time now, in ms."""
+        """Let time pass until then; the time now, in ms, at most that of the horizon."""
 
     @abstractmethod
     def free(self) -> Iterable[Any]:
@@ -102,10 +103,6 @@ class Loop(ABC):
     @abstractmethod
     def observe_units(self) -> Observed:
         """What the board shows of itself."""
-
-    def place_of(self, unit: str) -> Any:
-        """The place where jobs of a unit run."""
-        return unit
 
     def constrain(self, unit: str, stretch: float, cap_mhz: float, emc: float) -> None:  # noqa: B027
         """Others do this to a unit from now on."""
@@ -126,13 +123,13 @@ class Loop(ABC):
 
     def run(self) -> DecisionLog:
         """Run to the horizon."""
-        horizon_ms = self.workload.horizon_s * 1000
+        horizon_ms = self.horizon_ms
         self.sample()
         self.schedule()
         self.push(0.0, WAKE)
         heap, handlers = self.heap, self.handlers
         while heap and heap[0][0] < horizon_ms:
-            now_ms = min(self.wait(heap[0][0]), horizon_ms)
+            now_ms = self.wait(heap[0][0])
             while heap and heap[0][0] <= now_ms:
                 self.now_ms, kind, _, item = heapq.heappop(heap)
                 handlers[kind](item)
@@ -190,7 +187,7 @@ class Loop(ABC):
             self.ask = False
             self.decide()
         places = self.free()
-        ready = self._ready() if places else {}
+        ready = self.ready() if places else {}
         for place in places:
             if jobs := ready.get(place):
                 job = self.policy.choose(jobs, self.now_ms)
@@ -199,16 +196,16 @@ class Loop(ABC):
                 self.dispatch(place, job)
         self.sample()
 
-    def _ready(self) -> dict[Any, list[Job]]:
-        """Place -> the jobs that could run there."""
+    def ready(self) -> dict[Any, list[Job]]:
+        """Place -> the jobs that could run there; a place is a unit, if the world says no other."""
         ready: dict[Any, list[Job]] = {}
         for run in self.apps.values():
             if run.waiting:
                 self.drop_expired(run)
             for job in run.jobs:
-                ready.setdefault(self.place_of(job.point.unit), []).append(job)
+                ready.setdefault(job.point.unit, []).append(job)
             if run.waiting and run.placement is not None:
-                ready.setdefault(self.place_of(run.placement.unit), []).extend(run.waiting)
+                ready.setdefault(run.placement.unit, []).extend(run.waiting)
         return ready
 
     def drop_expired(self, run: AppRun) -> None:
