@@ -23,7 +23,8 @@ def slimmable_space(resolution: int, widths: tuple[int, ...] = WIDTHS_PCT) -> Se
 
 def share(channels: int, percent: int) -> int:
     """`percent` of `channels`."""
-    return max(1, round(channels * percent / 100))
+    exact = channels * percent / 100
+    return max(1, round(exact))
 
 
 def conv_norm(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1):
@@ -42,7 +43,8 @@ class SlimmableResidual(nn.Module):
     def __init__(self, inputs: int, width: int, outputs: int, stride: int):
         super().__init__()
         if width == outputs:
-            layers = [conv_norm(inputs, width, 3, stride), conv_norm(width, outputs, 3)]
+            first = conv_norm(inputs, width, 3, stride)
+            layers = [first, conv_norm(width, outputs, 3)]
         else:
             reduce = conv_norm(inputs, width, 1)
             middle = conv_norm(width, width, 3, stride)
