@@ -45,8 +45,10 @@ def _draw(labels, clutter, small, noise, rng, size) -> np.ndarray:
     angle = number(-0.6, 0.6)
     cosine = np.cos(angle)
     sine = np.sin(angle)
-    u = (x * cosine + y * sine) / radius
-    v = (y * cosine - x * sine) / radius
+    turned_x = x * cosine + y * sine
+    turned_y = y * cosine - x * sine
+    u = turned_x / radius
+    v = turned_y / radius
     inside = np.empty((count, size, size), bool)
     for label, name in enumerate(SHAPES):
         of = labels == label
@@ -63,7 +65,8 @@ def _draw(labels, clutter, small, noise, rng, size) -> np.ndarray:
         offset = number(-0.9, 0.9)
         along = across * np.cos(turn) + down * np.sin(turn)
         is_drawn = (clutter * 6 > stroke)[:, None, None]
-        on = (np.abs(along - offset) < 0.05) & is_drawn
+        is_near = np.abs(along - offset) < 0.05
+        on = is_near & is_drawn
         image = np.where(on[:, None], colours(0, 1), image)
     image = np.where(inside[:, None], colour, image)
     spread = (0.25 * noise)[:, None, None, None]

@@ -34,11 +34,12 @@ class Checkpoint(NamedTuple):
 def write_checkpoint(path: str | Path, checkpoint: Checkpoint) -> Path:
     """Write a safetensors file atomically: weights are ``net.<name>``, statistics
     ``<config>/<name>``."""
-    tensors = {f"net.{name}": value for name, value in checkpoint.weights.items()}
+    tensors = {}
+    for name, value in checkpoint.weights.items():
+        tensors[f"net.{name}"] = value.contiguous()
     for config, values in checkpoint.statistics.items():
         for name, value in values.items():
-            tensors[f"{config}/{name}"] = value
-    tensors = {name: value.contiguous() for name, value in tensors.items()}
+            tensors[f"{config}/{name}"] = value.contiguous()
 
     space = checkpoint.identity["space"]
     about = checkpoint.identity | {"space": space.to_dict()}

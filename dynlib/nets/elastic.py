@@ -65,7 +65,8 @@ class ElasticModel:
         self.__qualname__ = FAMILY if created else f"elastic {type(model).__name__}"
         self.options = _options(created, groups, stages) if created else {}
         self.shapes = _shapes(model)
-        self.template = copy.deepcopy(model).train()
+        template = copy.deepcopy(model)
+        self.template = template.train()
         with torch.device("meta"):
             set_shapes(self.template, self.shapes)
         self.describe = functools.cache(self._describe)

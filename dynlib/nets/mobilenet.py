@@ -125,7 +125,8 @@ def stages(config: SubnetConfig) -> list[list[BlockSizes]]:
 
 
 def _conv(inputs: int, outputs: int, kernel=1, stride=1, groups=1, act=None) -> nn.Sequential:
-    conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)
+    same = kernel // 2  # as many pixels as the images have
+    conv = nn.Conv2d(inputs, outputs, kernel, stride, same, groups=groups, bias=False)
     parts = OrderedDict(conv=conv, norm=nn.BatchNorm2d(outputs))
     if act is not None:
         parts["act"] = act(inplace=True)

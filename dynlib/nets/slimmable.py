@@ -29,8 +29,10 @@ def share(channels: int, percent: int) -> int:
 
 def conv_norm(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1):
     """A convolution of "same" padding without bias, and its BatchNorm."""
-    conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)
-    return nn.Sequential(conv, nn.BatchNorm2d(outputs))
+    same = kernel // 2
+    conv = nn.Conv2d(inputs, outputs, kernel, stride, same, groups=groups, bias=False)
+    norm = nn.BatchNorm2d(outputs)
+    return nn.Sequential(conv, norm)
 
 
 class SlimmableResidual(nn.Module):
@@ -173,7 +175,8 @@ class Separable(nn.Module):
         """Shapes as in the class."""
         x = self.act(self.depthwise(x), inplace=True)
         if len(self.attend):
-            x = x * self.attend(x.mean((2, 3)))[..., None, None]
+            gate = self.attend(x.mean((2, 3)))
+            x = x * gate[..., None, None]
         return self.act(self.pointwise(x), inplace=True)
 
 

@@ -115,7 +115,8 @@ class Supernet(nn.Module):
         """
         store = dict(self.net.named_parameters())
         views = {}
-        for name, small in self._skeleton(config).named_parameters():
+        skeleton = self._skeleton(config)
+        for name, small in skeleton.named_parameters():
             views[name] = self._slice(store, name, small.shape)
         return views
 

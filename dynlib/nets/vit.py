@@ -112,11 +112,11 @@ def _describe(config: SubnetConfig, classes: int) -> BlockLayers:
         attention = AttentionSpec(
             "attention", rows, rows, groups=heads, in_size=side, out_size=side
         )
-        queries, keys, values = [linear(width, rows)] * 3
+        projection = linear(width, rows)  # of queries, of keys and of values
         found[f"blocks.{b}"] = [
-            queries,
-            keys,
-            values,
+            projection,
+            projection,
+            projection,
             attention,
             linear(rows, width),
             linear(width, hidden),
