@@ -61,17 +61,20 @@ def load_dataset(
     if data_dir and not Path(data_dir).is_dir():
         raise DataError(f"data_dir {str(data_dir)!r} is not a folder; expected one with cifar10/")
     if name == "generated":
-        train, test = (
-            generate(count, np.random.default_rng([seed, part]), size)
-            for part, count in enumerate(generated)
-        )
+        parts = []
+        for part, count in enumerate(generated):
+            rng = np.random.default_rng([seed, part])
+            parts.append(generate(count, rng, size))
+        train, test = parts
         return _assemble(name, tuple(SHAPES), train, test, seed)
     if name not in ("auto", "cifar10"):
         return _from_path(Path(name), seed, size, resize, cache_dir)
     places = data_places(data_dir)
     for place in places:
         folder = place / "cifar10"
-        if (folder / "train.tar").is_file() and (folder / "test.tar").is_file():
+        train = folder / "train.tar"
+        test = folder / "test.tar"
+        if train.is_file() and test.is_file():
             return _from_path(folder, seed, 32, False, cache_dir, "cifar10")
     try:
         return _cifar10_from_torchvision(places, seed)
@@ -93,14 +96,17 @@ def _assemble(name, classes, train: Images, test: Images, seed: int) -> Dataset:
     the three parts is a fair sample of it.
     """
     test = test.take(_shuffled(len(test), seed, 80))
-    order = _shuffled(len(train), seed, 77)
-    held = max(1, int(VAL_SHARE * len(train)))
+    count = len(train)
+    order = _shuffled(count, seed, 77)
+    share = int(VAL_SHARE * count)
+    held = max(1, share)
     val = train.take(order[:held])
     train = train.take(order[held:])
     sample = train.images[:10_000].double() / 255
-    mean = sample.mean((0, 2, 3)).float()
-    std = sample.std((0, 2, 3)).float()
-    return Dataset(name, tuple(classes), train, val, test, mean, std)
+    all_but_channels = (0, 2, 3)
+    mean = sample.mean(all_but_channels)
+    std = sample.std(all_but_channels)
+    return Dataset(name, tuple(classes), train, val, test, mean.float(), std.float())
 
 
 def _shuffled(count: int, seed: int, purpose: int) -> torch.Tensor:
@@ -125,7 +131,9 @@ def _from_path(path: Path, seed, size, resize, cache_dir, name=None) -> Dataset:
     whole, classes = _decode(path, size, resize, cache_dir)
     order = _shuffled(len(whole), seed, 78)
     held = max(1, len(whole) // 6)
-    return _assemble(name, classes, whole.take(order[held:]), whole.take(order[:held]), seed)
+    train = whole.take(order[held:])
+    test = whole.take(order[:held])
+    return _assemble(name, classes, train, test, seed)
 
 
 def _part(path: Path, *names: str) -> Path | None:
@@ -140,12 +148,14 @@ def _part(path: Path, *names: str) -> Path | None:
 def _decode(path: Path, size: int, resize: bool, cache_dir) -> tuple[Images, tuple[str, ...]]:
     """Decode every image once; the result is cached under a key of all files' sizes and dates."""
     folder = Path(cache_dir) if cache_dir else repo_root() / "runs" / "cache"
-    cache = folder / f"{path.stem}-{_fingerprint(path, size, resize)}.npz"
+    key = _fingerprint(path, size, resize)
+    cache = folder / f"{path.stem}-{key}.npz"
     if cache.is_file():
         try:
             with np.load(cache, allow_pickle=False) as file:
                 whole = Images.of(file["images"], file["labels"])
-                return whole, tuple(file["classes"].tolist())
+                classes = file["classes"].tolist()
+                return whole, tuple(classes)
         except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
             _LOG.warning("%s cannot be read (%s): decoding again", cache, error)
     images, labels, classes = _read_images(path, size, resize)
@@ -159,10 +169,16 @@ def _decode(path: Path, size: int, resize: bool, cache_dir) -> tuple[Images, tup
 
 
 def _fingerprint(path: Path, size: int, resize: bool) -> str:
-    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-    stats = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    files = [path]
+    if path.is_dir():
+        files = sorted(p for p in path.rglob("*") if p.is_file())
+    stats = []
+    for file in files:
+        stat = file.stat()
+        stats.append((str(file), stat.st_size, stat.st_mtime_ns))
     key = f"{path.resolve()}|{stats}|{size}|{resize}"
-    return hashlib.sha256(key.encode()).hexdigest()[:16]
+    digest = hashlib.sha256(key.encode())
+    return digest.hexdigest()[:16]
 
 
 def _read_images(path: Path, size: int, resize: bool):
@@ -173,9 +189,11 @@ def _read_images(path: Path, size: int, resize: bool):
         reader = timm.data.create_reader("", root=str(path))
     except Exception as error:
         raise DataError(f"{path}: expected class folders with images: {error}") from error
-    images = np.empty((len(reader), 3, size, size), np.uint8)
-    labels = np.empty(len(reader), np.int64)
-    for i in tqdm(range(len(reader)), desc=f"decode {path.name}", disable=None):
+    count = len(reader)
+    square = (size, size)
+    images = np.empty((count, 3, *square), np.uint8)
+    labels = np.empty(count, np.int64)
+    for i in tqdm(range(count), desc=f"decode {path.name}", disable=None):
         try:  # the reader, not timm's dataset, which replaces an unreadable image by the next one
             stream, labels[i] = reader[i]
             with stream, Image.open(stream) as file:
@@ -184,17 +202,20 @@ def _read_images(path: Path, size: int, resize: bool):
             raise DataError(
                 f"{path}: image {reader.filename(i)} cannot be decoded: {error}"
             ) from error
-        if image.size != (size, size):
+        if image.size != square:
             if not resize:
+                width, height = image.size
                 raise DataError(
-                    f"{path}: image {reader.filename(i)} is {image.size[0]} x {image.size[1]} px, "
+                    f"{path}: image {reader.filename(i)} is {width} x {height} px, "
                     f"expected {size} x {size}; pass resize=True to bring all to one size"
                 )
-            image = image.resize((size, size))
-        images[i] = np.asarray(image).transpose(2, 0, 1)
+            image = image.resize(square)
+        pixels = np.asarray(image)
+        images[i] = pixels.transpose(2, 0, 1)
     # timm names the mapping differently for folders and for tars.
     index = getattr(reader, "class_to_idx", None) or reader.class_name_to_idx
-    return images, labels, tuple(sorted(index, key=index.get))
+    classes = sorted(index, key=index.get)
+    return images, labels, tuple(classes)
 
 
 @contextmanager
@@ -219,10 +240,11 @@ def _cifar10_from_torchvision(places: list[Path], seed: int) -> Dataset:
             part = torchvision.datasets.CIFAR10(str(target), train=is_train, download=True)
         # By class, as the tars are: the validation split must hold out the same images, or the
         # shipped network would be chosen on some that it was trained on.
-        order = np.argsort(part.targets, kind="stable")
-        pixels = part.data[order].transpose(0, 3, 1, 2).copy()
-        labels = np.array(part.targets)[order]
-        parts.append(Images.of(pixels, labels))
+        labels = np.array(part.targets)
+        order = np.argsort(labels, kind="stable")
+        pixels = part.data[order]
+        channels_first = pixels.transpose(0, 3, 1, 2).copy()
+        parts.append(Images.of(channels_first, labels[order]))
     return _assemble("cifar10", tuple(CIFAR10), *parts, seed)
 
 
@@ -249,20 +271,28 @@ def augment(
     def draw(high):
         return torch.randint(high, (count,), generator=generator)
 
+    def hidden(length):
+        """Which of so many rows or columns the square covers, (N, length)."""
+        middle = draw(length).view(-1, 1)
+        distance = (torch.arange(length) - middle).abs()
+        return distance * 2 < cutout
+
     if flip is None:
         flip = draw(2).bool()
     images = torch.where(flip.view(-1, 1, 1, 1), images.flip(3), images)
     if pad:
-        bordered = F.pad(images.float(), (pad,) * 4, "reflect").to(images.dtype)
+        border = (pad,) * 4
+        bordered = F.pad(images.float(), border, "reflect").to(images.dtype)
+        # A view of every window of the images' size: (N, C, top, left, H, W).
         windows = bordered.unfold(2, height, 1).unfold(3, width, 1)
         places = 2 * pad + 1
-        top, left = draw(places), draw(places)
-        images = windows[torch.arange(count), :, top, left]
+        top = draw(places)
+        left = draw(places)
+        each = torch.arange(count)
+        images = windows[each, :, top, left]
     if cutout:
-        y = draw(height).view(-1, 1)
-        x = draw(width).view(-1, 1)
-        rows = (torch.arange(height) - y).abs() * 2 < cutout
-        columns = (torch.arange(width) - x).abs() * 2 < cutout
+        rows = hidden(height)
+        columns = hidden(width)
         hole = rows[:, None, :, None] & columns[:, None, None, :]
         grey = 0 if images.is_floating_point() else 128
         images = images.masked_fill(hole, grey)
@@ -272,4 +302,5 @@ def augment(
 def with_train(dataset: Dataset, count: int, seed: int = 0) -> Dataset:
     """`dataset` with only `count` training images, drawn at random: for short runs."""
     order = _shuffled(len(dataset.train), seed, 79)
-    return replace(dataset, train=dataset.train.take(order[:count]))
+    fewer = dataset.train.take(order[:count])
+    return replace(dataset, train=fewer)

@@ -11,13 +11,16 @@ FIGURE_SUFFIXES = (".png", ".pdf", ".csv")  # what a figure is kept as, the last
 def repo_root() -> Path:
     """The repository: `$DYNLIB_ROOT` if set, else the folder that holds the package."""
     given = os.environ.get("DYNLIB_ROOT")
-    return Path(given).resolve() if given else Path(__file__).resolve().parents[1]
+    if given:
+        return Path(given).resolve()
+    return Path(__file__).resolve().parents[1]
 
 
 def data_places(data_dir: str | Path = "") -> list[Path]:
     """Where data are looked for: `data_dir`, ``$DYNLIB_DATA``, the repository's ``data/``."""
     named = data_dir, os.environ.get("DYNLIB_DATA", "")
-    return [*(Path(place) for place in named if place), repo_root() / "data"]
+    places = [Path(place) for place in named if place]
+    return [*places, repo_root() / "data"]
 
 
 def atomic_write(path: str | Path, content: str | bytes | memoryview) -> Path:

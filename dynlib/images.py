@@ -18,7 +18,8 @@ class Images:
     def of(cls, images: np.ndarray, labels: np.ndarray, difficulty=None) -> "Images":
         """From arrays, whose memory they share."""
         hard = None if difficulty is None else torch.from_numpy(difficulty)
-        return cls(torch.from_numpy(images), torch.from_numpy(labels), hard)
+        pixels = torch.from_numpy(images)
+        return cls(pixels, torch.from_numpy(labels), hard)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -43,6 +44,12 @@ class Dataset:
 
     def normalise(self, images: torch.Tensor) -> torch.Tensor:
         """(N, 3, H, W) uint8 -> float32, zero mean and unit variance per channel, channels_last."""
-        scale = (1 / (255 * self.std)).to(images.device).view(1, 3, 1, 1)
-        shift = (self.mean / self.std).to(images.device).view(1, 3, 1, 1)
-        return (images * scale - shift).contiguous(memory_format=torch.channels_last)
+
+        def per_channel(values):
+            return values.to(images.device).view(1, 3, 1, 1)
+
+        # (pixel / 255 - mean) / std, with one product and one difference a pixel.
+        scale = per_channel(1 / (255 * self.std))
+        shift = per_channel(self.mean / self.std)
+        normal = images * scale - shift
+        return normal.contiguous(memory_format=torch.channels_last)

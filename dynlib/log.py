@@ -53,12 +53,15 @@ class DecisionLog:
             raise TableError(f"unknown log event {event!r}; expected one of {LOG_EVENTS}")
         if not _LOG_FIELDS.issuperset(values):
             raise TableError(f"unknown log fields {sorted(set(values) - _LOG_FIELDS)}")
-        if self.events and t_s < self.events[-1]["t_s"]:
-            raise TableError(f"log time goes back: {t_s} s after {self.events[-1]['t_s']} s")
-        self.events.append({"t_s": t_s, "event": event, **values})
+        if self.events:
+            last_s = self.events[-1]["t_s"]
+            if t_s < last_s:
+                raise TableError(f"log time goes back: {t_s} s after {last_s} s")
+        entry = {"t_s": t_s, "event": event, **values}
+        self.events.append(entry)
         if self._journal:
             try:
-                self._journal.write(_line(self.events[-1]))
+                self._journal.write(_line(entry))
             except OSError as error:  # a full disk ends the journal, not the run
                 _LOG.warning("%s ends here: %s", self._journal.name, error)
                 self._journal = None
@@ -68,13 +71,15 @@ class DecisionLog:
 
     def write(self, path: str | Path) -> Path:
         """Write header and events in one step."""
-        return atomic_write(path, "".join(map(_line, (self.header, *self.events))))
+        lines = map(_line, (self.header, *self.events))
+        return atomic_write(path, "".join(lines))
 
     def journal(self, path: str | Path) -> Path:
         """Write what there is, and from now on append every event as it comes: of a run that is
         killed only the line under way is lost. What `read` saved of one can be continued so."""
-        self._journal = self.write(path).open("a", buffering=1, encoding="utf-8")
-        return Path(path)
+        file = self.write(path)
+        self._journal = file.open("a", buffering=1, encoding="utf-8")
+        return file
 
     @classmethod
     def read(cls, path: str | Path) -> "DecisionLog":
@@ -89,10 +94,11 @@ class DecisionLog:
                 if number == len(lines):
                     break
                 raise TableError(f"{path}, line {number}: not JSON: {error}") from error
-        if not parsed or not isinstance(parsed[0], dict) or parsed[0].get("schema") != LOG_SCHEMA:
+        header, *events = parsed or [None]
+        if not isinstance(header, dict) or header.get("schema") != LOG_SCHEMA:
             raise TableError(f"{path}: no header of a decision log with schema {LOG_SCHEMA}")
-        log = cls(**parsed[0])
-        for number, event in enumerate(parsed[1:], 2):
+        log = cls(**header)
+        for number, event in enumerate(events, 2):
             try:
                 log.add(**event)
             except (TypeError, TableError) as error:

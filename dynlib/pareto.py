@@ -55,8 +55,10 @@ def lower_hull(corners: Iterable[tuple[float, float]]) -> list[tuple[float, floa
 
 def _is_below(middle: tuple, left: tuple, right: tuple) -> bool:
     """Whether `middle` lies below the line from `left` to `right`."""
-    run, rise = middle[0] - left[0], middle[1] - left[1]
-    whole_run, whole_rise = right[0] - left[0], right[1] - left[1]
+    run = middle[0] - left[0]
+    rise = middle[1] - left[1]
+    whole_run = right[0] - left[0]
+    whole_rise = right[1] - left[1]
     return rise * whole_run < whole_rise * run
 
 
@@ -66,7 +68,8 @@ def hypervolume(values: np.ndarray, reference: Sequence[float]) -> float:
     reference = np.asarray(reference, dtype=float)
     inside = values[(values < reference).all(axis=1)]
     front = inside[pareto_mask(inside)]
-    front = front[np.argsort(front[:, 0])]
+    ascending = np.argsort(front[:, 0])
+    front = front[ascending]
     # One strip a point, from it to its right neighbour, up to the reference.
     right = np.append(front[1:, 0], reference[0])
     width = right - front[:, 0]

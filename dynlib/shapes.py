@@ -20,7 +20,8 @@ def generate(count: int, rng: np.random.Generator, size: int = 32) -> Images:
     for start in range(0, count, 1000):
         part = slice(start, start + 1000)
         images[part] = _draw(labels[part], clutter[part], small[part], noise[part], rng, size)
-    return Images.of(images, labels, (clutter + small + noise) / 3)
+    difficulty = (clutter + small + noise) / 3
+    return Images.of(images, labels, difficulty)
 
 
 def _draw(labels, clutter, small, noise, rng, size) -> np.ndarray:
@@ -42,9 +43,12 @@ def _draw(labels, clutter, small, noise, rng, size) -> np.ndarray:
     x = across - number(-1, 1) * room
     y = down - number(-1, 1) * room
     angle = number(-0.6, 0.6)
-    cosine, sine = np.cos(angle), np.sin(angle)
-    u = (x * cosine + y * sine) / radius
-    v = (y * cosine - x * sine) / radius
+    cosine = np.cos(angle)
+    sine = np.sin(angle)
+    turned_x = x * cosine + y * sine
+    turned_y = y * cosine - x * sine
+    u = turned_x / radius
+    v = turned_y / radius
     inside = np.empty((count, size, size), bool)
     for label, name in enumerate(SHAPES):
         of = labels == label
@@ -53,25 +57,29 @@ def _draw(labels, clutter, small, noise, rng, size) -> np.ndarray:
     background = colours(0.1, 0.9)
     colour = colours(0, 1)
     # A shape must differ from its background in brightness, or its difficulty would be unknown.
-    colour = np.where(background > 0.5, colour * 0.5, 0.5 + colour * 0.5)
+    dark = colour * 0.5
+    colour = np.where(background > 0.5, dark, 0.5 + dark)
     image = np.broadcast_to(background, (count, 3, size, size)).copy()
     for stroke in range(6):
         turn = number(0, np.pi)
         offset = number(-0.9, 0.9)
         along = across * np.cos(turn) + down * np.sin(turn)
         is_drawn = (clutter * 6 > stroke)[:, None, None]
-        on = (np.abs(along - offset) < 0.05) & is_drawn
+        is_near = np.abs(along - offset) < 0.05
+        on = is_near & is_drawn
         image = np.where(on[:, None], colours(0, 1), image)
     image = np.where(inside[:, None], colour, image)
     spread = (0.25 * noise)[:, None, None, None]
     image += rng.standard_normal(image.shape, np.float32) * spread
-    return (image.clip(0, 1) * 255).astype(np.uint8)
+    levels = image.clip(0, 1) * 255
+    return levels.astype(np.uint8)
 
 
 def _shape(name: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
     """Which points lie inside the shape: r is a circle's distance, box a square's."""
     r = np.hypot(u, v)
-    wide, high = np.abs(u), np.abs(v)
+    wide = np.abs(u)
+    high = np.abs(v)
     box = np.maximum(wide, high)
     if name == "disc":
         return r < 0.9

@@ -32,12 +32,15 @@ class LayerSpec:
     @property
     def params(self) -> int:
         """Number of weights, without bias and normalisation."""
-        return self.kernel**2 * self.in_channels * self.out_channels // self.groups
+        pixels = self.kernel**2
+        dense = pixels * self.in_channels * self.out_channels
+        return dense // self.groups
 
     @property
     def macs(self) -> float:
         """Multiply-accumulates for one image (one MAC is two floating-point operations)."""
-        return self.params * self.out_size**2 * self.density
+        pixels = self.out_size**2
+        return self.params * pixels * self.density
 
 
 # The elastic dimensions in canonical order, and their letters in a configuration's string.
@@ -71,8 +74,8 @@ class SubnetConfig:
         object.__setattr__(self, "resolution", int(self.resolution))
         # Numbers of numpy and of strings too: equal sub-networks have equal strings.
         for name in DIMENSIONS:
-            values = tuple(int(value) for value in getattr(self, name))
-            object.__setattr__(self, name, values)
+            values = getattr(self, name)
+            object.__setattr__(self, name, tuple(map(int, values)))
 
     def __str__(self) -> str:
         parts = [f"r{self.resolution}"]
@@ -119,8 +122,8 @@ class SearchSpace:
     def __post_init__(self):
         object.__setattr__(self, "resolution", tuple(self.resolution))
         for name in DIMENSIONS:
-            places = tuple(tuple(choices) for choices in getattr(self, name))
-            object.__setattr__(self, name, places)
+            places = getattr(self, name)
+            object.__setattr__(self, name, tuple(map(tuple, places)))
         for name, choices in self.axes():
             ascends = list(choices) == sorted(set(choices))
             if not choices or not ascends or choices[0] < 0:
@@ -137,22 +140,28 @@ class SearchSpace:
     @property
     def size(self) -> int:
         """Number of distinct sub-networks."""
-        return math.prod(len(choices) for _, choices in self.axes())
+        counts = [len(choices) for _, choices in self.axes()]
+        return math.prod(counts)
 
     @property
     def largest(self) -> SubnetConfig:
         """The sub-network with the last choice on every axis."""
-        return self._from_values([choices[-1] for _, choices in self.axes()])
+        lasts = [choices[-1] for _, choices in self.axes()]
+        return self._from_values(lasts)
 
     @property
     def smallest(self) -> SubnetConfig:
         """The sub-network with the first choice on every axis."""
-        return self._from_values([choices[0] for _, choices in self.axes()])
+        firsts = [choices[0] for _, choices in self.axes()]
+        return self._from_values(firsts)
 
     def ladder(self, rungs: int) -> list[SubnetConfig]:
         """Sub-networks that grow along all axes at once, from the smallest to the largest."""
         lasts = np.array([len(choices) - 1 for _, choices in self.axes()])
-        grown = (self.decode(np.round(share * lasts)) for share in np.linspace(0, 1, rungs))
+        grown = []
+        for share in np.linspace(0, 1, rungs):
+            indices = np.round(share * lasts)
+            grown.append(self.decode(indices))
         return list(dict.fromkeys(grown))
 
     def __iter__(self) -> Iterator[SubnetConfig]:
@@ -173,21 +182,24 @@ class SearchSpace:
             places = len(getattr(self, name))
             if entries != places:
                 raise ConfigError(f"{config} has {entries} entries of {name}, expected {places}")
-        for value, (name, choices) in zip(self._values(config), self.axes(), strict=True):
+        values = zip(self._values(config), self.axes(), strict=True)
+        for value, (name, choices) in values:
             if value not in choices:
                 raise ConfigError(f"{config}: {name} is {value}, expected one of {choices}")
         return config
 
     def sample(self, rng: np.random.Generator) -> SubnetConfig:
         """Draw every axis uniformly and independently."""
-        return self._from_values([rng.choice(choices) for _, choices in self.axes()])
+        drawn = [rng.choice(choices) for _, choices in self.axes()]
+        return self._from_values(drawn)
 
     def mutate(self, config: SubnetConfig, rng: np.random.Generator, p: float) -> SubnetConfig:
         """Redraw every axis of `config` with probability `p`."""
         old = self._values(config)
         redrawn = self._values(self.sample(rng))
         keep = rng.random(len(redrawn)) >= p
-        return self._from_values(np.where(keep, old, redrawn))
+        values = np.where(keep, old, redrawn)
+        return self._from_values(values)
 
     def encode(self, config: SubnetConfig) -> np.ndarray:
         """Index of the choice on every axis, an integer vector of shape (axes,)."""
@@ -199,7 +211,8 @@ class SearchSpace:
     def decode(self, indices: Sequence[int]) -> SubnetConfig:
         """The inverse of `encode`."""
         picked = zip(indices, self.axes(), strict=True)
-        return self._from_values([choices[int(index)] for index, (_, choices) in picked])
+        values = [choices[int(index)] for index, (_, choices) in picked]
+        return self._from_values(values)
 
     def to_dict(self) -> dict:
         """A JSON-ready dictionary of the dimensions that are there; `from_dict` reads it back."""
@@ -224,5 +237,9 @@ class SearchSpace:
     def _from_values(self, values: Sequence[int]) -> SubnetConfig:
         resolution, *rest = values
         rest = iter(rest)
-        lengths = (len(getattr(self, name)) for name in DIMENSIONS)
-        return SubnetConfig(resolution, *(tuple(itertools.islice(rest, n)) for n in lengths))
+        dimensions = []
+        for name in DIMENSIONS:
+            count = len(getattr(self, name))
+            entries = itertools.islice(rest, count)
+            dimensions.append(tuple(entries))
+        return SubnetConfig(resolution, *dimensions)

@@ -68,7 +68,8 @@ class SysFs:
 
     def integers(self, path: str) -> tuple[int, ...]:
         """Numbers of a file, such as the CPUs of a cluster; other words count for nothing."""
-        return tuple(int(word) for word in self.words(path) if word.isdecimal())
+        decimals = filter(str.isdecimal, self.words(path))
+        return tuple(map(int, decimals))
 
     def exists(self, path: str) -> bool:
         """Whether there is such a file or folder."""
@@ -89,9 +90,11 @@ class SysFs:
 
 
 def _natural(path: str) -> list[str | int]:
-    return [int(word) if word.isdigit() else word for word in re.split(r"(\d+)", path)]
+    words = re.split(r"(\d+)", path)
+    return [int(word) if word.isdigit() else word for word in words]
 
 
 def is_gone(error: OSError) -> bool:
     """Whether a file failed because what it stands for is no longer there."""
-    return error.errno in (errno.ENOENT, errno.ENODEV, errno.ENXIO, errno.ESRCH)
+    gone = (errno.ENOENT, errno.ENODEV, errno.ENXIO, errno.ESRCH)
+    return error.errno in gone

@@ -59,8 +59,11 @@ class Table:
     """
 
     def __init__(self, values: Mapping, file: str | Path, error: type[DynlibError], where=""):
-        self.left, self.seen = dict(values), []
-        self.file, self.error, self.where = file, error, where
+        self.left = dict(values)
+        self.seen = []
+        self.file = file
+        self.error = error
+        self.where = where
 
     def path(self, key: str) -> str:
         """The key as the whole file knows it, such as ``app[0].deadline_ms``."""
@@ -70,7 +73,8 @@ class Table:
     def fail(self, key: str, problem: str) -> NoReturn:
         """Raise the error of this key, or of the whole table for the key ""."""
         parts = [str(self.file), self.path(key), problem]
-        raise self.error(": ".join(part for part in parts if part))
+        message = ": ".join(part for part in parts if part)
+        raise self.error(message)
 
     def take(self, key: str, expected: str, fits: Check, default: Any = NEEDED) -> Any:
         """The value of a key if it fits, which `expected` says in words; else its default."""
@@ -89,17 +93,20 @@ class Table:
 
     def kind(self, key: str, hint: Any) -> tuple[str, Check]:
         """What a key with this annotation may hold: in words, and as a check."""
-        if get_origin(hint) is Literal:
+        origin = get_origin(hint)
+        if origin is Literal:
             choices = get_args(hint)
             return f"one of {', '.join(choices)}", choices.__contains__
-        if get_origin(hint) is tuple:
-            words, fits = self.kind(key, get_args(hint)[0])
+        if origin is tuple:
+            item = get_args(hint)[0]
+            words, fits = self.kind(key, item)
             return f"a list, each {words}", list_of(fits)
         return _KINDS[hint]
 
     def read(self, key: str, hint: Any, default: Any = NEEDED) -> Any:
         """The value of a key with this annotation; whole numbers pass for floats."""
-        value = self.take(key, *self.kind(key, hint), default)
+        expected, fits = self.kind(key, hint)
+        value = self.take(key, expected, fits, default)
         if hint is float and value is not None:
             return float(value)
         if hint == tuple[float, ...]:
@@ -109,17 +116,23 @@ class Table:
     def table(self, key: str, default: Any = NEEDED) -> Self | None:
         """A table ``[key]``."""
         values = self.take(key, f"a table [{key}]", is_a(dict), default)
-        return values if values is None else self._inner(values, key)
+        if values is None:
+            return None
+        return self._inner(values, key)
 
     def tables(self, key: str) -> list[Self]:
         """The tables ``[[key]]``, of which there may be none."""
         values = self.take(key, "", is_a(object), [])
         if not list_of(is_a(dict))(values):
             self.fail(key, f"expected tables [[{key}]]")
-        return [self._inner(item, f"{key}[{i}]") for i, item in enumerate(values)]
+        inner = []
+        for i, item in enumerate(values):
+            inner.append(self._inner(item, f"{key}[{i}]"))
+        return inner
 
     def _inner(self, values: Mapping, key: str) -> Self:
-        return type(self)(values, self.file, self.error, self.path(key))
+        where = self.path(key)
+        return type(self)(values, self.file, self.error, where)
 
     def values(
         self, cls: type, names: Iterable[str], needed: Iterable[str] = (), **defaults
@@ -177,7 +190,8 @@ def read_toml(file: str | Path, error: type[DynlibError]) -> tuple[dict[str, Any
     try:
         raw = Path(file).read_bytes()
         content = tomllib.loads(raw.decode())
-        return content, hashlib.sha256(raw).hexdigest()
+        digest = hashlib.sha256(raw).hexdigest()
+        return content, digest
     except OSError as problem:
         raise error(f"{file}: cannot be read: {problem.strerror}") from problem
     except UnicodeDecodeError as problem:

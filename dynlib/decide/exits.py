@@ -46,19 +46,18 @@ def exit_layers(
     """
     blocks = supernet.blocks(config)
     places = _places(list(blocks), behind)
-    *_, own = blocks.values()
-    body = dict(list(blocks.items())[:-1])
-    segments = [
-        [layer for layers in piece.values() for layer in layers] for piece in cut(body, places)
-    ]
-    classifiers = [
-        [
-            LayerSpec("linear", segment[-1].out_channels * GRID**2, HIDDEN),
-            LayerSpec("linear", HIDDEN, supernet.classes),
-        ]
-        for segment in segments[:-1]
-    ]
-    return segments, [*classifiers, own]
+    body = dict(blocks)
+    _, own = body.popitem()
+    segments = []
+    for piece in cut(body, places):
+        segments.append([layer for layers in piece.values() for layer in layers])
+    heads = []
+    for segment in segments[:-1]:
+        features = segment[-1].out_channels * GRID**2
+        first = LayerSpec("linear", features, HIDDEN)
+        second = LayerSpec("linear", HIDDEN, supernet.classes)
+        heads.append([first, second])
+    return segments, [*heads, own]
 
 
 @torch.inference_mode()
@@ -90,8 +89,10 @@ def block_features(
 def _pooled(x: torch.Tensor) -> torch.Tensor:
     """Maps (N, C, H, W) or tokens (N, T, C), averaged over parts of the image, row after row."""
     if x.ndim == 3:
-        return F.adaptive_avg_pool1d(x.transpose(1, 2), GRID**2).flatten(1)
-    return F.adaptive_avg_pool2d(x, GRID).flatten(1)
+        pooled = F.adaptive_avg_pool1d(x.transpose(1, 2), GRID**2)
+    else:
+        pooled = F.adaptive_avg_pool2d(x, GRID)
+    return pooled.flatten(1)
 
 
 def train_exits(
@@ -115,17 +116,20 @@ def train_exits(
         torch.manual_seed(seed)
         exits = nn.ModuleList(_classifier(f.shape[1], classes) for f in features)
         solver = torch.optim.AdamW(exits.parameters(), lr, weight_decay=decay)
-        batches = math.ceil(len(labels) / batch_size)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(solver, lr, total_steps=epochs * batches)
+        steps = epochs * math.ceil(len(labels) / batch_size)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(solver, lr, total_steps=steps)
         teacher = logits.softmax(1)
         for _ in range(epochs):
             for index in torch.randperm(len(labels)).split(batch_size):
                 losses = []
                 for net, inputs in zip(exits, features, strict=True):
                     said = net(inputs[index])
-                    drift = F.kl_div(said.log_softmax(1), teacher[index], reduction="batchmean")
-                    losses.append(F.cross_entropy(said, labels[index]) + drift)
-                torch.stack(losses).mean().backward()
+                    logs = said.log_softmax(1)
+                    drift = F.kl_div(logs, teacher[index], reduction="batchmean")
+                    error = F.cross_entropy(said, labels[index])
+                    losses.append(error + drift)
+                loss = torch.stack(losses).mean()
+                loss.backward()
                 solver.step()
                 solver.zero_grad()
                 schedule.step()
@@ -151,8 +155,10 @@ def exit_answers(
     labels: torch.Tensor,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Whether each position is right about each image, and its largest probability; both (N, P)."""
-    said = [net(inputs) for net, inputs in zip(exits, features, strict=True)]
-    probabilities = torch.stack([*said, logits], 1).softmax(2)
+    pairs = zip(exits, features, strict=True)
+    said = [net(inputs) for net, inputs in pairs]
+    answers = torch.stack([*said, logits], 1)
+    probabilities = answers.softmax(2)
     sure, guess = probabilities.max(2)
     right = guess == labels[:, None]
     return right.numpy(), sure.numpy()

@@ -38,8 +38,10 @@ class Attention(nn.Module):
         attention.to(qkv.weight)
         for name, values in qkv.named_parameters():
             thirds = values.detach().chunk(3)
-            for layer, rows in zip((attention.q, attention.k, attention.v), thirds, strict=True):
-                setattr(layer, name, nn.Parameter(rows.clone()))
+            layers = (attention.q, attention.k, attention.v)
+            for layer, rows in zip(layers, thirds, strict=True):
+                own = nn.Parameter(rows.clone())
+                setattr(layer, name, own)
         attention.dropout = fused.attn_drop.p
         attention.q_norm = fused.q_norm
         attention.k_norm = fused.k_norm
@@ -49,9 +51,11 @@ class Attention(nn.Module):
 
     def forward(self, x, **mask):
         """Shapes as in the class; `mask` goes to `scaled_dot_product_attention`."""
-        q = self.q_norm(self._heads(self.q(x)))
-        k = self.k_norm(self._heads(self.k(x)))
+        q = self._heads(self.q(x))
+        k = self._heads(self.k(x))
         v = self._heads(self.v(x))
+        q = self.q_norm(q)
+        k = self.k_norm(k)
         dropout = self.dropout if self.training else 0.0
         x = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, **mask)
         x = x.transpose(1, 2).flatten(2)
@@ -59,7 +63,8 @@ class Attention(nn.Module):
 
     def _heads(self, rows):
         """(N, T, heads x head_dim) -> (N, heads, T, head_dim)."""
-        return rows.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        heads = rows.unflatten(-1, (-1, self.head_dim))
+        return heads.transpose(1, 2)
 
 
 @dataclass(frozen=True, slots=True)

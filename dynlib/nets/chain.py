@@ -53,7 +53,8 @@ def cut(blocks: Mapping[str, T], behind: Sequence[str]) -> list[dict[str, T]]:
 
     Raises `ModelError` for a block that is not there, not before the one named next, or the last.
     """
-    pieces, rest = [], list(blocks.items())
+    pieces = []
+    rest = list(blocks.items())
     for name in behind:
         known = [block for block, _ in rest[:-1]]
         if name not in known:

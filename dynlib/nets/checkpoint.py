@@ -34,17 +34,21 @@ class Checkpoint(NamedTuple):
 def write_checkpoint(path: str | Path, checkpoint: Checkpoint) -> Path:
     """Write a safetensors file atomically: weights are ``net.<name>``, statistics
     ``<config>/<name>``."""
-    tensors = {f"net.{name}": value for name, value in checkpoint.weights.items()}
+    tensors = {}
+    for name, value in checkpoint.weights.items():
+        tensors[f"net.{name}"] = value.contiguous()
     for config, values in checkpoint.statistics.items():
-        tensors |= {f"{config}/{name}": value for name, value in values.items()}
-    tensors = {name: value.contiguous() for name, value in tensors.items()}
+        for name, value in values.items():
+            tensors[f"{config}/{name}"] = value.contiguous()
 
-    about = checkpoint.identity | {"space": checkpoint.identity["space"].to_dict()}
+    space = checkpoint.identity["space"]
+    about = checkpoint.identity | {"space": space.to_dict()}
     if not about["options"]:
         del about["options"]
     about["provenance"] = checkpoint.provenance
     metadata = {"format": FORMAT, "about": json.dumps(about), "sha256": _digest(tensors)}
-    return atomic_write(path, save(tensors, metadata))
+    content = save(tensors, metadata)
+    return atomic_write(path, content)
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
@@ -84,5 +88,6 @@ def _digest(tensors: Tensors) -> str:
     sha = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         sha.update(name.encode())
-        sha.update(tensor.flatten().view(torch.uint8).numpy())
+        raw = tensor.flatten().view(torch.uint8)
+        sha.update(raw.numpy())
     return sha.hexdigest()

@@ -79,7 +79,8 @@ def elastify(
             raise ModelError(f"created: timm makes another model of {arguments}")
         arguments = {}
     pixels = sorted(resolution or [_own_resolution(model)])
-    structure = Structure(model, pixels[-1])
+    largest = pixels[-1]
+    structure = Structure(model, largest)
 
     shares = {"width": width, "expand": expand, "heads": heads}
     choices: dict[Group, tuple[int, ...]] = {}
@@ -104,11 +105,13 @@ def elastify(
     # The model's own statistics belong to the full size; every other one is calibrated.
     statistics = {name: value for name, value in weights.items() if name.endswith(MOMENTS)}
     for size in pixels:
+        smallest = replace(space.smallest, resolution=size)
         try:
-            supernet.layers(replace(space.smallest, resolution=size))
+            supernet.layers(smallest)
         except (RuntimeError, AssertionError) as error:
             raise ModelError(f"the model cannot run at {size} px: {error}") from error
-        supernet.statistics[replace(space.largest, resolution=size)] = statistics
+        full = replace(space.largest, resolution=size)
+        supernet.statistics[full] = statistics
     return supernet
 
 
@@ -129,7 +132,8 @@ def _choices(group: Group, shares: Sequence[float], divisor: int) -> tuple[int, 
 
 def _sorted_weights(model: nn.Module, groups: Iterable[Group]) -> dict[str, torch.Tensor]:
     """The state of `model`, the most important channels of each group first."""
-    weights = {name: value.detach() for name, value in model.state_dict().items()}
+    state = model.state_dict()
+    weights = {name: value.detach() for name, value in state.items()}
     for group in groups:
         order = _by_importance(group, weights)
         for name, axis in group.axes:
@@ -148,13 +152,15 @@ def _by_importance(group: Group, weights: Mapping[str, torch.Tensor]) -> torch.T
     for name, axis in group.axes:
         weight = weights[name]
         if weight.ndim > 1:
-            channels = weight.double().movedim(axis, 0).flatten(1)
-            norms = channels.norm(dim=1).cpu()
-            score += norms / norms.mean().clamp_min(1e-30)
+            channels = weight.double().movedim(axis, 0)
+            norms = channels.flatten(1).norm(dim=1).cpu()
+            usual = norms.mean().clamp_min(1e-30)
+            score += norms / usual
     heads = score.unflatten(0, (-1, group.unit)).sum(1)
     order = heads.argsort(descending=True, stable=True)
+    starts = order[:, None] * group.unit
     within = torch.arange(group.unit)
-    return (order[:, None] * group.unit + within).flatten()
+    return (starts + within).flatten()
 
 
 def _own_resolution(model: nn.Module) -> int:

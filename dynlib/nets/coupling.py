@@ -60,8 +60,10 @@ class Structure:
     def __init__(self, model: nn.Module, resolution: int):
         from scipy.cluster.hierarchy import DisjointSet  # takes a second to import
 
-        self.model = copy.deepcopy(model).to("meta", torch.float32).eval()
-        self.shapes = {name: value.shape for name, value in self.model.state_dict().items()}
+        weightless = copy.deepcopy(model).to("meta", torch.float32)
+        self.model = weightless.eval()
+        state = self.model.state_dict()
+        self.shapes = {name: value.shape for name, value in state.items()}
         self.tied = DisjointSet()
         self.units: dict[Axis, int] = {}
         self.held: dict[Axis, str] = {}  # why the channels of an axis are fixed
@@ -69,15 +71,18 @@ class Structure:
         self.labels: dict[fx.Node | str, dict[int, Axis]] = {}
         self.values: dict[fx.Node, object] = {}
         self.own: dict[fx.Node, list[str]] = {}  # the parameters that a node brings in
-        nodes = list(graph_of(self.model).graph.nodes)
+        recorded = graph_of(self.model)
+        nodes = list(recorded.graph.nodes)
         self.paths = {node: module_paths(node) for node in nodes}
         try:
             with torch.device("meta"), torch.no_grad():
+                images = torch.empty(2, 3, resolution, resolution)
                 for node in nodes:
-                    self._read(node, torch.empty(2, 3, resolution, resolution))
+                    self._read(node, images)
         except (RuntimeError, TypeError, ValueError, AssertionError, AttributeError) as error:
             raise ModelError(f"{type(model).__name__} cannot be read: {error}") from error
-        self.outputs = self.values[nodes[-1]].shape[-1]
+        logits = self.values[nodes[-1]]
+        self.outputs = logits.shape[-1]
 
     def groups(self, patterns: Sequence[str] = ()) -> list[Group]:
         """The groups that can shrink, in order of execution.
@@ -113,7 +118,8 @@ class Structure:
             blocks = [f"{name}.{child}" for child, _ in sequence.named_children()]
             count = len(blocks)
             loose = itertools.takewhile(self._is_residual, reversed(blocks))
-            lowest = max(1, min(keep, count), count - len(list(loose)))
+            fixed = count - len(list(loose))
+            lowest = max(1, min(keep, count), fixed)
             if lowest < count:
                 found[name] = tuple(range(lowest, count + 1))
         return found
@@ -145,10 +151,12 @@ class Structure:
             self.held.setdefault(axis, reason)  # the first reason is the cause
 
     def _size(self, axis: Axis) -> int:
-        return self.shapes[axis[0]][axis[1]]
+        name, place = axis
+        return self.shapes[name][place]
 
     def _unit(self, axis: Axis) -> int:
-        return max(self.units.get(a, 1) for a in self.tied.subset(axis))
+        tied = self.tied.subset(axis)
+        return max(self.units.get(a, 1) for a in tied)
 
     def _inside_block(self, axes: set[Axis]) -> bool:
         """Whether all belong to one element of a sequence of modules."""
@@ -192,7 +200,8 @@ class Structure:
         self.labels[node] = {}
         value = images if node.op == "placeholder" else self._run(node, {})
         self.values[node] = value
-        axes = list(dict.fromkeys(self.tied[axis] for axis in self._axes(node)))
+        roots = (self.tied[axis] for axis in self._axes(node))
+        axes = list(dict.fromkeys(roots))
         if node.op == "output":
             self._hold(axes, "its channels are the outputs of the model")
         elif reason := self._inseparable(node):
@@ -214,15 +223,19 @@ class Structure:
         if isinstance(module, Attention) and module.q.out_features > module.head_dim:
             columns = f"{target}.proj.weight", 1
             for part in "qkv":
-                self.tied.merge(columns, (f"{target}.{part}.weight", 0))
+                rows = f"{target}.{part}.weight", 0
+                self.tied.merge(columns, rows)
             self.units[columns] = module.head_dim
 
     def _label(self, name: str, shape: Sequence[int]) -> None:
-        axes = range(2 if len(shape) > 3 else len(shape))  # the pixels of a kernel are none
-        labels = {axis: (name, axis) for axis in axes if shape[axis] >= FEWEST}
+        without_pixels = shape[:2] if len(shape) > 3 else shape  # those of a kernel are no channels
+        labels = {}
+        for place, size in enumerate(without_pixels):
+            if size >= FEWEST:
+                axis = name, place
+                labels[place] = axis
+                self.tied.add(axis)
         self.labels[name] = labels
-        for axis in labels.values():
-            self.tied.add(axis)
         path, _, _ = name.rpartition(".")
         weight = f"{path}.weight", 0
         is_layer = isinstance(self.model.get_submodule(path), LAYERS)
@@ -249,16 +262,21 @@ class Structure:
         path = self.paths[node][-1]
         if node.target is operator.getitem:
             indices = set(node.all_input_nodes) - {node.args[0]}
-            if any(isinstance(self.values[index], torch.Tensor) for index in indices):
+            picks = (self.values[index] for index in indices)
+            if any(isinstance(pick, torch.Tensor) for pick in picks):
                 return f"{node.name} in {path} picks by number"  # rows are places, not channels
         if node.op != "call_module":
             return None
         module = self._module(node)
         for name, layer in module.named_modules(prefix=path):
-            if isinstance(layer, CONVOLUTIONS) and layer.groups > 1 and not _is_depthwise(layer):
-                return f"{name} has {layer.groups} groups of {layer.weight.shape[1]} channels"
-        if isinstance(module, CONVOLUTIONS) and set(self.labels[node.args[0]]) - {1}:
-            return f"{path} runs over channels"
+            grouped = isinstance(layer, CONVOLUTIONS) and layer.groups > 1
+            if grouped and not _is_depthwise(layer):
+                channels = layer.weight.shape[1]
+                return f"{name} has {layer.groups} groups of {channels} channels"
+        if isinstance(module, CONVOLUTIONS):
+            labelled = set(self.labels[node.args[0]])
+            if labelled - {1}:
+                return f"{path} runs over channels"
         return None
 
     def _tie(self, node: fx.Node, axes: list[Axis]) -> None:
@@ -271,7 +289,9 @@ class Structure:
         """
         trials = 0
         while axes:
-            group, shrunk = (axes[0],), None
+            first = axes[0]
+            group = (first,)
+            shrunk = None
             for candidate in self._candidates(axes):
                 if trials == TRIALS:
                     break
@@ -281,17 +301,19 @@ class Structure:
                     group = candidate
                     break
             if shrunk is None:
-                self._hold(group, self._need(node, group[0], searched=trials < TRIALS))
+                reason = self._need(node, first, searched=trials < TRIALS)
+                self._hold(group, reason)
             else:
-                self.labels[node] |= dict.fromkeys(shrunk, group[0])
+                self.labels[node] |= dict.fromkeys(shrunk, first)
             for axis in group:
-                self.tied.merge(group[0], axis)
+                self.tied.merge(first, axis)
                 axes.remove(axis)
 
     def _candidates(self, axes: Sequence[Axis]) -> Iterator[tuple[Axis, ...]]:
         """The sets of axes of one size that hold the first of `axes`, small ones first."""
         first, *others = axes
-        alike = [axis for axis in others if self._size(axis) == self._size(first)]
+        size = self._size(first)
+        alike = [axis for axis in others if self._size(axis) == size]
         for count in range(len(alike) + 1):
             for more in itertools.combinations(alike, count):
                 yield first, *more
@@ -312,20 +334,25 @@ class Structure:
         (2, 31, H, W) and (2, 16, H, W): axis 1 shrinks, (1,). A reshape of the 32 channels into 4
         groups of 8 fails with 31.
         """
-        full, unit = self._size(axes[0]), self._unit(axes[0])
+        full = self._size(axes[0])
+        unit = self._unit(axes[0])
         before = self.values[node].shape
         half = full // unit // 2 * unit
         found = set()
         for size in (full - unit, half):
+            sizes = dict.fromkeys(axes, size)
             try:
-                after = self._run(node, dict.fromkeys(axes, size)).shape
+                after = self._run(node, sizes).shape
             except Exception:  # whatever it raises means no
                 return None
             if len(after) != len(before):
                 return None
-            changed = [axis for axis in range(len(before)) if after[axis] != before[axis]]
-            if any((before[axis], after[axis]) != (full, size) for axis in changed):
-                return None
+            changed = []
+            for axis, pair in enumerate(zip(before, after, strict=True)):
+                if pair == (full, size):
+                    changed.append(axis)
+                elif pair[0] != pair[1]:
+                    return None
             found.add(tuple(changed))
         return found.pop() if len(found) == 1 else None
 
@@ -337,7 +364,8 @@ class Structure:
         def value(source: fx.Node) -> object:
             known = self.values[source]
             if isinstance(known, torch.Tensor):
-                return known.new_empty(self._resized(source, known.shape, sizes))
+                shape = self._resized(source, known.shape, sizes)
+                return known.new_empty(shape)
             return self._run(source, sizes) if sizes else known
 
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), value)
@@ -350,12 +378,15 @@ class Structure:
         if node.op == "output":
             return args[0]
         if node.op == "get_attr":
-            tensor = operator.attrgetter(node.target)(node.graph.owning_module)
+            get = operator.attrgetter(node.target)
+            tensor = get(node.graph.owning_module)
             if not self.own[node]:
                 return tensor
             (name,) = self.own[node]
-            return tensor.new_empty(self._resized(name, tensor.shape, sizes))
-        return self._resized_module(node, sizes)(*args, **kwargs)
+            shape = self._resized(name, tensor.shape, sizes)
+            return tensor.new_empty(shape)
+        module = self._resized_module(node, sizes)
+        return module(*args, **kwargs)
 
     def _resized(
         self, key: fx.Node | str, full: Sequence[int], sizes: Mapping[Axis, int]
@@ -374,7 +405,8 @@ class Structure:
         prefix = f"{without_root(node.target)}."
         shapes = {}
         for name in self.own[node]:
-            shapes[name.removeprefix(prefix)] = self._resized(name, self.shapes[name], sizes)
+            leaf = name.removeprefix(prefix)
+            shapes[leaf] = self._resized(name, self.shapes[name], sizes)
         set_shapes(module, shapes)
         return module
 
@@ -382,7 +414,8 @@ class Structure:
 def copy_structure(module: nn.Module) -> nn.Module:
     """A copy that shares the tensors, for `set_shapes` to replace."""
     tensors = itertools.chain(module.parameters(), module.buffers())
-    return copy.deepcopy(module, {id(tensor): tensor for tensor in tensors})
+    shared = {id(tensor): tensor for tensor in tensors}
+    return copy.deepcopy(module, shared)
 
 
 def set_shapes(module: nn.Module, shapes: Mapping[str, Sequence[int]]) -> None:
@@ -398,10 +431,11 @@ def set_shapes(module: nn.Module, shapes: Mapping[str, Sequence[int]]) -> None:
     for layer in module.modules():
         weight = getattr(layer, "weight", None)
         if isinstance(layer, CONVOLUTIONS):
+            outputs, inputs, *_ = weight.shape
             if _is_depthwise(layer):
-                layer.groups = weight.shape[0]
-            layer.out_channels = weight.shape[0]
-            layer.in_channels = weight.shape[1] * layer.groups
+                layer.groups = outputs
+            layer.out_channels = outputs
+            layer.in_channels = inputs * layer.groups
         elif isinstance(layer, nn.Linear):
             layer.out_features, layer.in_features = weight.shape
         elif isinstance(layer, NORMS):

@@ -59,12 +59,14 @@ class ElasticModel:
         stages: Sequence[str],
         created: Mapping[str, Any],
     ):
-        self.groups, self.stages = groups, stages
+        self.groups = groups
+        self.stages = stages
         # What a checkpoint says of it: the registered family and its options, or a mere name.
         self.__qualname__ = FAMILY if created else f"elastic {type(model).__name__}"
         self.options = _options(created, groups, stages) if created else {}
         self.shapes = _shapes(model)
-        self.template = copy.deepcopy(model).train()
+        template = copy.deepcopy(model)
+        self.template = template.train()
         with torch.device("meta"):
             set_shapes(self.template, self.shapes)
         self.describe = functools.cache(self._describe)
@@ -74,8 +76,10 @@ class ElasticModel:
         sizes = self._sizes(config)
         net = copy_structure(self.template)
         # From the last one on, as a stage may lie in another.
-        for stage, blocks in reversed(list(zip(self.stages, config.depth, strict=True))):
-            del net.get_submodule(stage)[blocks:]
+        depths = list(zip(self.stages, config.depth, strict=True))
+        for stage, blocks in reversed(depths):
+            sequence = net.get_submodule(stage)
+            del sequence[blocks:]
         shapes = {}
         for name in net.state_dict():
             full = enumerate(self.shapes[name])
@@ -85,7 +89,8 @@ class ElasticModel:
             if isinstance(module, NORMS):
                 module.reset_running_stats()
         net.config = config
-        net.register_forward_pre_hook(functools.partial(_resize_images, config.resolution))
+        resize = functools.partial(_resize_images, config.resolution)
+        net.register_forward_pre_hook(resize)
         return net
 
     def _sizes(self, config: SubnetConfig) -> dict[Axis, int]:
@@ -94,12 +99,14 @@ class ElasticModel:
         kinds["depth"] = len(self.stages)
         for kind in ("depth", *CHANNEL_KINDS):
             entries = getattr(config, kind)
-            if len(entries) != kinds[kind]:
-                raise ConfigError(f"{config}: expected {kinds[kind]} entries of {kind}")
+            count = kinds[kind]
+            if len(entries) != count:
+                raise ConfigError(f"{config}: expected {count} entries of {kind}")
         places = {kind: iter(getattr(config, kind)) for kind in CHANNEL_KINDS}
         sizes: dict[Axis, int] = {}
         for group in self.groups:
-            size = next(places[group.kind]) * group.unit
+            entry = next(places[group.kind])
+            size = entry * group.unit
             sizes |= dict.fromkeys(group.axes, size)
         return sizes
 
@@ -148,7 +155,8 @@ def _family(created: Mapping[str, Any], groups: list, stages: list[str]) -> Fami
         model = with_elastic_parts(_created(created))
         shapes = _shapes(model)
         found = [_group(shapes, *group) for group in groups]
-        if not all(isinstance(model.get_submodule(stage), SEQUENCES) for stage in stages):
+        modules = map(model.get_submodule, stages)
+        if not all(isinstance(module, SEQUENCES) for module in modules):
             raise ConfigError(f"{stages}: not all are sequences of blocks")
     except (TypeError, ValueError, KeyError, IndexError, AttributeError, ModelError) as error:
         raise ConfigError(f"no elastic model of {created}: {error!r}") from error
@@ -158,7 +166,8 @@ def _family(created: Mapping[str, Any], groups: list, stages: list[str]) -> Fami
 
 def _group(shapes: Mapping[str, Sequence[int]], kind: str, unit: int, axes: list) -> Group:
     pairs = tuple((name, axis) for name, axis in axes)
-    size, *others = {shapes[name][axis] for name, axis in pairs}
+    sizes = {shapes[name][axis] for name, axis in pairs}
+    size, *others = sizes
     if kind not in CHANNEL_KINDS or others or unit < 1 or size % unit:
         raise ConfigError(f"{kind} of {pairs}: no group of channels in heads of {unit}")
     return Group(kind, pairs, size, unit)
@@ -182,7 +191,8 @@ def _created(arguments: Mapping[str, Any]) -> nn.Module:
     try:
         with torch.device("meta"):
             model = timm.create_model(**arguments)
-        if sum(p.numel() for p in model.parameters()) > LARGEST_MODEL:
+        size = sum(parameter.numel() for parameter in model.parameters())
+        if size > LARGEST_MODEL:
             raise ModelError(f"{name} would have more than {LARGEST_MODEL} parameters")
         others = [module for module in model.modules() if not isinstance(module, NORMS)]
         if any(module._buffers for module in others):
@@ -211,8 +221,8 @@ def arguments_of(model: nn.Module) -> dict[str, Any]:
         return {}
     arguments = {"model_name": about["architecture"], "num_classes": model.num_classes}
     patches = getattr(model, "patch_embed", None)
-    if getattr(patches, "img_size", None):
-        arguments["img_size"] = patches.img_size
+    if size := getattr(patches, "img_size", None):
+        arguments["img_size"] = size
     return arguments
 
 
@@ -226,4 +236,5 @@ def makes(arguments: Mapping[str, Any], model: nn.Module) -> bool:
 
 
 def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    state = model.state_dict()
+    return {name: tuple(value.shape) for name, value in state.items()}

@@ -82,8 +82,10 @@ def _views(net: nn.Module, example: torch.Tensor, precision: str) -> Answer:
 
 def _folded(net: nn.Module, example: torch.Tensor, precision: str) -> Answer:
     """A frozen TorchScript graph: BatchNorm is folded into copies of the weights before it."""
-    with _quiet(), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-        frozen = torch.jit.freeze(torch.jit.trace(net, example[:1], check_trace=False))
+    half = precision == "bf16"
+    with _quiet(), torch.autocast("cpu", torch.bfloat16, enabled=half):
+        traced = torch.jit.trace(net, example[:1], check_trace=False)
+        frozen = torch.jit.freeze(traced)
     return lambda images: frozen(images).float()
 
 
@@ -91,13 +93,18 @@ def _onnxruntime(net: nn.Module, example: torch.Tensor, precision: str) -> Answe
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = torch.get_num_threads()
+    threads = torch.get_num_threads()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = threads
     options.log_severity_level = 3  # warnings are about its own optimisations
     options.enable_cpu_mem_arena = False  # one per sub-network; a sixth of the memory, no faster
-    session = onnxruntime.InferenceSession(_exported(net, example, precision), options)
+    graph = _exported(net, example, precision)
+    session = onnxruntime.InferenceSession(graph, options)
 
     def run(images: torch.Tensor) -> torch.Tensor:
-        return torch.from_numpy(session.run(None, {"images": images.contiguous().numpy()})[0])
+        feed = {"images": images.contiguous().numpy()}
+        (logits,) = session.run(None, feed)
+        return torch.from_numpy(logits)
 
     return run
 
@@ -107,25 +114,28 @@ def _openvino(net: nn.Module, example: torch.Tensor, precision: str) -> Answer:
     import openvino
 
     core = openvino.Core()
-    model = core.read_model(_exported(net, example, precision))
+    graph = _exported(net, example, precision)
+    model = core.read_model(graph)
     model.reshape([1, *example.shape[1:]])
     settings = {
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
         "PERFORMANCE_HINT": "LATENCY",
     }
-    request = core.compile_model(model, "CPU", settings).create_infer_request()
+    compiled = core.compile_model(model, "CPU", settings)
+    request = compiled.create_infer_request()
     lock = threading.Lock()
 
     def run(images: torch.Tensor) -> torch.Tensor:
         # A request holds the tensors of one frame: it reads the image where it lies, and its answer
         # lasts until the next one.
+        answers = []
         with lock:
-            answers = (
-                request.infer({0: image}, share_inputs=True, share_outputs=True)[0]
-                for image in images[:, None].contiguous().numpy()
-            )
-            return torch.cat([torch.from_numpy(answer).clone() for answer in answers])
+            for image in images[:, None].contiguous().numpy():
+                found = request.infer({0: image}, share_inputs=True, share_outputs=True)
+                answer = torch.from_numpy(found[0])
+                answers.append(answer.clone())
+        return torch.cat(answers)
 
     return run
 
@@ -151,7 +161,9 @@ def _exported(net: nn.Module, example: torch.Tensor, precision: str) -> bytes:
         )
     model = onnx.load_from_string(file.getvalue())
     _pool_globally(model.graph)
-    return (_quantised(model, example) if precision == "int8" else model).SerializeToString()
+    if precision == "int8":
+        model = _quantised(model, example)
+    return model.SerializeToString()
 
 
 def _pool_globally(graph) -> None:
@@ -162,23 +174,34 @@ def _pool_globally(graph) -> None:
     """
     from onnx import helper, numpy_helper
 
-    constants = (n for n in graph.node if n.op_type == "Constant")
-    tensors = {n.output[0]: a.t for n in constants for a in n.attribute if a.name == "value"}
+    tensors = {}
+    for node in graph.node:
+        if node.op_type == "Constant":
+            for attribute in node.attribute:
+                if attribute.name == "value":
+                    tensors[node.output[0]] = attribute.t
     tensors |= {tensor.name: tensor for tensor in graph.initializer}
+
+    def is_pooling(node) -> bool:
+        axes = tensors.get(node.input[1]) if node.op_type == "ReduceMean" else None
+        return axes is not None and sorted(numpy_helper.to_array(axes)) in ([2, 3], [-2, -1])
+
     nodes = []
     for node in graph.node:
-        axes = tensors.get(node.input[1]) if node.op_type == "ReduceMean" else None
-        if axes is None or sorted(numpy_helper.to_array(axes)) not in ([2, 3], [-2, -1]):
+        if not is_pooling(node):
             nodes.append(node)
             continue
         keeps = next((a.i for a in node.attribute if a.name == "keepdims"), 1)
-        pooled = node.output[0] if keeps else f"{node.output[0]}_pooled"
+        name = node.output[0]
+        pooled = name if keeps else f"{name}_pooled"
         nodes.append(helper.make_node("GlobalAveragePool", node.input[:1], [pooled]))
         if not keeps:
             nodes.append(helper.make_node("Flatten", [pooled], node.output))
     used = {name for node in nodes for name in node.input}
     del graph.node[:]
-    graph.node.extend(n for n in nodes if n.op_type != "Constant" or n.output[0] in used)
+    for node in nodes:  # without the axes that nobody asks for any more
+        if node.op_type != "Constant" or node.output[0] in used:
+            graph.node.append(node)
 
 
 def _quantised(model, example: torch.Tensor):
@@ -186,11 +209,12 @@ def _quantised(model, example: torch.Tensor):
     import onnx
     from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
 
-    class Images(CalibrationDataReader):
-        feeds = iter([{"images": image[None].contiguous().numpy()} for image in example])
+    feeds = [{"images": image[None].contiguous().numpy()} for image in example]
+    left = iter(feeds)
 
+    class Images(CalibrationDataReader):
         def get_next(self):
-            return next(self.feeds, None)
+            return next(left, None)
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "int8.onnx"

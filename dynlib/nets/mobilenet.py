@@ -52,8 +52,11 @@ OFA_W12 = mobilenet_space((120,))
 
 def make_divisible(value: float, divisor: int = 8) -> int:
     """The multiple of `divisor` nearest to `value`, at least one, at most 10 % below `value`."""
-    nearest = max(divisor, int(value + divisor / 2) // divisor * divisor)
-    return nearest + divisor if nearest < 0.9 * value else nearest
+    multiples = int(value + divisor / 2) // divisor
+    nearest = max(divisor, multiples * divisor)
+    if nearest < 0.9 * value:
+        nearest += divisor
+    return nearest
 
 
 def channels(config: SubnetConfig) -> list[int]:
@@ -122,7 +125,8 @@ def stages(config: SubnetConfig) -> list[list[BlockSizes]]:
 
 
 def _conv(inputs: int, outputs: int, kernel=1, stride=1, groups=1, act=None) -> nn.Sequential:
-    conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)
+    same = kernel // 2  # as many pixels as the images have
+    conv = nn.Conv2d(inputs, outputs, kernel, stride, same, groups=groups, bias=False)
     parts = OrderedDict(conv=conv, norm=nn.BatchNorm2d(outputs))
     if act is not None:
         parts["act"] = act(inplace=True)
@@ -158,9 +162,13 @@ class InvertedResidual(nn.Module):
         hidden = sizes.hidden
         outputs = sizes.out_channels
         act = nn.Hardswish if sizes.swish else nn.ReLU
-        self.expand = _conv(inputs, hidden, act=act) if hidden != inputs else None
+        self.expand = None
+        if hidden != inputs:
+            self.expand = _conv(inputs, hidden, act=act)
         self.depthwise = _conv(hidden, hidden, sizes.kernel, sizes.stride, hidden, act)
-        self.squeeze = SqueezeExcite(hidden, sizes.reduced) if sizes.squeezed else None
+        self.squeeze = None
+        if sizes.squeezed:
+            self.squeeze = SqueezeExcite(hidden, sizes.reduced)
         self.project = _conv(hidden, outputs)
         self.residual = sizes.stride == 1 and inputs == outputs
 
@@ -209,7 +217,8 @@ class MobileNetV3(Row):
         return self.stem(images)
 
     def _head(self, x):
-        means = self.final(x).mean((2, 3))
+        features = self.final(x)
+        means = features.mean((2, 3))
         mixed = F.hardswish(self.mix(means))
         return self.head(mixed)
 
@@ -223,7 +232,8 @@ def _describe(config: SubnetConfig, classes: int) -> BlockLayers:
     stem, *_, last, final, mixed = channels(config)
     pixels = config.resolution
     size = (pixels + 1) // 2
-    found = {"stem": [LayerSpec("conv", 3, stem, 3, 2, in_size=pixels, out_size=size)]}
+    first = LayerSpec("conv", 3, stem, 3, 2, in_size=pixels, out_size=size)
+    found = {"stem": [first]}
     for s, stage in enumerate(stages(config)):
         for b, sizes in enumerate(stage):
             found[f"stages.{s}.{b}"] = _describe_block(sizes, size)
@@ -240,7 +250,8 @@ def _describe_block(sizes: BlockSizes, in_size: int) -> list[LayerSpec]:
     inputs = sizes.in_channels
     hidden = sizes.hidden
     outputs = sizes.out_channels
-    kernel, stride = sizes.kernel, sizes.stride
+    kernel = sizes.kernel
+    stride = sizes.stride
     size = (in_size - 1) // stride + 1
     specs = []
     if hidden != inputs:
@@ -259,10 +270,12 @@ def _canonical(config: SubnetConfig, space: SearchSpace) -> SubnetConfig:
     Two configurations of `space` are the same network exactly if this is equal.
     """
     places = len(config.kernel) // len(STRIDES)
-    kernel, expand = list(config.kernel), list(config.expand)
+    smallest = space.smallest
+    kernel = list(config.kernel)
+    expand = list(config.expand)
     for place in range(len(kernel)):
         stage, block = divmod(place, places)
         if block >= config.depth[stage]:
-            kernel[place] = space.kernel[place][0]
-            expand[place] = space.expand[place][0]
+            kernel[place] = smallest.kernel[place]
+            expand[place] = smallest.expand[place]
     return replace(config, kernel=tuple(kernel), expand=tuple(expand))

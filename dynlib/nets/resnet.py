@@ -85,7 +85,8 @@ class ResNet(Row):
         return F.relu(self.stem(images))
 
     def _head(self, x):
-        return self.head(x.amax((2, 3)))
+        largest = x.amax((2, 3))
+        return self.head(largest)
 
 
 @register("ResNet")
@@ -96,7 +97,8 @@ def _family() -> Family:
 def _describe(config: SubnetConfig, classes: int) -> BlockLayers:
     pixels = config.resolution
     size = pixels - 1
-    found = {"stem": [LayerSpec("conv", 3, STEM_CHANNELS, 2, in_size=pixels, out_size=size)]}
+    stem = LayerSpec("conv", 3, STEM_CHANNELS, 2, in_size=pixels, out_size=size)
+    found = {"stem": [stem]}
     channels = STEM_CHANNELS
     for s, depth in enumerate(config.depth):
         width = config.width[s]
@@ -119,11 +121,15 @@ def whiten_stem(stem: nn.Conv2d, images: torch.Tensor, eps: float = 5e-4) -> Non
     Both signs of every principal direction are kept, because a rectifier follows.
     """
     windows = images.unfold(2, 2, 1).unfold(3, 2, 1)  # (N, 3, H - 1, W - 1, 2, 2)
-    patches = windows.movedim(1, 3).reshape(-1, 12).double()
+    pixels_last = windows.movedim(1, 3)
+    patches = pixels_last.reshape(-1, 12).double()
     covariance = patches.T @ patches / len(patches)
     values, vectors = torch.linalg.eigh(covariance)
-    scaled = vectors / (values + eps).sqrt()
-    filters = scaled.T.reshape(12, 3, 2, 2).flip(0)  # the largest variance first
+    deviations = (values + eps).sqrt()
+    scaled = vectors / deviations
+    ascending = scaled.T.reshape(12, 3, 2, 2)
+    filters = ascending.flip(0)  # the largest variance first
+    both_signs = torch.cat([filters, -filters])
     with torch.no_grad():
-        stem.weight.copy_(torch.cat([filters, -filters]))
+        stem.weight.copy_(both_signs)
         stem.bias.zero_()

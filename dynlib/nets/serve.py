@@ -57,8 +57,10 @@ class SubnetServer:
         precision: str = "fp32",
         example: torch.Tensor | None = None,
     ):
-        self._supernet, self._example = supernet, example
-        self.backend, self.precision = backend, precision
+        self._supernet = supernet
+        self._example = example
+        self.backend = backend
+        self.precision = precision
         self._prepared: dict[str, Prepared] = {}
         for config in configs:
             self.prepare(config)
@@ -82,10 +84,13 @@ class SubnetServer:
         size = config.resolution
         if self._example is None and self.precision == "int8":
             raise ModelError("int8 is calibrated on images; give the server an `example`")
-        example = torch.zeros(1, 3, size, size) if self._example is None else self._example
+        example = self._example
+        if example is None:
+            example = torch.zeros(1, 3, size, size)
         net = self._supernet.prepare(config)
         run = engine.prepare(net, resized(example, size), self.precision)
-        self._prepared[str(config)] = Prepared(str(config), size, run)
+        subnet = str(config)
+        self._prepared[subnet] = Prepared(subnet, size, run)
 
     def switch(self, subnet: str | SubnetConfig) -> None:
         """Serve from the next frame on with `subnet`.
@@ -107,6 +112,9 @@ class SubnetServer:
 
 def storage_bytes(*nets: nn.Module) -> int:
     """Bytes of all tensors of these networks, what several share counted once."""
-    tensors = (t for net in nets for t in (*net.parameters(), *net.buffers()))
-    storages = (tensor.untyped_storage() for tensor in tensors)
-    return sum({s.data_ptr(): s.nbytes() for s in storages}.values())
+    sizes = {}
+    for net in nets:
+        for tensor in (*net.parameters(), *net.buffers()):
+            storage = tensor.untyped_storage()
+            sizes[storage.data_ptr()] = storage.nbytes()
+    return sum(sizes.values())

@@ -23,13 +23,16 @@ def slimmable_space(resolution: int, widths: tuple[int, ...] = WIDTHS_PCT) -> Se
 
 def share(channels: int, percent: int) -> int:
     """`percent` of `channels`."""
-    return max(1, round(channels * percent / 100))
+    exact = channels * percent / 100
+    return max(1, round(exact))
 
 
 def conv_norm(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1):
     """A convolution of "same" padding without bias, and its BatchNorm."""
-    conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)
-    return nn.Sequential(conv, nn.BatchNorm2d(outputs))
+    same = kernel // 2
+    conv = nn.Conv2d(inputs, outputs, kernel, stride, same, groups=groups, bias=False)
+    norm = nn.BatchNorm2d(outputs)
+    return nn.Sequential(conv, norm)
 
 
 class SlimmableResidual(nn.Module):
@@ -42,7 +45,8 @@ class SlimmableResidual(nn.Module):
     def __init__(self, inputs: int, width: int, outputs: int, stride: int):
         super().__init__()
         if width == outputs:
-            layers = [conv_norm(inputs, width, 3, stride), conv_norm(width, outputs, 3)]
+            first = conv_norm(inputs, width, 3, stride)
+            layers = [first, conv_norm(width, outputs, 3)]
         else:
             reduce = conv_norm(inputs, width, 1)
             middle = conv_norm(width, width, 3, stride)
@@ -171,7 +175,8 @@ class Separable(nn.Module):
         """Shapes as in the class."""
         x = self.act(self.depthwise(x), inplace=True)
         if len(self.attend):
-            x = x * self.attend(x.mean((2, 3)))[..., None, None]
+            gate = self.attend(x.mean((2, 3)))
+            x = x * gate[..., None, None]
         return self.act(self.pointwise(x), inplace=True)
 
 

@@ -75,8 +75,10 @@ class Supernet(nn.Module):
             self.options = getattr(build, "options", {})
             self.kind = Family(build, getattr(build, "describe", None))
         largest = self.kind.build(space.largest, classes)
-        self.net = _without_statistics(largest.to(memory_format=torch.channels_last))
-        self._kernels = sorted({size for choices in space.kernel for size in choices})
+        largest.to(memory_format=torch.channels_last)
+        self.net = _without_statistics(largest)
+        kernels = set().union(*space.kernel)
+        self._kernels = sorted(kernels)
         if transform:
             self._add_matrices()
         self.statistics: dict[SubnetConfig, Tensors] = {}
@@ -113,7 +115,8 @@ class Supernet(nn.Module):
         """
         store = dict(self.net.named_parameters())
         views = {}
-        for name, small in self._skeleton(config).named_parameters():
+        skeleton = self._skeleton(config)
+        for name, small in skeleton.named_parameters():
             views[name] = self._slice(store, name, small.shape)
         return views
 
@@ -127,7 +130,8 @@ class Supernet(nn.Module):
             if matrix is None:  # not depth-wise
                 break
             centre = crop(weight, (*shape[:2], small, small))
-            weight = (centre.flatten(1) @ matrix.T).view(centre.shape)
+            mixed = centre.flatten(1) @ matrix.T
+            weight = mixed.view(centre.shape)
         return crop(weight, shape)
 
     def forward(self, images: torch.Tensor, config: SubnetConfig) -> torch.Tensor:
@@ -136,7 +140,8 @@ class Supernet(nn.Module):
         This is the training path: gradients reach the shared weights.
         """
         net = self._skeleton(config)
-        return functional_call(net, self.slices(config), (images,))
+        weights = self.slices(config)
+        return functional_call(net, weights, (images,))
 
     def prepare(self, config: SubnetConfig) -> nn.Module:
         """A static network in eval mode whose parameters are views of the shared weights.
@@ -152,7 +157,8 @@ class Supernet(nn.Module):
                 f"no BatchNorm statistics for {config}; run calibrate(supernet, config, images) "
                 f"(stored: {stored})"
             )
-        return self._materialise(config, self.slices(config))
+        parameters = self.slices(config)
+        return self._materialise(config, parameters)
 
     def extract(self, config: SubnetConfig) -> nn.Module:
         """The same network with its own copies of the weights: what one would deploy alone."""
@@ -178,10 +184,12 @@ class Supernet(nn.Module):
     def _materialise(self, config: SubnetConfig, parameters: Tensors):
         with torch.device("meta"):
             net = self.kind.build(config, self.classes)
-        device = next(iter(parameters.values())).device
         state = {name: value.detach() for name, value in parameters.items()}
-        statistics = self.statistics.get(self.canonical(config), {})  # none without BatchNorm
-        state |= {name: value.to(device) for name, value in statistics.items()}
+        device = next(iter(state.values())).device
+        key = self.canonical(config)
+        statistics = self.statistics.get(key, {})  # none without BatchNorm
+        for name, value in statistics.items():
+            state[name] = value.to(device)
         for name, buffer in net.named_buffers():
             if name.endswith("num_batches_tracked"):
                 state[name] = torch.zeros((), dtype=buffer.dtype, device=device)
@@ -200,7 +208,8 @@ class Supernet(nn.Module):
             dtype = torch.float16 if half else parameter.dtype
             weights[name] = parameter.detach().to("cpu", dtype)
         statistics = {str(config): values for config, values in self.statistics.items()}
-        checkpoint = Checkpoint(self._identity(), provenance, weights, statistics)
+        identity = self._identity()
+        checkpoint = Checkpoint(identity, provenance, weights, statistics)
         return write_checkpoint(path, checkpoint)
 
     def load(self, path: str | Path) -> dict:
@@ -209,7 +218,8 @@ class Supernet(nn.Module):
         The statistics are ordered by the work of their sub-networks, smallest first.
         Nothing is changed unless the whole file fits. Raises `CheckpointError`.
         """
-        return self._take(read_checkpoint(path), path)
+        checkpoint = read_checkpoint(path)
+        return self._take(checkpoint, path)
 
     def _take(self, checkpoint: Checkpoint, path: str | Path) -> dict:
         for key, own in self._identity().items():
@@ -234,8 +244,10 @@ class Supernet(nn.Module):
             except ConfigError as error:
                 raise CheckpointError(f"{source}: {error}") from error
             sizes = {}
-            for name, norm in _norms(self._skeleton(config)).items():
-                sizes |= {f"{name}.{moment}": (norm.num_features,) for moment in MOMENTS}
+            norms = _norms(self._skeleton(config))
+            for name, norm in norms.items():
+                for moment in MOMENTS:
+                    sizes[f"{name}.{moment}"] = (norm.num_features,)
             _same_shapes(f"{source}, {text}", values, sizes)
             found[self.canonical(config)] = values
         with torch.no_grad():
@@ -276,8 +288,8 @@ class Supernet(nn.Module):
         )
         new = dict(large.net.named_parameters())
         old = dict(self.net.named_parameters())
-        if new.keys() != old.keys():
-            raise ConfigError(f"grown: layers {sorted(new.keys() ^ old.keys())} are in one only")
+        if unshared := new.keys() ^ old.keys():
+            raise ConfigError(f"grown: layers {sorted(unshared)} are in one only")
         for name, weight in old.items():
             room = tuple(new[name].shape)
             if any(map(int.__gt__, weight.shape, room)):
@@ -286,7 +298,8 @@ class Supernet(nn.Module):
             for name, weight in old.items():
                 if weight.ndim > 1:
                     new[name][: len(weight)] = 0
-                crop(new[name], weight.shape).copy_(weight)
+                place = crop(new[name], weight.shape)
+                place.copy_(weight)
         return large
 
     def _identity(self) -> dict:
@@ -295,12 +308,14 @@ class Supernet(nn.Module):
 
 def macs_m(supernet: Supernet, config: SubnetConfig) -> float:
     """Millions of multiply-accumulates of a sub-network for one image."""
-    return sum(layer.macs for layer in supernet.layers(config)) / 1e6
+    layers = supernet.layers(config)
+    return sum(layer.macs for layer in layers) / 1e6
 
 
 def params_m(supernet: Supernet, config: SubnetConfig) -> float:
     """Millions of parameters of a sub-network, including normalisation and biases."""
-    return sum(p.numel() for p in supernet.slices(config).values()) / 1e6
+    weights = supernet.slices(config)
+    return sum(weight.numel() for weight in weights.values()) / 1e6
 
 
 def crop(weight: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
@@ -365,17 +380,20 @@ def calibrate(
     norms = _norms(net)
     for norm in norms.values():
         norm.momentum = None  # cumulative average
-    parameters = {name: view.detach() for name, view in supernet.slices(config).items()}
+    views = supernet.slices(config)
+    parameters = {name: view.detach() for name, view in views.items()}
     seen = 0
     with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
         for images in batches:
-            functional_call(net, parameters, (images.to(device),))
+            there = images.to(device)
+            functional_call(net, parameters, (there,))
             seen += len(images)
     if not seen:
         raise DynlibError(f"calibrate {config}: no images given")
     statistics = {}
     for name, norm in norms.items():
         for moment in MOMENTS:
-            statistics[f"{name}.{moment}"] = getattr(norm, moment).float().cpu().clone()
+            values = getattr(norm, moment).float().cpu()
+            statistics[f"{name}.{moment}"] = values.clone()
     supernet.statistics[key] = statistics
     return statistics

@@ -20,8 +20,9 @@ Block = Callable[[torch.Tensor], torch.Tensor]
 
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        known = isinstance(module, LAYERS) or _timm().is_notrace_module(type(module))
-        return known or super().is_leaf_module(module, name)
+        if isinstance(module, LAYERS) or _timm().is_notrace_module(type(module)):
+            return True
+        return super().is_leaf_module(module, name)
 
 
 def graph_of(net: nn.Module) -> fx.GraphModule:
@@ -29,7 +30,8 @@ def graph_of(net: nn.Module) -> fx.GraphModule:
 
     Raises `ModelError` where torch.fx cannot record it, because its course depends on the images.
     """
-    tracer = _Tracer(autowrap_functions=tuple(_timm().get_notrace_functions()))
+    opaque = _timm().get_notrace_functions()
+    tracer = _Tracer(autowrap_functions=tuple(opaque))
     # Wrapped, so that further arguments of its forward keep their defaults, and its hooks run.
     root = nn.Sequential(net)
     try:
@@ -47,7 +49,8 @@ def _timm():
 def module_paths(node: fx.Node) -> list[str]:
     """Paths in the network of the modules that a node of its graph lies in, outermost first."""
     stack = node.meta.get("nn_module_stack", {})
-    return [without_root(path) for path, _ in stack.values()] or [""]
+    paths = [without_root(path) for path, _ in stack.values()]
+    return paths or [""]
 
 
 def without_root(path: str) -> str:

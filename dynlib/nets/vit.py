@@ -112,11 +112,11 @@ def _describe(config: SubnetConfig, classes: int) -> BlockLayers:
         attention = AttentionSpec(
             "attention", rows, rows, groups=heads, in_size=side, out_size=side
         )
-        queries, keys, values = [linear(width, rows)] * 3
+        projection = linear(width, rows)  # of queries, of keys and of values
         found[f"blocks.{b}"] = [
-            queries,
-            keys,
-            values,
+            projection,
+            projection,
+            projection,
             attention,
             linear(rows, width),
             linear(width, hidden),
@@ -127,7 +127,8 @@ def _describe(config: SubnetConfig, classes: int) -> BlockLayers:
 
 def _canonical(config: SubnetConfig, space: SearchSpace) -> SubnetConfig:
     """Blocks beyond the depth have no effect: theirs are the least sizes."""
-    depth, smallest = config.depth[0], space.smallest
+    depth = config.depth[0]
+    smallest = space.smallest
     heads = config.heads[:depth] + smallest.heads[depth:]
     expand = config.expand[:depth] + smallest.expand[depth:]
     return replace(config, heads=heads, expand=expand)
@@ -136,7 +137,9 @@ def _canonical(config: SubnetConfig, space: SearchSpace) -> SubnetConfig:
 def _blocks(config: SubnetConfig) -> list[tuple[int, int]]:
     """Heads and hidden channels of the MLP of each block."""
     depth = config.depth[0]
-    return list(zip(config.heads[:depth], config.expand[:depth], strict=True))
+    heads = config.heads[:depth]
+    expand = config.expand[:depth]
+    return list(zip(heads, expand, strict=True))
 
 
 def _check(config: SubnetConfig, patch: int) -> tuple[int, int]:

@@ -40,38 +40,47 @@ def exit_outcomes(
         choice 1 (exit not in use):  leave 0   and 1,   right 0   and 1
     """
     count, positions = right.shape
-    options = len(thresholds) + 1
     # One bit an image, so that millions of choices fit; a row for each choice made so far.
-    everyone = np.packbits(np.ones((1, count), bool), axis=1)
+    all_bits = np.ones((1, count), bool)
+    everyone = np.packbits(all_bits, axis=1)
     waiting = everyone
     left = np.zeros((1, 0))
     good = np.zeros((1, 0))
+    exits = positions - 1
     # Position by position every choice branches into the options that its exit has.
     for position in range(positions):
-        is_last = position == positions - 1
-        sure = everyone if is_last else _sure(confidence[:, position], thresholds)
+        sure = everyone
+        if position < exits:
+            sure = _sure(confidence[:, position], thresholds)
         leaving = _branch(waiting, sure)
         waiting = _branch(waiting, ~sure)
         correct = np.packbits(right[:, position])
         branches = len(sure)
-        left = np.column_stack([left.repeat(branches, axis=0), _count(leaving)])
-        good = np.column_stack([good.repeat(branches, axis=0), _count(leaving & correct)])
+        left = left.repeat(branches, axis=0)
+        left = np.column_stack([left, _count(leaving)])
+        good = good.repeat(branches, axis=0)
+        good = np.column_stack([good, _count(leaving & correct)])
+    # A choice's number, written to the base of the options of an exit, has a digit for each exit.
+    options = len(thresholds) + 1
     numbers = np.arange(len(left))
-    digits = np.unravel_index(numbers, (options,) * (positions - 1))
+    digits = np.unravel_index(numbers, (options,) * exits)
     choices = np.stack(digits, axis=1)
     return choices, left / count, good / count
 
 
 def _sure(confidence: np.ndarray, thresholds: Sequence[float]) -> np.ndarray:
     """Bits of the images that each option lets go: every threshold, then the exit not in use."""
-    passes = confidence >= np.array(thresholds)[:, None]
+    least = np.array(thresholds)[:, None]
+    passes = confidence >= least
     nobody = np.zeros((1, len(confidence)), bool)
-    return np.packbits(np.concatenate([passes, nobody]), axis=1)
+    options = np.concatenate([passes, nobody])
+    return np.packbits(options, axis=1)
 
 
 def _branch(images: np.ndarray, options: np.ndarray) -> np.ndarray:
     """Every row of `images` with every one of `options`, which varies fastest."""
-    return (images[:, None] & options).reshape(-1, images.shape[1])
+    pairs = images[:, None] & options
+    return pairs.reshape(-1, images.shape[1])
 
 
 def _count(bits: np.ndarray) -> np.ndarray:
@@ -111,17 +120,19 @@ class Lookup:
         self.powers = powers
         self.choices, self.left, self.good = exit_outcomes(right, confidence, thresholds)
         self.accuracy_pct = 100 * self.good.sum(axis=1)
+        count, exits = self.choices.shape
         off = len(thresholds)
-        last = np.ones(len(self.choices), bool)
+        last = np.ones(count, bool)
         self.used = np.column_stack([self.choices < off, last])
-        exits = self.choices.shape[1]
-        self.sizes = (*(off + 1,) * exits, *platform.shape)
+        options = (off + 1,) * exits
+        self.sizes = (*options, *platform.shape)
         self.segments = [platform.cost(layers, batch) for layers in segments]
         self.heads = [platform.cost(layers, batch) for layers in heads]
         self.reference = 1.0, 1.0  # no matter for energy and time, which are measured next
         if reference is None:
             # The last choice has no exit in use, the last setting the highest clocks.
-            top = self.measure(len(self.choices) - 1, len(platform.settings) - 1)
+            fastest = len(platform.settings) - 1
+            top = self.measure(count - 1, fastest)
             reference = float(top["energy_mj"]), float(top["latency_ms"])
         self.reference = reference
 
@@ -134,14 +145,16 @@ class Lookup:
         reference_mj, reference_ms = self.reference
         power_mj, power_ms = self.powers
         spent_ms = spent_mj = energy_mj = score = 0.0
-        for position, (segment, head) in enumerate(zip(self.segments, self.heads, strict=True)):
+        parts = zip(self.segments, self.heads, strict=True)
+        for position, (segment, head) in enumerate(parts):
             segment_ms, segment_mj = segment
             head_ms, head_mj = head
             # Every image that comes this far pays for the classifier, if it is in use.
             used = self.used[k, position]
             spent_ms = spent_ms + segment_ms[f] + used * head_ms[f]
             spent_mj = spent_mj + segment_mj[f] + used * head_mj[f]
-            energy_mj = energy_mj + self.left[k, position] * spent_mj
+            leaving = self.left[k, position]
+            energy_mj = energy_mj + leaving * spent_mj
             gain = self.good[k, position]
             if power_mj:
                 gain = gain * (reference_mj / spent_mj) ** power_mj
@@ -158,11 +171,14 @@ class Lookup:
 
     def free(self, knobs: Sequence[str] = DESIGN_KNOBS) -> tuple[np.ndarray, np.ndarray]:
         """Exit choices and settings when only `knobs` may move: else no exits, highest clocks."""
+        choices = np.arange(len(self.choices))
+        if "exits" not in knobs:
+            choices = choices[-1:]
         settings = self.platform.settings
         movable = np.array([knob in knobs for knob in DESIGN_KNOBS[1:]])
-        allowed = (settings == settings.max(axis=0)) | movable
-        choices = np.arange(len(self.choices))
-        return choices if "exits" in knobs else choices[-1:], np.flatnonzero(allowed.all(axis=1))
+        is_highest = settings == settings.max(axis=0)
+        allowed = (is_highest | movable).all(axis=1)
+        return choices, np.flatnonzero(allowed)
 
     def efficient(self, f: np.ndarray) -> np.ndarray:
         """Those of the settings `f` of which no other one is as fast and as frugal in every part.
@@ -170,8 +186,9 @@ class Lookup:
         Every measure gets worse with the cost of any part, so no optimum lies elsewhere.
         """
         parts = (*self.segments, *self.heads)
-        costs = np.stack([cost[f] for part in parts for cost in part], axis=1)
-        return f[pareto_mask(costs)]
+        costs = [cost[f] for part in parts for cost in part]
+        is_best = pareto_mask(np.stack(costs, axis=1))
+        return f[is_best]
 
     def table(self, k: np.ndarray, f: np.ndarray) -> pd.DataFrame:
         """One row for each pair of an exit choice and a setting, both (n,)."""
@@ -192,5 +209,8 @@ class Lookup:
     def _words(self, choice: np.ndarray) -> str:
         """Exits in use with their thresholds, such as ``0@0.8+2@0.9``."""
         off = len(self.thresholds)
-        used = [f"{exit}@{self.thresholds[c]:g}" for exit, c in enumerate(choice) if c < off]
+        used = []
+        for exit, option in enumerate(choice):
+            if option < off:
+                used.append(f"{exit}@{self.thresholds[option]:g}")
         return "+".join(used) or "none"

@@ -39,10 +39,10 @@ class AccuracyPredictor:
         if len(configs) < 5:
             raise SearchError(f"learning needs 5 measured sub-networks, got {len(configs)}")
         self._x = self._features(configs)
-        y = np.asarray(accuracy_pct, float)
-        self._mean = y.mean()
-        self._sd = y.std() or 1.0
-        y = (y - self._mean) / self._sd
+        accuracy = np.asarray(accuracy_pct, float)
+        self._mean = accuracy.mean()
+        self._sd = accuracy.std() or 1.0
+        y = (accuracy - self._mean) / self._sd
         grid = itertools.product(_LENGTHS, _NOISES)
         fits = (self._condition(y, length, noise) for length, noise in grid)
         likeliest = max(fits, key=lambda fit: fit[0])
@@ -53,11 +53,13 @@ class AccuracyPredictor:
         """Log likelihood of the process with its best scale, and what predicting needs."""
         n = len(y)
         kernel = _kernel(self._x, self._x, length)
-        factor = linalg.cho_factor(kernel + noise * np.eye(n), lower=True)
+        noisy = kernel + noise * np.eye(n)
+        factor = linalg.cho_factor(noisy, lower=True)
         weights = linalg.cho_solve(factor, y)
-        scale = max(float(y @ weights) / n, 1e-12)
-        diagonal = np.diag(factor[0])
-        half_log_determinant = np.log(diagonal).sum()
+        fit = float(y @ weights)
+        scale = max(fit / n, 1e-12)
+        triangle, _ = factor
+        half_log_determinant = np.log(np.diag(triangle)).sum()
         likelihood = -half_log_determinant - n / 2 * np.log(scale)
         return likelihood, length, factor, weights, scale
 
@@ -65,12 +67,14 @@ class AccuracyPredictor:
         """Accuracy in percent and its standard deviation, noise of a measurement excluded."""
         x = self._features(configs)
         cross = _kernel(x, self._x, self._length)
-        mean = self._mean + self._sd * (cross @ self._weights)
+        deviation = cross @ self._weights
+        mean = self._mean + self._sd * deviation
         # What the measured ones say about these takes away from what is unknown without them.
         solved = linalg.cho_solve(self._factor, cross.T).T
         explained = (cross * solved).sum(axis=1)
         variance = self._scale * (_prior(x) - explained)
-        return mean, self._sd * np.sqrt(variance.clip(0))
+        spread = np.sqrt(variance.clip(0))
+        return mean, self._sd * spread
 
     def _features(self, configs: Iterable[SubnetConfig]) -> np.ndarray:
         for config in configs:
@@ -114,7 +118,8 @@ def stratified(
     for config in drawn:
         if config in avoid:
             continue
-        share = (np.log(work(config)) - low) / (high - low)
+        above = np.log(work(config)) - low
+        share = above / (high - low)
         stratum = min(int(share * strata), strata - 1)
         groups[stratum].append(config)
     turns = itertools.zip_longest(*groups)
@@ -125,7 +130,8 @@ def stratified(
 
 def kendall(one: Sequence[float], two: Sequence[float]) -> float:
     """Kendall's rank correlation (tau-b), 1 for the same order."""
-    return float(stats.kendalltau(one, two).statistic)
+    tau = stats.kendalltau(one, two)
+    return float(tau.statistic)
 
 
 def tau_ceiling(
@@ -152,6 +158,7 @@ def tau_ceiling(
     share = 1 - (noise / spread) ** 2
     mean = measured.mean()
     true = mean + np.sqrt(share) * (measured - mean)
-    noisy = true + noise * rng.standard_normal((draws, len(true)))
+    errors = rng.standard_normal((draws, len(true)))
+    noisy = true + noise * errors
     taus = [kendall(true, again) for again in noisy]
     return float(np.mean(taus))

@@ -47,7 +47,8 @@ def open_storage(storage: str | Path | None):
         return storage
     path = Path(storage)
     path.parent.mkdir(parents=True, exist_ok=True)
-    return JournalStorage(JournalFileBackend(str(path), _KernelLock(path)))
+    journal = JournalFileBackend(str(path), _KernelLock(path))
+    return JournalStorage(journal)
 
 
 def _sampler(
@@ -139,11 +140,13 @@ def search(
         fresh = seed + 1000 * len(study.trials)
         study.sampler = _sampler(sampler, fresh, population)
         _run(study, space, objective, directions, limits, trials)
-    rows = [{"subnet": subnet, **values} for subnet, values in measured(study).items()][:trials]
+    rows = [{"subnet": subnet, **values} for subnet, values in measured(study).items()]
+    table = pd.DataFrame(rows[:trials])
     label = sampler if isinstance(sampler, str) else type(sampler).__name__
-    table = pd.DataFrame(rows).assign(trial=range(len(rows)), sampler=label, seed=seed)
-    if limits:
-        best_within(table, next(iter(directions)), directions, limits)
+    table = table.assign(trial=range(len(table)), sampler=label, seed=seed)
+    if limits:  # says so if none can keep them
+        first = next(iter(directions))
+        best_within(table, first, directions, limits)
     return table
 
 
@@ -181,7 +184,8 @@ def measured(study: optuna.Study) -> dict[str, dict[str, float]]:
     """Measures of every sub-network that a finished trial evaluated, in the order of trials."""
     found: dict[str, dict[str, float]] = {}
     for trial in study.get_trials(deepcopy=False, states=[TrialState.COMPLETE]):
-        found.setdefault(trial.user_attrs["subnet"], trial.user_attrs["measures"])
+        attributes = trial.user_attrs
+        found.setdefault(attributes["subnet"], attributes["measures"])
     return found
 
 
@@ -193,19 +197,22 @@ def _run(study: optuna.Study, space, objective, directions, limits, trials: int)
         indices = []
         for axis, choices in space.axes():
             last = len(choices) - 1
-            indices.append(trial.suggest_int(axis, 0, last) if last else 0)
+            index = trial.suggest_int(axis, 0, last) if last else 0
+            indices.append(index)
         return space.decode(indices)
 
     def run(trial: optuna.Trial) -> tuple[float, ...]:
         config = propose(trial)
         subnet = str(config)
         if subnet not in known:
-            known[subnet] = {key: float(value) for key, value in objective(config).items()}
+            values = objective(config)
+            known[subnet] = {key: float(value) for key, value in values.items()}
         measures = known[subnet]
         trial.set_user_attr("subnet", subnet)
         trial.set_user_attr("measures", measures)
         for key, limit in limits.items():
-            excess = BETTER[directions[key]] * (limit - measures[key])
+            sign = BETTER[directions[key]]
+            excess = sign * (limit - measures[key])
             trial.set_constraint(key, excess)
         return tuple(measures[key] for key in directions)
 
@@ -250,16 +257,24 @@ def best_within(
     Raises `InfeasibleError` naming the limit in the way, the best value reachable of that measure,
     and the point that misses the limits by the smallest share of the measures' ranges.
     """
-    gain = {key: BETTER[directions[key]] * table[key] for key in (objective, *limits)}
-    asked = {key: BETTER[directions[key]] * limit for key, limit in limits.items()}
-    shortfall = {key: asked[key] - gain[key] for key in limits}
+    gain = {}  # the more the better
+    for key in (objective, *limits):
+        sign = BETTER[directions[key]]
+        gain[key] = sign * table[key]
+    shortfall = {}
+    for key, limit in limits.items():
+        sign = BETTER[directions[key]]
+        shortfall[key] = sign * limit - gain[key]
     missed = pd.DataFrame(shortfall, index=table.index).clip(lower=0)
     kept = (missed == 0).all(axis=1)
     if kept.any():
-        return table.loc[gain[objective][kept].idxmax()]
+        best = gain[objective][kept].idxmax()
+        return table.loc[best]
     limit, rest, among = _in_the_way(missed)
-    reachable = float(table.loc[gain[limit][among].idxmax(), limit])
-    ranges = table[list(limits)].max() - table[list(limits)].min()
+    best = gain[limit][among].idxmax()
+    reachable = float(table.loc[best, limit])
+    limited = table[list(limits)]
+    ranges = limited.max() - limited.min()
     worst_miss = (missed / ranges.replace(0, 1)).max(axis=1)
     nearest = table.loc[worst_miss.idxmin()]
     values = ", ".join(f"{key} {nearest[key]:.6g}" for key in limits)
@@ -277,10 +292,12 @@ def _in_the_way(missed: pd.DataFrame) -> tuple[str, str, pd.Series]:
     the first one and all rows.
     """
     for limit in missed:
-        others = (missed.drop(columns=limit) == 0).all(axis=1)
-        if others.any():
-            return limit, "with the others kept", others
-    return missed.columns[0], "alone", pd.Series(True, index=missed.index)
+        others = missed.drop(columns=limit)
+        kept = (others == 0).all(axis=1)
+        if kept.any():
+            return limit, "with the others kept", kept
+    every_row = pd.Series(True, index=missed.index)
+    return missed.columns[0], "alone", every_row
 
 
 def _words(limits: Mapping[str, float], directions: Directions) -> str:
@@ -293,4 +310,5 @@ def front(table: pd.DataFrame, directions: Directions) -> pd.DataFrame:
     """The non-dominated rows of a table of trials, each sub-network once."""
     minimise = [key for key, direction in directions.items() if direction == "minimize"]
     maximise = [key for key, direction in directions.items() if direction == "maximize"]
-    return pareto_front(table.drop_duplicates("subnet"), minimise, maximise)
+    distinct = table.drop_duplicates("subnet")
+    return pareto_front(distinct, minimise, maximise)

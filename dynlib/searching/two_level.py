@@ -41,9 +41,13 @@ def worst_miss(values: Mapping, limits: Mapping[str, float], span: Mapping | Non
     scale = limits if span is None else span
     misses = []
     for name, limit in limits.items():
-        short = BETTER[DIRECTIONS[name]] * (limit - values[name])
+        sign = BETTER[DIRECTIONS[name]]
+        short = sign * (limit - values[name])
         misses.append(short / scale[name])
-    return np.maximum(np.maximum.reduce(misses), 0) if misses else 0.0 * values["score"]
+    if not misses:
+        return 0.0 * values["score"]  # of the same shape
+    worst = np.maximum.reduce(misses)
+    return np.maximum(worst, 0)
 
 
 class _Climb:
@@ -65,30 +69,40 @@ class _Climb:
         """Values of points (n, knobs); of new ones only as many as may still be looked up."""
         flat = np.ravel_multi_index(points.T, self.sizes)
         left = self.budget - len(self.seen)  # the last line may only be looked at in part
-        new = np.array([i for i in flat if i not in self.seen][:left], int)
-        values = self.lookup.measure(*self.pairs(new))
+        unseen = [i for i in flat if i not in self.seen]
+        new = np.array(unseen[:left], int)
+        k, f = self.pairs(new)
+        values = self.lookup.measure(k, f)
         miss = worst_miss(values, self.limits)
-        gain = BETTER[DIRECTIONS[self.objective]] * values[self.objective]
+        sign = BETTER[DIRECTIONS[self.objective]]
+        gain = sign * values[self.objective]
         # What misses a limit is worse than all that does not, the less it misses the better.
         judged = np.where(miss > 0, -_FAR * miss, gain)
         self.seen.update(zip(new.tolist(), judged, strict=True))
-        return np.array([self.seen.get(i, -np.inf) for i in flat])
+        known = [self.seen.get(i, -np.inf) for i in flat]
+        return np.array(known)
 
     def pairs(self, flat: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Exit choice and setting of each point."""
-        return np.divmod(flat, len(self.lookup.platform.settings))
+        settings = self.lookup.platform.settings
+        return np.divmod(flat, len(settings))
 
     def ascend(self, point: np.ndarray, knobs: np.ndarray, rng) -> tuple[np.ndarray, float]:
         """The best point that changing one of the `knobs` after the other leads to."""
-        level, stuck = -np.inf, 0
+        level = -np.inf
+        stuck = 0  # knobs in a row that did not help
         while stuck < len(knobs):
             for knob in rng.permutation(knobs):
-                line = np.repeat(point[None], self.sizes[knob], axis=0)
-                line[:, knob] = np.arange(self.sizes[knob])
+                count = self.sizes[knob]
+                line = np.repeat(point[None], count, axis=0)
+                line[:, knob] = np.arange(count)
                 values = self.look(line)
+                best = values.argmax()
                 stuck += 1
-                if values.max() > level:
-                    point, level, stuck = line[values.argmax()], values.max(), 0
+                if values[best] > level:
+                    point = line[best]
+                    level = values[best]
+                    stuck = 0
         return point, level
 
 
@@ -120,28 +134,36 @@ def inner_search(
         every_k, every_f = np.meshgrid(k, f, indexing="ij")
         return lookup.table(every_k.ravel(), every_f.ravel())
     climb = _Climb(lookup, objective, limits, evaluations)
-    exits = len(climb.sizes) - 3
-    kinds = np.array(["exits"] * exits + list(DESIGN_KNOBS[1:]))
+    clocks = list(DESIGN_KNOBS[1:])
+    exits = len(climb.sizes) - len(clocks)
+    kinds = ["exits"] * exits + clocks
     free = np.flatnonzero(np.isin(kinds, knobs))
     settings = len(lookup.platform.settings)
     k, f = start or (len(lookup.choices) - 1, settings - 1)
-    point = best = np.array(np.unravel_index(k * settings + f, climb.sizes))
+    digits = np.unravel_index(k * settings + f, climb.sizes)
+    point = best = np.array(digits)
     record = -np.inf
-    accurate = np.flatnonzero(lookup.accuracy_pct >= limits.get("accuracy_val_pct", 0))
+    floor_pct = limits.get("accuracy_val_pct", 0)
+    accurate = np.flatnonzero(lookup.accuracy_pct >= floor_pct)
     for _ in range(evaluations):
         point, level = climb.ascend(point, free, rng)
         if level > record:
-            best, record = point, level
+            best = point
+            record = level
         if climb.is_spent:
             break
         point = best.copy()
         # From the best so far, changed at random: a new start elsewhere would forget it.
         if "exits" in knobs and len(accurate) and rng.random() < 0.5:
-            point[:exits] = lookup.choices[rng.choice(accurate)]
+            choice = rng.choice(accurate)
+            point[:exits] = lookup.choices[choice]
         else:
-            drawn = free[rng.random(len(free)) < _KICK]
+            is_drawn = rng.random(len(free)) < _KICK
+            drawn = free[is_drawn]
             point[drawn] = rng.integers(0, climb.sizes[drawn])
-    return lookup.table(*climb.pairs(np.array(list(climb.seen))))
+    seen = np.array(list(climb.seen))
+    k, f = climb.pairs(seen)
+    return lookup.table(k, f)
 
 
 def codesign(
@@ -177,7 +199,8 @@ def codesign(
         judged.add(str(config))
         backbone = lookup(config)
         static = float(backbone.accuracy_pct[-1])
-        score, start = 0.0, None
+        score = 0.0
+        start = None
         for i, slack in enumerate(slacks):
             kept = limits | {"accuracy_val_pct": static - slack}
             found = inner_search(
@@ -215,4 +238,5 @@ def codesign(
         for earlier in done["subnet"]:
             if earlier not in judged:
                 judge(SubnetConfig.parse(earlier))
-    return pd.concat(points, ignore_index=True).drop_duplicates(["subnet", "choice", "setting"])
+    table = pd.concat(points, ignore_index=True)
+    return table.drop_duplicates(["subnet", "choice", "setting"])

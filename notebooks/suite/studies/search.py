@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import optuna
 import pandas as pd
+import torch
 from tqdm.auto import tqdm
 
 from dynlib.pareto import hypervolume
@@ -65,6 +66,8 @@ def compare_samplers(
         return {"accuracy_val_pct": accuracy[config], "cost": cost(config)}
 
     rows, found = [], []
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # a Gaussian process of so few trials only waits for more
     for seed in tqdm(seeds, desc="samplers", disable=None):
         samplers = {
             "guided": GuidedSampler(space, cost, work, seed=seed),
@@ -87,6 +90,7 @@ def compare_samplers(
             seconds = time.process_time() - started
             rows.append({"sampler": name, "seed": seed, "s_per_trial": seconds / trials})
             found.append(table)
+    torch.set_num_threads(threads)
     return pd.DataFrame(rows).assign(hypervolume=volumes(found, _GOALS))
 
 
