@@ -13,11 +13,11 @@ import nbformat.v4 as v4
 import psutil
 import pytest
 
-import dynlib
 from suite.errors import SuiteError
 from suite.record.metrics import read_metrics
 from suite.run import execute
 from suite.run.cli import main
+from suite.run.execute import PACKAGES
 from suite.run.keep import locked, replacing
 from suite.run.notebooks import discover, read_notebook, select
 
@@ -200,7 +200,7 @@ def test_a_killed_suite_stops_its_kernel_and_loses_nothing(root, earlier):
     environment = {
         **os.environ,
         "DYNLIB_ROOT": str(root),
-        "PYTHONPATH": str(Path(dynlib.__file__).parents[1]),
+        "PYTHONPATH": os.pathsep.join(map(str, PACKAGES)),
     }
     code = "import sys; from suite.run.cli import main; main(sys.argv[1:])"
     suite = subprocess.Popen(
