@@ -1,6 +1,6 @@
 """What others do to the board over time: who slows its units down, caps them or takes them away.
 
-The engine lives under these conditions, the optimum knows them all in advance, and a manager sees
+A run lives under these conditions, the optimum knows them all in advance, and a manager sees
 of them only what a board shows: limits of clocks, and the memory clock.
 """
 

@@ -74,7 +74,7 @@ def simulate_many(
     policies: Mapping[str, Callable[[Maker], Policy | None]] | None = None,
     seeds: Iterable[int] = range(20),
 ) -> pd.DataFrame:
-    """Run every policy on every scenario and seed; one row each, columns as `summarise` gives them.
+    """Run every policy on every scenario and seed; one row each, as `Run.summary` gives them.
 
     Args:
         scenarios: names from `SCENARIOS`, or name -> (seed -> case).
