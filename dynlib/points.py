@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -18,8 +18,9 @@ import pandas as pd
 from dynlib.errors import TableError, near
 from dynlib.source import Source, weakest
 
-if TYPE_CHECKING:
-    from dynlib.boards.board import Board, Unit
+# What stands a floor above, in `dynlib.boards`.
+_Board = Any
+_Unit = Any
 
 TEXT_COLUMNS = ("model", "subnet", "backend", "precision", "board", "unit", "source")
 KEY_COLUMNS = (
@@ -219,7 +220,7 @@ class PointTable:
     def __init__(
         self,
         table: pd.DataFrame,
-        board: "Board",
+        board: _Board,
         segments: Mapping[str, Sequence[float]] = MappingProxyType({}),
     ):
         table = check_table(table)
@@ -266,7 +267,7 @@ class PointTable:
         return {unit: tuple(points) for unit, points in found.items()}
 
     @classmethod
-    def of_models(cls, table: pd.DataFrame, board: "Board") -> dict[str, "PointTable"]:
+    def of_models(cls, table: pd.DataFrame, board: _Board) -> dict[str, "PointTable"]:
         """Model -> its points on `board`, of a table of several models and boards."""
         here = table[table["board"] == board.name]
         if here.empty:
@@ -325,7 +326,7 @@ class PointTable:
 Tables = Mapping[str, PointTable]
 
 
-def read_points(path: str | Path, board: "Board") -> dict[str, PointTable]:
+def read_points(path: str | Path, board: _Board) -> dict[str, PointTable]:
     """The operating points of a CSV table (`read_table`): model -> its points on `board`.
 
     >>> board = load_board("jetson-nano")
@@ -344,7 +345,7 @@ def read_points(path: str | Path, board: "Board") -> dict[str, PointTable]:
     return PointTable.of_models(read_table(path), board)
 
 
-def _point(rows: pd.DataFrame, board: "Board", segments: Mapping, noisy: list[str]) -> Point:
+def _point(rows: pd.DataFrame, board: _Board, segments: Mapping, noisy: list[str]) -> Point:
     """The point whose clocks are `rows`; its name goes to `noisy` if a higher one was slower."""
     subnet = rows["subnet"].iloc[0]
     unit_name = rows["unit"].iloc[0]
@@ -384,7 +385,7 @@ def _point(rows: pd.DataFrame, board: "Board", segments: Mapping, noisy: list[st
     )
 
 
-def _measured_ms(rows: pd.DataFrame, unit: "Unit", who: str) -> dict[float, float]:
+def _measured_ms(rows: pd.DataFrame, unit: _Unit, who: str) -> dict[float, float]:
     """Clock of the unit -> measured time; a row without a clock was measured at the highest."""
     column = "gpu_mhz" if unit.kind == "gpu" else "cpu_mhz"
     mhz = rows[column].fillna(unit.max_mhz).map(unit.at_or_above)
@@ -396,7 +397,7 @@ def _measured_ms(rows: pd.DataFrame, unit: "Unit", who: str) -> dict[float, floa
     return dict(zip(mhz, rows["latency_ms"], strict=True))
 
 
-def _cores(rows: pd.DataFrame, unit: "Unit") -> float:
+def _cores(rows: pd.DataFrame, unit: _Unit) -> float:
     """Cores kept busy: those of the table, else its threads, else all."""
     if unit.kind == "gpu":
         return 1.0
@@ -416,7 +417,7 @@ def _setting(rows: pd.DataFrame) -> Setting:
     return PLAIN if setting == PLAIN else setting
 
 
-def _active_mw(rows: pd.DataFrame, unit: "Unit", busy: float) -> tuple[float, ...]:
+def _active_mw(rows: pd.DataFrame, unit: _Unit, busy: float) -> tuple[float, ...]:
     """Power of running above waiting, at every clock: the model's, else the table's, else 0."""
     if unit.c_uw_mhz_v2:
         waiting_mw = unit.idle_mw(unit.min_mhz)
@@ -427,7 +428,7 @@ def _active_mw(rows: pd.DataFrame, unit: "Unit", busy: float) -> tuple[float, ..
     return (max(measured_mw, 0.0),) * len(unit.freqs)
 
 
-def _latency_ms(measured_ms: dict[float, float], mhz: float, unit: "Unit") -> float:
+def _latency_ms(measured_ms: dict[float, float], mhz: float, unit: _Unit) -> float:
     if mhz in measured_ms:
         return measured_ms[mhz]
     next_mhz = min((f for f in measured_ms if f >= mhz), default=max(measured_ms))

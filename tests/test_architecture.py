@@ -35,18 +35,9 @@ sys.meta_path.insert(0, Block())
 
 
 def imported(path: Path) -> list[str]:
-    """Absolute names of our modules that a file imports when it runs, anywhere in it."""
-    tree = ast.parse(path.read_text())
-    hints = {
-        id(node)
-        for block in ast.walk(tree)
-        if isinstance(block, ast.If) and ast.unparse(block.test) == "TYPE_CHECKING"
-        for node in ast.walk(block)
-    }
+    """Absolute names of our modules that a file imports, anywhere in it, for hints too."""
     found = []
-    for node in ast.walk(tree):
-        if id(node) in hints:
-            continue
+    for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):

@@ -5,12 +5,21 @@ of them only what a board shows: limits of clocks, and the memory clock.
 """
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from dynlib.boards.board import Board, Thermal, Unit
 from dynlib.boards.thermal import AMBIENT_C
 from dynlib.errors import WorkloadError
+from dynlib.points import Tables
 from dynlib.workload import Change, Workload
+
+
+class Setup(Protocol):
+    """What a run depends on but its policy and its seed: a `Case` has it."""
+
+    workload: Workload
+    board: Board
+    tables: Tables
 
 
 class Conditions(NamedTuple):

@@ -20,19 +20,17 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from dynlib.errors import MachineError, WorkloadError
 from dynlib.log import DecisionLog
 from dynlib.machine.control import Missing
 from dynlib.machine.machine import Machine
 from dynlib.manager.policy import Action, Placement, Policy, State
+from dynlib.runtime.conditions import Setup
 from dynlib.runtime.jobs import AppRun, Job
 from dynlib.runtime.loop import DONE, Loop, Observed
 from dynlib.runtime.summary import Run
-
-if TYPE_CHECKING:
-    from dynlib.runtime.case import Case
 
 LIVE_KNOBS = {"threads": "cores", "quota_pct": "quota"}  # of the process -> field of the log
 _QUOTA_ROOM = 2.0  # CPU time allowed, over what the points in use take while nobody disturbs
@@ -67,7 +65,7 @@ class LiveRun(Run):
 
     def __init__(
         self,
-        case: "Case",
+        case: Setup,
         log: DecisionLog,
         answers: Mapping[tuple[str, int], Any],
         policy_s: float,
@@ -85,7 +83,7 @@ class LiveRun(Run):
 
 
 def serve(
-    case: "Case",
+    case: Setup,
     policy: Policy,
     networks: Mapping[str, Served],
     *,

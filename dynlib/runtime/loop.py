@@ -16,17 +16,14 @@ import heapq
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from dynlib.errors import PolicyError
 from dynlib.log import DecisionLog
 from dynlib.manager.policy import Action, Finished, Placement, Policy, State
-from dynlib.runtime.conditions import Conditions, conditions
+from dynlib.runtime.conditions import Conditions, Setup, conditions
 from dynlib.runtime.jobs import EPS_MS, AppRun, Job
 from dynlib.workload import ANNOUNCE_MS, CLOSED_LOOP, Requirement, requirement_at
-
-if TYPE_CHECKING:
-    from dynlib.runtime.case import Case
 
 # Among events at one instant: requirements first, then the hardware, then frames, then decisions.
 CHANGE, DONE, CLOCK, ARRIVE, TICK, WAKE = range(6)
@@ -51,7 +48,7 @@ class Loop(ABC):
         log: what has happened.
     """
 
-    def __init__(self, case: "Case", policy: Policy, seed: int, source: str, **header: Any):
+    def __init__(self, case: Setup, policy: Policy, seed: int, source: str, **header: Any):
         self.workload, self.board, self.tables = case.workload, case.board, case.tables
         self.policy = policy
         self.horizon_ms = self.workload.horizon_s * 1000

@@ -23,7 +23,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from scipy.optimize import LinearConstraint, linprog, milp
@@ -33,12 +33,9 @@ from dynlib.boards.board import Board, Unit
 from dynlib.errors import PolicyError, SearchError
 from dynlib.pareto import lower_hull
 from dynlib.points import Tables
-from dynlib.runtime.conditions import Conditions, conditions, rest_mw, static_mw
+from dynlib.runtime.conditions import Conditions, Setup, conditions, rest_mw, static_mw
 from dynlib.runtime.jobs import AppRun
 from dynlib.workload import CLOSED_LOOP
-
-if TYPE_CHECKING:
-    from dynlib.runtime.case import Case
 
 MOST_BINARIES, MOST_NODES = 400, 1000
 _SHARE = 1e-6  # of a frame: less than the solver's tolerance is nothing
@@ -78,7 +75,7 @@ class Optimum:
     gap: float = 0.0
 
 
-def offered(case: "Case", seed: int) -> list[Frame]:
+def offered(case: Setup, seed: int) -> list[Frame]:
     """All frames of a run, as the loop will offer them; raises `PolicyError` for closed loops,
     where what is offered depends on the policy."""
     frames = []
@@ -93,7 +90,7 @@ def offered(case: "Case", seed: int) -> list[Frame]:
     return frames
 
 
-def optimum(case: "Case", seed: int = 0, only: Iterable[tuple[str, int]] | None = None) -> Optimum:
+def optimum(case: Setup, seed: int = 0, only: Iterable[tuple[str, int]] | None = None) -> Optimum:
     """The least energy for a case; with `only`, for these frames, (app, number), alone."""
     frames = offered(case, seed)
     if only is not None:

@@ -13,21 +13,17 @@ Rules a number depends on, beside those of `loop`:
 import math
 from collections.abc import Mapping
 from time import process_time
-from typing import TYPE_CHECKING
 
 from dynlib.boards.board import Unit
 from dynlib.boards.governors import make_governor
 from dynlib.errors import PolicyError
 from dynlib.manager.policy import Action, Policy, State
-from dynlib.runtime.conditions import Conditions
+from dynlib.runtime.conditions import Conditions, Setup
 from dynlib.runtime.heat import Heat
 from dynlib.runtime.jobs import Job
 from dynlib.runtime.loop import CHANGE, CLOCK, DONE, TICK, Loop, Observed
 from dynlib.runtime.units import UnitRun
 from dynlib.source import weakest
-
-if TYPE_CHECKING:
-    from dynlib.runtime.case import Case
 
 SWITCH_MS = 1.0  # bar of the switching notebook: p99 below 1 ms in one process
 
@@ -42,7 +38,7 @@ class Simulation(Loop):
 
     def __init__(
         self,
-        case: "Case",
+        case: Setup,
         policy: Policy,
         seed: int = 0,
         *,

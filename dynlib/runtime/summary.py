@@ -5,7 +5,6 @@ A dropped, late or below-floor frame is missed; energy is that of the board, sta
 
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -13,9 +12,7 @@ import pandas as pd
 from dynlib.boards.board import Board
 from dynlib.log import DecisionLog
 from dynlib.points import Point
-
-if TYPE_CHECKING:
-    from dynlib.runtime.case import Case
+from dynlib.runtime.conditions import Setup
 
 MISS_LIMIT_PCT = 1.0
 _EPS_MS = 1e-6
@@ -29,11 +26,11 @@ class Run:
         log: of this run.
     """
 
-    def __init__(self, case: "Case", log: DecisionLog):
+    def __init__(self, case: Setup, log: DecisionLog):
         self.case, self.log = case, log
 
     @classmethod
-    def read(cls, case: "Case", path: str | Path) -> "Run":
+    def read(cls, case: Setup, path: str | Path) -> "Run":
         """A run of `case` from its stored log; raises `TableError` naming file and line."""
         return cls(case, DecisionLog.read(path))
 
