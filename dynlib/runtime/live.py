@@ -104,8 +104,8 @@ def serve(
         journal: file that gets every event of the log as it comes (`DecisionLog.journal`).
         seed: of arrivals.
 
-    Raises `WorkloadError` for a workload that stretches units, changes the memory clock or the air;
-    and whatever the policy raises before any app was placed.
+    Raises `WorkloadError` for an app without a network, and for a workload that stretches units,
+    changes the memory clock or the air; and whatever the policy raises before any app was placed.
 
     >>> from dynlib.points import PointTable, make_table
     >>> from dynlib.profile import at_full_clock
@@ -127,6 +127,12 @@ def serve(
             raise WorkloadError(
                 f"{case.workload.name}: at {change.t_s:g} s: a live run cannot set stretch, "
                 "emc_mhz or ambient_c; expected changes of apps, caps or memory_mb"
+            )
+    for app in case.workload.apps:
+        if app.name not in networks:
+            raise WorkloadError(
+                f"{case.workload.name}: app {app.name!r} has no network; "
+                f"there are {sorted(networks)}"
             )
     loop = _Live(case, policy, networks, machine, seed)
     if journal:
@@ -173,8 +179,9 @@ class _Live(Loop):
         return ("machine",)
 
     def ready(self) -> dict[str, list[Job]]:
-        """All units share the one place."""
-        return {"machine": [job for jobs in super().ready().values() for job in jobs]}
+        """All units share the one place; one that is lost has none."""
+        on = super().ready().items()
+        return {"machine": [job for unit, jobs in on if self.limits[unit] for job in jobs]}
 
     def dispatch(self, place: str, job: Job) -> None:
         """Answer a frame; its end is an event, as others may have happened meanwhile."""
@@ -199,7 +206,10 @@ class _Live(Loop):
         if item is None:
             return  # a frame was dropped at the last moment: time to look for another
         job, suspended, problem = item
-        if problem:
+        if job not in job.run.jobs:  # its unit was lost meanwhile: it has to start again
+            if problem:
+                self._dies(job.run, problem)
+        elif problem:
             job.run.jobs.remove(job)
             self._dies(job.run, problem)
             self.record("drop", job, reason=f"app died: {problem}")
