@@ -18,7 +18,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from dynlib.errors import PolicyError
+from dynlib.errors import PolicyError, near
 from dynlib.log import DecisionLog
 from dynlib.manager.policy import Action, Finished, Placement, Policy, State
 from dynlib.runtime.conditions import Conditions, conditions
@@ -254,7 +254,8 @@ class Loop(ABC):
             return
         self.ask = True
         if isinstance(change, AppRun):
-            change.gone = self.now_ms >= self.workload.end_ms(change.app)
+            # One that has died before it came does not come.
+            change.gone = change.gone or self.now_ms >= self.workload.end_ms(change.app)
             return
         run = self.apps[change.app]
         need = requirement_at(run.steps, self.now_ms)
@@ -297,6 +298,8 @@ class Loop(ABC):
     def decide(self) -> None:
         """Ask the policy and do what it says."""
         action = self.consult(self.state(), dict(self.limits))
+        if not isinstance(action, Action):
+            raise PolicyError(f"{self.policy.name}: decided {action!r}, expected an Action")
         self.finished = []
         self.apply(action)
 
@@ -321,8 +324,13 @@ class Loop(ABC):
         """Carry out what a policy decided."""
         self.memory = action.memory
         for name, placement in action.placements.items():
+            if name not in self.apps:
+                raise PolicyError(f"{self.policy.name}: no app {name!r}; {near(name, self.apps)}")
             run = self.apps[name]
             if placement != run.wanted:
+                if not isinstance(placement, Placement | None):
+                    got = f"placed {name!r} at {placement!r}"
+                    raise PolicyError(f"{self.policy.name}: {got}, expected a Placement or None")
                 run.wanted = placement
                 run.placement = now = self.switch(run, placement)
                 reason = action.reason if now == placement else "switch failed"
