@@ -231,6 +231,34 @@ def test_a_live_run_measures_no_energy(clock):
     assert all(math.isnan(value) for key, value in summary.items() if "_mj" in key)
 
 
+class Failing(Manager):
+    """Answers nonsense after one second, where `what` says."""
+
+    what = ""
+
+    def decide(self, state, limits):
+        late = self.what == "decide" and state.t_ms > 1000
+        return None if late else super().decide(state, limits)
+
+    def choose(self, ready, now_ms):
+        late = self.what == "choose" and now_ms > 1000
+        return None if late else super().choose(ready, now_ms)
+
+
+@pytest.mark.parametrize("what", ["decide", "choose"])
+def test_a_policy_that_answers_nonsense_is_not_asked_again(clock, what):
+    def failing(on, tables):
+        policy = Failing(on, tables, objective="accuracy")
+        policy.what = what
+        return policy
+
+    run, frames = go(clock, failing, camera(horizon_s=2.0))
+    assert set(run.problems) == {"policy"}
+    assert "None, expected" in run.problems["policy"]
+    assert frames["on_time"].all()
+    assert set(frames["subnet"]) == {"large"}
+
+
 def test_settings_are_switched_like_networks(clock):
     on, asked = machine(), []
     rows = measured(Net(clock), on)["net"].frame

@@ -9,7 +9,7 @@ What breaks costs one step each, and is said once, in `LiveRun.problems` and as 
 - where a switch fails, the network before it goes on; it is tried again when next decided for;
 - an app whose answer fails, or that no network could be switched to, is dead: its frames are
   dropped, and the others go on;
-- a policy that fails is not asked again: what it decided last stays;
+- a policy that fails is not asked again: what it decided last stays, first come, first served;
 - a frame during which the machine was suspended counts for nobody's estimate.
 """
 
@@ -26,7 +26,7 @@ from dynlib.errors import MachineError, WorkloadError
 from dynlib.log import DecisionLog
 from dynlib.machine.control import Missing
 from dynlib.machine.machine import Machine
-from dynlib.manager.policy import Action, Placement, Policy, State
+from dynlib.manager.policy import Action, Placement, Policy, State, fifo
 from dynlib.runtime.jobs import AppRun, Job
 from dynlib.runtime.loop import DONE, Loop, Observed
 from dynlib.runtime.summary import Run
@@ -243,14 +243,26 @@ class _Live(Loop):
         if "policy" in self.problems:
             return Action(memory=self.memory)
         try:
-            return self.policy.decide(state, limits)
+            return self.checked(self.policy.decide(state, limits))
         except Exception as error:  # the board must not be left to nobody
             if all(run.placement is None for run in self.apps.values()):
                 raise
-            self._problem("policy", repr(error))
-            reason = f"policy failed: {error!r}"
-            self.log.add(self.now_ms / 1000, "decide", reason=reason)
+            self._policy_fails(error)
             return Action(memory=self.memory)
+
+    def choose(self, jobs: list[Job]) -> Job:
+        """The policy's choice, or the first come after it has failed."""
+        if "policy" not in self.problems:
+            try:
+                return super().choose(jobs)
+            except Exception as error:  # as above
+                self._policy_fails(error)
+        return fifo(jobs, self.now_ms)
+
+    def _policy_fails(self, error: Exception) -> None:
+        self._problem("policy", repr(error))
+        reason = f"policy failed: {error!r}"
+        self.log.add(self.now_ms / 1000, "decide", reason=reason)
 
     def decide(self) -> None:
         """Deciding and acting are timed: they are what managing costs."""

@@ -190,11 +190,15 @@ class Loop(ABC):
         ready = self.ready() if places else {}
         for place in places:
             if jobs := ready.get(place):
-                job = self.policy.choose(jobs, self.now_ms)
-                if job not in jobs:
-                    raise PolicyError(f"{self.policy.name}: chose {job!r}, expected one of {jobs}")
-                self.dispatch(place, job)
+                self.dispatch(place, self.choose(jobs))
         self.sample()
+
+    def choose(self, jobs: list[Job]) -> Job:
+        """The policy's choice."""
+        job = self.policy.choose(jobs, self.now_ms)
+        if job not in jobs:
+            raise PolicyError(f"{self.policy.name}: chose {job!r}, expected one of {jobs}")
+        return job
 
     def ready(self) -> dict[Any, list[Job]]:
         """Place -> the jobs that could run there; a place is a unit, if the world says no other."""
@@ -298,14 +302,28 @@ class Loop(ABC):
     def decide(self) -> None:
         """Ask the policy and do what it says."""
         action = self.consult(self.state(), dict(self.limits))
-        if not isinstance(action, Action):
-            raise PolicyError(f"{self.policy.name}: decided {action!r}, expected an Action")
         self.finished = []
-        self.apply(action)
+        self.apply(self.checked(action))
 
     def consult(self, state: State, limits: Mapping[str, float]) -> Action:
         """Ask the policy."""
         return self.policy.decide(state, limits)
+
+    def checked(self, action: Action) -> Action:
+        """`action`, if it is one, about apps and units that there are."""
+        who = self.policy.name
+        if not isinstance(action, Action):
+            raise PolicyError(f"{who}: decided {action!r}, expected an Action")
+        for name, placement in action.placements.items():
+            if name not in self.apps:
+                raise PolicyError(f"{who}: no app {name!r}; {near(name, self.apps)}")
+            if not isinstance(placement, Placement | None):
+                got = f"placed {name!r} at {placement!r}"
+                raise PolicyError(f"{who}: {got}, expected a Placement or None")
+        for name in action.clocks:
+            if name not in self.limits:
+                raise PolicyError(f"board {self.board.name!r} has no unit {name!r}")
+        return action
 
     def state(self) -> State:
         """What can be observed now."""
@@ -324,21 +342,14 @@ class Loop(ABC):
         """Carry out what a policy decided."""
         self.memory = action.memory
         for name, placement in action.placements.items():
-            if name not in self.apps:
-                raise PolicyError(f"{self.policy.name}: no app {name!r}; {near(name, self.apps)}")
             run = self.apps[name]
             if placement != run.wanted:
-                if not isinstance(placement, Placement | None):
-                    got = f"placed {name!r} at {placement!r}"
-                    raise PolicyError(f"{self.policy.name}: {got}, expected a Placement or None")
                 run.wanted = placement
                 run.placement = now = self.switch(run, placement)
                 reason = action.reason if now == placement else "switch failed"
                 where = {} if now is None else run.table.point(*now).logged
                 self.log.add(self.now_ms / 1000, "decide", app=name, reason=reason, **where)
         for name, mhz in action.clocks.items():
-            if name not in self.limits:
-                raise PolicyError(f"board {self.board.name!r} has no unit {name!r}")
             self.request(name, mhz)
         if action.wake_ms is not None and action.wake_ms > self.now_ms:
             self.wake += 1
