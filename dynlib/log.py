@@ -85,7 +85,10 @@ class DecisionLog:
     def read(cls, path: str | Path) -> "DecisionLog":
         """Read a log back; raises `TableError` naming file and line. A cut last line is dropped."""
         path = Path(path)
-        lines = path.read_text().splitlines()
+        try:
+            lines = path.read_text().splitlines()
+        except (OSError, ValueError) as error:  # not there, or no text
+            raise TableError(f"{path}: cannot read a decision log: {error}") from error
         parsed = []
         for number, line in enumerate(lines, 1):
             try:

@@ -214,7 +214,8 @@ class PointTable:
     Decisions use the validation accuracy; the test accuracy is for reporting (it falls back on the
     other where it is unknown). A clock at which a network was slower than at a lower one (noise) is
     taken to be as fast as that one, so that nobody chooses it. Raises `TableError`, naming row and
-    column, for what `check_table` finds, another board, and two rows for one point and clock.
+    column, for what `check_table` finds, another board, and two rows for one point and clock; and
+    for segments that are no times.
     """
 
     def __init__(
@@ -244,7 +245,13 @@ class PointTable:
             where = point.subnet, point.unit
             if point.setting is PLAIN or where not in self._first:
                 self._first[where] = point
-            self._logged[frozenset(point.logged.items())] = point
+            told = frozenset(point.logged.items())
+            if told in self._logged:  # on a GPU, say, which is one core whatever the table says
+                raise TableError(
+                    f"{self.model}: {point.subnet!r} on {point.unit!r}: two points that differ in "
+                    "threads alone; expected them to keep as many cores busy"
+                )
+            self._logged[told] = point
         if noisy:
             _LOG.warning("%s: slower at a higher clock: %s", self.model, ", ".join(noisy))
         self._on = self._by_unit(table["batch"].min())
@@ -289,6 +296,8 @@ class PointTable:
             found = self._first.get((subnet, unit))
         else:
             found = self.points.get((subnet, unit, setting))
+            if found is None and setting == PLAIN:  # one that somebody made, or that was pickled
+                found = self._first.get((subnet, unit))
         if found is None:
             how = "" if setting == PLAIN else f" with {setting}"
             where = f"sub-network {subnet!r} on {unit!r}{how}"
@@ -368,8 +377,7 @@ def _point(rows: pd.DataFrame, board: _Board, segments: Mapping, noisy: list[str
     require(known, rows, "accuracy_val_pct", "a number: it has no accuracy", who)
     relative_std = (rows["latency_std_ms"] / rows["latency_ms"]).median()
     cores = _cores(rows, unit)
-    blocks_ms = np.array(segments.get(subnet, (1.0,)), float)
-    shares = blocks_ms / blocks_ms.sum()
+    shares = _shares(segments.get(subnet, (1.0,)), who)
     return Point(
         subnet=subnet,
         unit=unit_name,
@@ -381,8 +389,16 @@ def _point(rows: pd.DataFrame, board: _Board, segments: Mapping, noisy: list[str
         active_mw=_active_mw(rows, unit, cores),
         memory_mb=float(rows["memory_mb"].fillna(0.0).max()),
         setting=_setting(rows),
-        segments=tuple(shares.tolist()),
+        segments=shares,
     )
+
+
+def _shares(blocks_ms: Sequence[float], who: str) -> tuple[float, ...]:
+    """Times of blocks as shares of their sum."""
+    times = np.array(blocks_ms, float)
+    if not (np.isfinite(times).all() and (times >= 0).all() and times.sum() > 0):
+        raise TableError(f"{who}, segments: got {blocks_ms}, expected times >= 0, some above 0")
+    return tuple((times / times.sum()).tolist())
 
 
 def _measured_ms(rows: pd.DataFrame, unit: _Unit, who: str) -> dict[float, float]:

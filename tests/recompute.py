@@ -17,7 +17,7 @@ SETTING = ("exit_threshold", "backend", "precision", "quota", "batch")
 def recompute(log_path, board_path, table_path):
     header, *events = [json.loads(line) for line in Path(log_path).read_text().splitlines()]
     with Path(table_path).open() as file:
-        table = list(csv.DictReader(file))
+        table = [row for row in csv.DictReader(file) if row["board"] == header["board"]]
     frames = {}
     for event in events:
         key = event.get("app"), event.get("frame")

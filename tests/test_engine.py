@@ -280,3 +280,15 @@ def test_speed_is_a_minute_of_one_app_in_a_fraction_of_a_second():
         run(periodic(100.0, horizon_s=60.0), BOARD, TABLES,
             fixed(governors={"gpu": "nvhost_podgov"}, mhz=None), seed)  # fmt: skip
     assert (process_time() - begin) / 3 < 1.0  # typically 0.05 s; loose, the machine is shared
+
+
+@pytest.mark.parametrize(("action", "message"), [
+    (None, r"script: decided None, expected an Action"),
+    (Action({"ap": Placement("large", "gpu")}), r"script: no app 'ap'; did you mean app\?"),
+    (Action({"app": ("large", "gpu")}), r"placed 'app' at \('large', 'gpu'\), expected a Pl"),
+])  # fmt: skip
+def test_what_is_no_decision_is_refused_by_name(action, message):
+    policy = Script([])
+    policy.decide = lambda state, limits: action
+    with pytest.raises(PolicyError, match=message):
+        run(periodic(), BOARD, TABLES, policy)

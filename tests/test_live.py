@@ -1,5 +1,7 @@
 """The live loop on a clock that the test turns, and what a live experiment needs around it."""
 
+import math
+
 import pandas as pd
 import pytest
 from live_cases import (
@@ -165,6 +167,96 @@ def test_a_unit_that_may_not_be_used_gets_no_frames(clock):
     assert frames["on_time"].mean() > 0.97
     assert set(frames["unit"]) == {"cpu", "gpu"}
     assert "cpu" not in set(frames[inside]["unit"])
+
+
+def cut(subnet="large", end_s=3.0):
+    """10 ms frames every 60 ms; the CPU is lost in the middle of the first one after 1 s."""
+    change = Change(1.025, unit="cpu", lost=True)
+    workload = camera(deadline_ms=50.0, period_ms=60.0, horizon_s=3.0)
+    back = Change(end_s, unit="cpu", lost=False)
+    return Workload("w", 3.0, workload.apps, (change, back))
+
+
+def test_a_frame_whose_unit_is_lost_meanwhile_starts_again(clock):
+    run, frames = go(clock, fixed("large"), cut(end_s=1.04))
+    twice = [e["frame"] for e in run.log if e["event"] == "start"]
+    (again,) = {frame for frame in twice if twice.count(frame) == 2}
+    assert frames["arrival_s"][again] == pytest.approx(1.02)
+    assert frames["latency_ms"][again] == pytest.approx(30, abs=1)
+    assert frames["on_time"].all()
+
+
+def test_nothing_is_served_on_a_lost_unit(clock):
+    _, frames = go(clock, fixed("large"), cut())
+    gone = frames["arrival_s"] > 1.01
+    assert set(frames[gone]["reason"]) == {"deadline passed", "horizon"}
+    assert frames[~gone]["on_time"].all()
+
+
+def test_an_app_that_died_before_it_came_does_not_come(clock):
+    on, seen = machine(), {}
+    tables = measured(Net(clock), on)
+
+    class Watching(Manager):
+        def decide(self, state, limits):
+            seen[state.t_ms] = [app.name for app in state.apps]
+            return super().decide(state, limits)
+
+    def broken(subnet):
+        raise RuntimeError("no such network")
+
+    apps = (*camera().apps, App("late", "net", 40.0, period_ms=100.0, start_s=2.0))
+    net = Net(clock)
+    nets = {"cam": Served(net.switch, net.answer), "late": Served(broken, net.answer)}
+    case = Case(Workload("w", 3.0, apps), on, tables)
+    run = case.serve(Watching(on, tables), nets)
+    assert "app late" in run.problems
+    assert sum("late" in names for names in seen.values()) == 1  # announced, and dead
+    late = run.frames().query("app == 'late'")
+    assert set(late["reason"]) == {"app died"}
+
+
+def test_an_app_without_a_network_is_an_error_at_the_start(clock):
+    on = machine()
+    tables = measured(Net(clock), on)
+    with pytest.raises(WorkloadError, match=r"app 'cam' has no network; there are \['cma'\]"):
+        Case(camera(), on, tables).serve(fixed("large"), {"cma": Served(print, print)})
+
+
+def test_a_live_run_measures_no_energy(clock):
+    on = board(unit("cpu", "cpu", cores=2))  # its power is known, and yet it was not measured
+    run, _ = go(clock, fixed("large"), camera(horizon_s=1.0), on=on)
+    summary = run.summary()
+    assert math.isnan(run.energy_mj)
+    assert all(math.isnan(value) for key, value in summary.items() if "_mj" in key)
+
+
+class Failing(Manager):
+    """Answers nonsense after one second, where `what` says."""
+
+    what = ""
+
+    def decide(self, state, limits):
+        late = self.what == "decide" and state.t_ms > 1000
+        return None if late else super().decide(state, limits)
+
+    def choose(self, ready, now_ms):
+        late = self.what == "choose" and now_ms > 1000
+        return None if late else super().choose(ready, now_ms)
+
+
+@pytest.mark.parametrize("what", ["decide", "choose"])
+def test_a_policy_that_answers_nonsense_is_not_asked_again(clock, what):
+    def failing(on, tables):
+        policy = Failing(on, tables, objective="accuracy")
+        policy.what = what
+        return policy
+
+    run, frames = go(clock, failing, camera(horizon_s=2.0))
+    assert set(run.problems) == {"policy"}
+    assert "None, expected" in run.problems["policy"]
+    assert frames["on_time"].all()
+    assert set(frames["subnet"]) == {"large"}
 
 
 def test_settings_are_switched_like_networks(clock):

@@ -21,7 +21,7 @@ from runtime_cases import (
 
 from dynlib._vision import timm
 from dynlib.boards.simulated import fitting_batch, simulate_points
-from dynlib.errors import DynlibError
+from dynlib.errors import DynlibError, PolicyError
 from dynlib.machine.bind import load_board
 from dynlib.manager.manager import Manager
 from dynlib.manager.planner import schedulable
@@ -298,3 +298,9 @@ def test_a_cnn_a_vision_transformer_and_a_static_timm_model_share_a_board():
     assert served.to_dict() == {"cnn": {"cnn-1"}, "vit": {"vit-0"}, "static": {"static-0"}}
     assert frames["on_time"].mean() >= 0.99
     assert frames[frames["app"] == "vit"]["arrival_s"].between(3, 9).all()
+
+
+def test_a_model_without_points_is_named():
+    manager = Manager(NOISY, {"other": NOISY_TABLES["net"]})
+    with pytest.raises(PolicyError, match=r"app 'app': no points of model 'net'; .*known: other"):
+        run(periodic(), NOISY, NOISY_TABLES, manager)

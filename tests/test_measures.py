@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -15,8 +17,10 @@ from runtime_cases import (
     unit,
 )
 
-from dynlib.errors import DynlibError
+from dynlib.errors import DynlibError, TableError
 from dynlib.log import DecisionLog
+from dynlib.runtime.case import Case
+from dynlib.runtime.summary import Run
 from dynlib.workload import Change
 from suite.record.statistics import mean_interval
 from suite.studies.compare import compare_policies, headline, published_ladder, reductions
@@ -31,6 +35,19 @@ def test_a_log_read_back_gives_the_same_numbers(tmp_path):
     log = run(workload, BOARD, TABLES, fixed("large", 500.0), 4)
     again = DecisionLog.read(log.write(tmp_path / "log.jsonl"))
     assert summarise(again, workload, TABLES, BOARD) == summarise(log, workload, TABLES, BOARD)
+
+
+def test_a_log_of_another_case_is_refused_or_said(tmp_path, caplog):
+    case = Case(periodic(45.0, horizon_s=1.0), BOARD, TABLES)
+    path = case.simulate(fixed("large")).log.write(tmp_path / "log.jsonl")
+    assert Run.read(case, path).summary()["offered"] == 22
+    assert not caplog.records
+    Run.read(case.under(periodic(50.0)), path)
+    assert "log.jsonl: another workload_sha256 than the case's" in caplog.text
+    elsewhere = replace(BOARD, name="other")
+    for other in (Case(case.workload, BOARD, {}), Case(case.workload, elsewhere, TABLES)):
+        with pytest.raises(TableError, match=r"log\.jsonl: a log of \['net'\] on 'tiny', expected"):
+            Run.read(other, path)
 
 
 def test_energy_is_additive_over_time():

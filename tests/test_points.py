@@ -127,6 +127,15 @@ def test_a_log_round_trips_and_a_cut_last_line_costs_only_that_line(tmp_path):
             DecisionLog.read(path)
 
 
+def test_a_log_that_is_not_there_or_no_text_is_named(tmp_path):
+    path = tmp_path / "log.jsonl"
+    with pytest.raises(TableError, match=r"log\.jsonl: cannot read a decision log"):
+        DecisionLog.read(path)
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(TableError, match=r"log\.jsonl: cannot read a decision log"):
+        DecisionLog.read(path)
+
+
 def test_a_log_refuses_unknown_names_and_time_going_back():
     log = DecisionLog()
     log.add(1.0, "sample", power_mw=5.0)

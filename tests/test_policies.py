@@ -1,7 +1,7 @@
 import pytest
 from runtime_cases import board, cases, fixed, periodic, run, summarise, tables, unit
 
-from dynlib.errors import TableError
+from dynlib.errors import PolicyError, TableError
 from dynlib.machine.bind import load_board
 from dynlib.points import PointTable, make_table
 from dynlib.runtime.rivals import best_static, linux_default
@@ -31,6 +31,14 @@ def test_linux_default_takes_the_largest_network_that_misses_at_most_one_percent
         expected = "large" if misses["large"] <= 1 else "small"
         assert chosen == expected, (period_ms, misses)
         assert policy.governors["gpu"] == "nvhost_podgov"
+
+
+def test_linux_default_names_a_start_unit_that_serves_nothing():
+    def make(seed):
+        return periodic(start_unit="npu")
+
+    with pytest.raises(PolicyError, match=r"'net' has no points on 'npu', expected one of"):
+        linux_default(cases(make, BOARD, TABLES))
 
 
 def test_linux_default_keeps_every_app_where_it_starts():

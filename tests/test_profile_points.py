@@ -30,6 +30,8 @@ def test_points_are_measured_on_every_number_of_threads(clock):
     assert set(table["source"]) == {"measured"}
     with pytest.raises(ProfileError, match="at least 90"):
         profile_points(on, ROWS, net.switch, net.answer, model="net", repeats=20)
+    with pytest.raises(ProfileError, match=r"threads: got \[1, 2\], expected one number"):
+        profile_points(on, ROWS, net.switch, net.answer, model="net", threads=(1, 2))
 
 
 def test_who_cannot_set_clocks_sees_the_highest_alone(clock):

@@ -48,7 +48,8 @@ def a_case(name, board_name, tmp_path):
     frame = published_frame(board)
     frame = engines(frame) if name == "engines" else frame
     path = tmp_path / "points.csv"
-    frame.to_csv(path, index=False)
+    elsewhere = frame.assign(board="another", accuracy_val_pct=1.0, accuracy_test_pct=1.0)
+    pd.concat([elsewhere, frame]).to_csv(path, index=False)
     case = Case(Workload("none", 1.0, ()), board, read_points(path, board))
     if name in ("engines", "busy"):
         return busy(case), path

@@ -111,6 +111,28 @@ def test_without_a_setting_the_first_of_the_table_is_meant():
         table.point("a", "gpu", Setting(backend="tflite"))
 
 
+def test_a_setting_that_says_nothing_is_the_plain_one():
+    table = case(ENGINES).tables["net"]
+    assert table.point("a", "gpu", Setting()) is table.point("a", "gpu")
+
+
+@pytest.mark.parametrize("rows", [
+    [row(threads=1), row(threads=2, ms=5.0)],  # a GPU is one core
+    [row(unit_name="cpu"), row(unit_name="cpu", threads=4, ms=5.0)],  # all four, where unknown
+])  # fmt: skip
+def test_two_points_that_a_log_could_not_tell_apart_are_refused(rows):
+    with pytest.raises(TableError, match="differ in threads alone"):
+        PointTable(make_table(rows), ON)
+
+
+@pytest.mark.parametrize("blocks_ms", [(), (0.0, 0.0), (-1.0, 2.0), (1.0, math.nan)])
+def test_segments_are_times(blocks_ms):
+    with pytest.raises(TableError, match=r"'a' on 'gpu', segments: got .*, expected times >= 0"):
+        PointTable(make_table([row()]), ON, {"a": blocks_ms})
+    shares = PointTable(make_table([row()]), ON, {"a": (1.0, 0.0, 3.0)}).point("a", "gpu").segments
+    assert shares == (0.25, 0.0, 0.75)
+
+
 def test_a_frame_is_what_the_smallest_batch_takes():
     table = case([row(batch=8, ms=10.0), row(batch=64, ms=60.0)]).tables["net"]
     assert [point.setting.batch for point in table.on("gpu")] == [8]

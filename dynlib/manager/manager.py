@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
-from dynlib.errors import DynlibError
+from dynlib.errors import DynlibError, PolicyError, near
 from dynlib.manager.pace import Pacer, Stream, Work
 from dynlib.manager.planner import OBJECTIVES, Demand, Plan, Planner, schedulable
 from dynlib.manager.policy import Action, AppState, State, edf
@@ -207,6 +207,9 @@ class Manager:
             period_ms /= 2  # two at once are common in a Poisson stream
         need = Requirement(deadline_ms, period_ms, floor_pct)
         model = app.name if app.name in self.tables else app.model
+        if model not in self.tables:
+            known = near(model, self.tables)
+            raise PolicyError(f"app {app.name!r}: no points of model {model!r}; {known}")
         return Demand(app.name, model, need, jitter, app.priority)
 
     def _tasks(self, plan: Plan, demands):

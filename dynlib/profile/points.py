@@ -8,6 +8,7 @@ from dataclasses import replace
 import pandas as pd
 
 from dynlib.boards.board import Board
+from dynlib.errors import ProfileError
 from dynlib.machine.machine import Machine
 from dynlib.points import make_table
 from dynlib.profile.timing import Latency
@@ -59,7 +60,8 @@ def profile_points(
     `latency_ms` is the median and `latency_std_ms` that of the log-normal noise with the measured
     p95: the rare long stall of a busy machine is not what the next frame will be like.
 
-    Raises `ProfileError` for too few repeats.
+    Raises `ProfileError` for too few repeats, and for several numbers of threads where nothing
+    turns them.
 
     >>> import time
     >>> pause_s = {"small": 0.001, "large": 0.004}  # stands for two sub-networks
@@ -76,8 +78,11 @@ def profile_points(
     quota = knobs.get(("process", "quota_pct"))
     if quota:  # in the group where the frames will be served
         machine.set("process", "quota_pct", quota.bounds[1])
+    counts = list(threads)
+    if len(counts) > 1 and ("process", "threads") not in knobs:
+        raise ProfileError(f"threads: got {counts}, expected one number: no machine turns them")
     rows = []
-    for count in threads:
+    for count in counts:
         if ("process", "threads") in knobs:
             machine.set("process", "threads", count)
         samples: dict[str, list[float]] = {subnet: [] for subnet in subnets}

@@ -52,8 +52,8 @@ class Case:
     def simulate(self, policy: Policy, seed: int = 0, **options: Any) -> Run:
         """A run on the simulated board; same arguments, same log, bit for bit.
 
-        `options` are those of `Simulation`. Raises `PolicyError` for a clock, unit, sub-network or
-        model that does not exist.
+        `options` are those of `Simulation`. Raises `PolicyError` for an app, clock, unit of a clock
+        or model that does not exist, `TableError` for a sub-network that is not where it is placed.
         """
         return Run(self, Simulation(self, policy, seed, **options).run())
 

@@ -9,7 +9,7 @@ What breaks costs one step each, and is said once, in `LiveRun.problems` and as 
 - where a switch fails, the network before it goes on; it is tried again when next decided for;
 - an app whose answer fails, or that no network could be switched to, is dead: its frames are
   dropped, and the others go on;
-- a policy that fails is not asked again: what it decided last stays;
+- a policy that fails is not asked again: what it decided last stays, first come, first served;
 - a frame during which the machine was suspended counts for nobody's estimate.
 """
 
@@ -26,7 +26,7 @@ from dynlib.errors import MachineError, WorkloadError
 from dynlib.log import DecisionLog
 from dynlib.machine.control import Missing
 from dynlib.machine.machine import Machine
-from dynlib.manager.policy import Action, Placement, Policy, State
+from dynlib.manager.policy import Action, Placement, Policy, State, fifo
 from dynlib.runtime.conditions import Setup
 from dynlib.runtime.jobs import AppRun, Job
 from dynlib.runtime.loop import DONE, Loop, Observed
@@ -102,8 +102,8 @@ def serve(
         journal: file that gets every event of the log as it comes (`DecisionLog.journal`).
         seed: of arrivals.
 
-    Raises `WorkloadError` for a workload that stretches units, changes the memory clock or the air;
-    and whatever the policy raises before any app was placed.
+    Raises `WorkloadError` for an app without a network, and for a workload that stretches units,
+    changes the memory clock or the air; and whatever the policy raises before any app was placed.
 
     >>> from dynlib.points import PointTable, make_table
     >>> from dynlib.profile import at_full_clock
@@ -125,6 +125,12 @@ def serve(
             raise WorkloadError(
                 f"{case.workload.name}: at {change.t_s:g} s: a live run cannot set stretch, "
                 "emc_mhz or ambient_c; expected changes of apps, caps or memory_mb"
+            )
+    for app in case.workload.apps:
+        if app.name not in networks:
+            raise WorkloadError(
+                f"{case.workload.name}: app {app.name!r} has no network; "
+                f"there are {sorted(networks)}"
             )
     loop = _Live(case, policy, networks, machine, seed)
     if journal:
@@ -171,8 +177,9 @@ class _Live(Loop):
         return ("machine",)
 
     def ready(self) -> dict[str, list[Job]]:
-        """All units share the one place."""
-        return {"machine": [job for jobs in super().ready().values() for job in jobs]}
+        """All units share the one place; one that is lost has none."""
+        on = super().ready().items()
+        return {"machine": [job for unit, jobs in on if self.limits[unit] for job in jobs]}
 
     def dispatch(self, place: str, job: Job) -> None:
         """Answer a frame; its end is an event, as others may have happened meanwhile."""
@@ -197,7 +204,10 @@ class _Live(Loop):
         if item is None:
             return  # a frame was dropped at the last moment: time to look for another
         job, suspended, problem = item
-        if problem:
+        if job not in job.run.jobs:  # its unit was lost meanwhile: it has to start again
+            if problem:
+                self._dies(job.run, problem)
+        elif problem:
             job.run.jobs.remove(job)
             self._dies(job.run, problem)
             self.record("drop", job, reason=f"app died: {problem}")
@@ -231,14 +241,26 @@ class _Live(Loop):
         if "policy" in self.problems:
             return Action(memory=self.memory)
         try:
-            return self.policy.decide(state, limits)
+            return self.checked(self.policy.decide(state, limits))
         except Exception as error:  # the board must not be left to nobody
             if all(run.placement is None for run in self.apps.values()):
                 raise
-            self._problem("policy", repr(error))
-            reason = f"policy failed: {error!r}"
-            self.log.add(self.now_ms / 1000, "decide", reason=reason)
+            self._policy_fails(error)
             return Action(memory=self.memory)
+
+    def choose(self, jobs: list[Job]) -> Job:
+        """The policy's choice, or the first come after it has failed."""
+        if "policy" not in self.problems:
+            try:
+                return super().choose(jobs)
+            except Exception as error:  # as above
+                self._policy_fails(error)
+        return fifo(jobs, self.now_ms)
+
+    def _policy_fails(self, error: Exception) -> None:
+        self._problem("policy", repr(error))
+        reason = f"policy failed: {error!r}"
+        self.log.add(self.now_ms / 1000, "decide", reason=reason)
 
     def decide(self) -> None:
         """Deciding and acting are timed: they are what managing costs."""

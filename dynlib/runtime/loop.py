@@ -18,7 +18,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from dynlib.errors import PolicyError
+from dynlib.errors import PolicyError, near
 from dynlib.log import DecisionLog
 from dynlib.manager.policy import Action, Finished, Placement, Policy, State
 from dynlib.runtime.conditions import Conditions, Setup, conditions
@@ -187,11 +187,15 @@ class Loop(ABC):
         ready = self.ready() if places else {}
         for place in places:
             if jobs := ready.get(place):
-                job = self.policy.choose(jobs, self.now_ms)
-                if job not in jobs:
-                    raise PolicyError(f"{self.policy.name}: chose {job!r}, expected one of {jobs}")
-                self.dispatch(place, job)
+                self.dispatch(place, self.choose(jobs))
         self.sample()
+
+    def choose(self, jobs: list[Job]) -> Job:
+        """The policy's choice."""
+        job = self.policy.choose(jobs, self.now_ms)
+        if job not in jobs:
+            raise PolicyError(f"{self.policy.name}: chose {job!r}, expected one of {jobs}")
+        return job
 
     def ready(self) -> dict[Any, list[Job]]:
         """Place -> the jobs that could run there; a place is a unit, if the world says no other."""
@@ -251,7 +255,8 @@ class Loop(ABC):
             return
         self.ask = True
         if isinstance(change, AppRun):
-            change.gone = self.now_ms >= self.workload.end_ms(change.app)
+            # One that has died before it came does not come.
+            change.gone = change.gone or self.now_ms >= self.workload.end_ms(change.app)
             return
         run = self.apps[change.app]
         need = requirement_at(run.steps, self.now_ms)
@@ -295,11 +300,27 @@ class Loop(ABC):
         """Ask the policy and do what it says."""
         action = self.consult(self.state(), dict(self.limits))
         self.finished = []
-        self.apply(action)
+        self.apply(self.checked(action))
 
     def consult(self, state: State, limits: Mapping[str, float]) -> Action:
         """Ask the policy."""
         return self.policy.decide(state, limits)
+
+    def checked(self, action: Action) -> Action:
+        """`action`, if it is one, about apps and units that there are."""
+        who = self.policy.name
+        if not isinstance(action, Action):
+            raise PolicyError(f"{who}: decided {action!r}, expected an Action")
+        for name, placement in action.placements.items():
+            if name not in self.apps:
+                raise PolicyError(f"{who}: no app {name!r}; {near(name, self.apps)}")
+            if not isinstance(placement, Placement | None):
+                got = f"placed {name!r} at {placement!r}"
+                raise PolicyError(f"{who}: {got}, expected a Placement or None")
+        for name in action.clocks:
+            if name not in self.limits:
+                raise PolicyError(f"board {self.board.name!r} has no unit {name!r}")
+        return action
 
     def state(self) -> State:
         """What can be observed now."""
@@ -326,8 +347,6 @@ class Loop(ABC):
                 where = {} if now is None else run.table.point(*now).logged
                 self.log.add(self.now_ms / 1000, "decide", app=name, reason=reason, **where)
         for name, mhz in action.clocks.items():
-            if name not in self.limits:
-                raise PolicyError(f"board {self.board.name!r} has no unit {name!r}")
             self.request(name, mhz)
         if action.wake_ms is not None and action.wake_ms > self.now_ms:
             self.wake += 1

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 
+from dynlib.errors import PolicyError
 from dynlib.manager.policy import Action, Placement, Ready, State, fifo
 from dynlib.points import Point, PointTable
 from dynlib.runtime.case import Case
@@ -127,6 +128,10 @@ def ladder_of(table: PointTable, start_unit: str) -> list[Placement]:
         if point.accuracy_val_pct > best:
             best = point.accuracy_val_pct
             ladder.append(Placement(point.subnet, unit, point.setting))
+    if not ladder:
+        raise PolicyError(
+            f"model {table.model!r} has no points on {unit!r}, expected one of {table.units}"
+        )
     return ladder[::-1]
 
 

@@ -3,6 +3,7 @@
 A dropped, late or below-floor frame is missed; energy is that of the board, static power included.
 """
 
+import logging
 from itertools import pairwise
 from pathlib import Path
 
@@ -10,12 +11,14 @@ import numpy as np
 import pandas as pd
 
 from dynlib.boards.board import Board
+from dynlib.errors import TableError
 from dynlib.log import DecisionLog
 from dynlib.points import Point
 from dynlib.runtime.conditions import Setup
 
 MISS_LIMIT_PCT = 1.0
 _EPS_MS = 1e-6
+_LOG = logging.getLogger(__name__)
 
 
 class Run:
@@ -31,13 +34,36 @@ class Run:
 
     @classmethod
     def read(cls, case: Setup, path: str | Path) -> "Run":
-        """A run of `case` from its stored log; raises `TableError` naming file and line."""
-        return cls(case, DecisionLog.read(path))
+        """A run of `case` from its stored log.
+
+        Raises `TableError` naming file and line, and for the log of another board or of models that
+        the case has no table of; tables and workloads may be written differently and still be
+        equal, so that another digest of them is a warning.
+        """
+        log = DecisionLog.read(path)
+        header, tables = log.header, case.tables
+        board_name, models = header.get("board"), set(header.get("models", {}).values())
+        if board_name != case.board.name or not models <= set(tables):
+            raise TableError(
+                f"{path}: a log of {sorted(models)} on {board_name!r}, expected one of "
+                f"{sorted(tables)} on {case.board.name!r}"
+            )
+        here = {
+            "board_sha256": case.board.digest,
+            "workload_sha256": case.workload.digest,
+            "table_sha256": {model: table.digest for model, table in tables.items()},
+        }
+        others = [key for key, digest in here.items() if header.get(key) != digest]
+        if others:
+            _LOG.warning("%s: another %s than the case's", path, ", ".join(others))
+        return cls(case, log)
 
     @property
     def energy_mj(self) -> float:
-        """Board energy: power is constant from one sample to the next."""
+        """Board energy: power is constant from one sample to the next; NaN without any."""
         samples = [(e["t_s"], e["power_mw"]) for e in self.log if e["event"] == "sample"]
+        if not samples:  # a live run measures no power
+            return np.nan
         return sum((t1 - t0) * power_mw for (t0, power_mw), (t1, _) in pairwise(samples))
 
     def frames(self) -> pd.DataFrame:
@@ -96,7 +122,7 @@ class Run:
         Keys: scenario, policy, seed; offered, on_time, missed, dropped, late, below_floor;
         deadline_miss_pct; accuracy_mean_pct over on-time frames (test accuracy); energy_mj of the
         board and above_idle_mj over the horizon, both also per on-time frame (`..._per_frame_mj`,
-        infinite without any; all four NaN on a board without a power model); latency_p50_ms and
+        infinite without any; all four NaN in a live run); latency_p50_ms and
         latency_p95_ms of finished frames; network_switches, clock_changes, decisions (changes of
         placement); source; apps: per app offered, missed and miss_pct, accuracy_mean_pct. Where
         heat plays a part also temp_max_c, and throttled_pct: share of the time with a cap from it.
