@@ -52,9 +52,24 @@ def test_the_face_of_a_room_has_at_most_12_names(room):
     assert all(getattr(module, name).__doc__ for name in offered[0] if name.islower())
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Where examples run: with the table that the example of `read_points` writes."""
+    folder = tmp_path_factory.mktemp("examples")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        run_example("read_points")
+    assert (folder / "points.csv").is_file()
+    return folder
+
+
 @pytest.mark.parametrize("name", dynlib.__all__)
-def test_every_name_has_an_example_that_runs(name, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_every_name_has_an_example_that_runs(name, folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    run_example(name)
+
+
+def run_example(name):
     found = getattr(dynlib, name)
     assert inspect.getdoc(found), name
     finder = doctest.DocTestFinder(recurse=False)

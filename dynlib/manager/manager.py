@@ -57,16 +57,10 @@ class Manager:
             the last change and must save `gain_pct` of the power above idle.
         governors: units whose clocks it leaves to the kernel.
 
-    >>> from dynlib.points import PointTable, make_table
     >>> board = load_board("jetson-nano")
-    >>> row = {"model": "example", "board": board.name, "unit": "gpu", "batch": 1}
-    >>> row["source"] = "measured"
-    >>> table = make_table([
-    ...     row | {"subnet": "small", "latency_ms": 10.0, "accuracy_val_pct": 70.0},
-    ...     row | {"subnet": "large", "latency_ms": 25.0, "accuracy_val_pct": 80.0},
-    ... ])
+    >>> points = read_points("points.csv", board)  # as the example of `read_points` wrote it
     >>> camera = App("camera", "example", deadline_ms=33.0, period_ms=33.0)
-    >>> case = Case(Workload("street", 10.0, (camera,)), board, PointTable.of_models(table, board))
+    >>> case = Case(Workload("street", 10.0, (camera,)), board, points)
     >>> runs = {
     ...     goal: case.simulate(Manager(board, case.tables, objective=goal)).summary()
     ...     for goal in ("energy", "accuracy")

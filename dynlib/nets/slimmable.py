@@ -35,6 +35,20 @@ def conv_norm(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: i
     return nn.Sequential(conv, norm)
 
 
+class _SlimmableRow(Row):
+    """Stem, the blocks of ``body``, and a head on the mean over pixels."""
+
+    def row(self):
+        """As in `Row`: the blocks are ``body.0`` and so on."""
+        yield "stem", self._stem
+        for b, block in enumerate(self.body):
+            yield f"body.{b}", block
+        yield "head", self._head
+
+    def _head(self, x):
+        return self.head(x.mean((2, 3)))
+
+
 class SlimmableResidual(nn.Module):
     """(N, C, H, W) -> (N, outputs, H / stride, W / stride): two 3x3, or 1x1, 3x3, 1x1 convolutions.
 
@@ -65,7 +79,7 @@ class SlimmableResidual(nn.Module):
         return F.relu(total, inplace=True)
 
 
-class SlimmableResNet(Row):
+class SlimmableResNet(_SlimmableRow):
     """(N, 3, H, W) -> (N, classes): a residual network at `config.width[0]` percent of its width.
 
     The defaults make ResNet-20 for 32-pixel images (arXiv 1512.03385, section 4.2). With
@@ -104,18 +118,8 @@ class SlimmableResNet(Row):
         self.body = nn.Sequential(*body)
         self.head = nn.Linear(inputs, classes)
 
-    def row(self):
-        """As in `Row`: the residual blocks are ``body.0`` and so on."""
-        yield "stem", self._stem
-        for b, block in enumerate(self.body):
-            yield f"body.{b}", block
-        yield "head", self._head
-
     def _stem(self, images):
         return self.pool(F.relu(self.stem(images), inplace=True))
-
-    def _head(self, x):
-        return self.head(x.mean((2, 3)))
 
 
 @register("SlimmableResNet")
@@ -180,7 +184,7 @@ class Separable(nn.Module):
         return self.act(self.pointwise(x), inplace=True)
 
 
-class SlimmableMobileNet(Row):
+class SlimmableMobileNet(_SlimmableRow):
     """(N, 3, H, W) -> (N, classes): a MobileNetV1; `plan` says what `config.width[0]` means."""
 
     def __init__(self, config: SubnetConfig, classes: int = 1000, *, plan=mobilenet_plan):
@@ -196,18 +200,8 @@ class SlimmableMobileNet(Row):
         self.body = nn.Sequential(*blocks)
         self.head = nn.Linear(inputs, classes)
 
-    def row(self):
-        """As in `Row`: the separable convolutions are ``body.0`` and so on."""
-        yield "stem", self._stem
-        for b, block in enumerate(self.body):
-            yield f"body.{b}", block
-        yield "head", self._head
-
     def _stem(self, images):
         return self.act(self.stem(images), inplace=True)
-
-    def _head(self, x):
-        return self.head(x.mean((2, 3)))
 
 
 @register("SlimmableMobileNet")

@@ -23,16 +23,10 @@ class Case:
             against the tables of the first.
         tables: model -> its operating points (`read_points`); runs read latencies there.
 
-    >>> from dynlib.points import PointTable, make_table
     >>> board = load_board("jetson-nano")
-    >>> row = {"model": "example", "board": board.name, "unit": "gpu", "batch": 1}
-    >>> row["source"] = "measured"
-    >>> table = make_table([
-    ...     row | {"subnet": "small", "latency_ms": 10.0, "accuracy_val_pct": 70.0},
-    ...     row | {"subnet": "large", "latency_ms": 25.0, "accuracy_val_pct": 80.0},
-    ... ])
+    >>> points = read_points("points.csv", board)  # as the example of `read_points` wrote it
     >>> camera = App("camera", "example", deadline_ms=33.0, period_ms=33.0, accuracy_floor_pct=75.0)
-    >>> case = Case(Workload("street", 10.0, (camera,)), board, PointTable.of_models(table, board))
+    >>> case = Case(Workload("street", 10.0, (camera,)), board, points)
     >>> run = case.simulate(Manager(board, case.tables), seed=1)
     >>> summary = run.summary()
     >>> summary["offered"], summary["deadline_miss_pct"], summary["accuracy_mean_pct"]
@@ -65,18 +59,11 @@ class Case:
 def simulate(case: Case, policy: Policy, seed: int = 0, **options: Any) -> Run:
     """See `Case.simulate`.
 
-    >>> from dynlib.points import PointTable, make_table
     >>> board = load_board("jetson-nano")
-    >>> row = {"model": "example", "board": board.name, "unit": "gpu", "batch": 1}
-    >>> row["source"] = "measured"
-    >>> table = make_table([
-    ...     row | {"subnet": "small", "latency_ms": 10.0, "accuracy_val_pct": 70.0},
-    ...     row | {"subnet": "large", "latency_ms": 25.0, "accuracy_val_pct": 80.0},
-    ... ])
-    >>> camera = App("camera", "example", deadline_ms=33.0, period_ms=33.0, accuracy_floor_pct=75.0)
-    >>> case = Case(Workload("street", 10.0, (camera,)), board, PointTable.of_models(table, board))
-    >>> run = simulate(case, Manager(board, case.tables), seed=1)
-    >>> run.summary()["energy_mj"] == case.simulate(Manager(board, case.tables), seed=1).energy_mj
-    True
+    >>> points = read_points("points.csv", board)  # as the example of `read_points` wrote it
+    >>> camera = App("camera", "example", deadline_ms=33.0, period_ms=33.0)
+    >>> case = Case(Workload("street", 10.0, (camera,)), board, points)
+    >>> simulate(case, Manager(board, points), seed=1).frames()["on_time"].all()
+    np.True_
     """
     return case.simulate(policy, seed, **options)
