@@ -259,6 +259,18 @@ def test_a_policy_that_answers_nonsense_is_not_asked_again(clock, what):
     assert set(frames["subnet"]) == {"large"}
 
 
+def test_the_quota_of_a_setting_is_what_the_process_gets(clock):
+    on, share = machine(), quota()
+    rows = measured(Net(clock), on)["net"].frame
+    tables = {"net": PointTable(rows.assign(quota=60.0), on)}
+    net = Net(clock)
+    case = Case(camera(horizon_s=1.0), on, tables)
+    with knobbed(share) as held:
+        run = case.serve(managed(on, tables), {"cam": Served(net.switch, net.answer)}, machine=held)
+    assert share.history[0] == 60
+    assert {e["quota"] for e in run.log if e["event"] == "finish"} == {60.0}
+
+
 def test_settings_are_switched_like_networks(clock):
     on, asked = machine(), []
     rows = measured(Net(clock), on)["net"].frame

@@ -2,7 +2,7 @@
 
 The networks come in as callables. What a policy decides is carried out by switching them and by the
 machine's knobs for this process: threads, and a CPU quota, so that we never take much more than the
-plan needs; clocks are left to the kernel. One frame runs at a time.
+plan needs, or as much as a setting says; clocks are left to the kernel. One frame runs at a time.
 
 What breaks costs one step each, and is said once, in `LiveRun.problems` and as a warning:
 - a knob that is given up (see `Machine`) stays as it is;
@@ -27,6 +27,7 @@ from dynlib.log import DecisionLog
 from dynlib.machine.control import Missing
 from dynlib.machine.machine import Machine
 from dynlib.manager.policy import Action, Placement, Policy, State, fifo
+from dynlib.points import Point
 from dynlib.runtime.conditions import Setup
 from dynlib.runtime.jobs import AppRun, Job
 from dynlib.runtime.loop import DONE, Loop, Observed
@@ -241,7 +242,7 @@ class _Live(Loop):
         if "policy" in self.problems:
             return Action(memory=self.memory)
         try:
-            return self.checked(self.policy.decide(state, limits))
+            return super().consult(state, limits)
         except Exception as error:  # the board must not be left to nobody
             if all(run.placement is None for run in self.apps.values()):
                 raise
@@ -305,11 +306,11 @@ class _Live(Loop):
         placed = [run for run in self.apps.values() if run.placement]
         points = [run.table.point(*run.placement) for run in placed]
         threads = max((p.setting.threads or p.cores for p in points), default=1)
-        busy = sum(
-            point.cores * point.latency_ms[-1] / run.known.period_ms
+        shares_pct = [
+            point.setting.quota or 100 * _QUOTA_ROOM * _busy_cores(point, run.known.period_ms)
             for run, point in zip(placed, points, strict=True)
-        )
-        quota_pct = max(round(100 * _QUOTA_ROOM * busy), _LEAST_PCT)
+        ]
+        quota_pct = max(round(sum(shares_pct)), _LEAST_PCT)
         wanted = {"threads": int(threads), "quota_pct": quota_pct}
         for kind in list(self.turned):
             self._turn_knob(kind, wanted[kind])
@@ -341,6 +342,11 @@ class _Live(Loop):
         if what not in self.problems:
             self.problems[what] = why
             _LOG.warning("%s: %s", what, why)
+
+
+def _busy_cores(point: Point, period_ms: float) -> float:
+    """Cores that a point keeps busy on average while nobody disturbs."""
+    return point.cores * point.latency_ms[-1] / period_ms
 
 
 def _asleep_s() -> float:

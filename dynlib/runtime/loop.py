@@ -300,11 +300,11 @@ class Loop(ABC):
         """Ask the policy and do what it says."""
         action = self.consult(self.state(), dict(self.limits))
         self.finished = []
-        self.apply(self.checked(action))
+        self.apply(action)
 
     def consult(self, state: State, limits: Mapping[str, float]) -> Action:
-        """Ask the policy."""
-        return self.policy.decide(state, limits)
+        """Ask the policy; raises `PolicyError` for an answer that cannot be carried out."""
+        return self.checked(self.policy.decide(state, limits))
 
     def checked(self, action: Action) -> Action:
         """`action`, if it is one, about apps and units that there are."""

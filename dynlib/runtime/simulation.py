@@ -196,9 +196,9 @@ class Simulation(Loop):
     def consult(self, state: State, limits: Mapping[str, float]) -> Action:
         """Ask the policy, and time it if somebody wants to know."""
         if self.decision_ms is None:
-            return self.policy.decide(state, limits)
+            return super().consult(state, limits)
         begin = process_time()
-        action = self.policy.decide(state, limits)
+        action = super().consult(state, limits)
         self.decision_ms.append((process_time() - begin) * 1000)
         return action
 
