@@ -54,6 +54,7 @@ VALUE_COLUMNS = (
 )
 POINT_COLUMNS = (*KEY_COLUMNS, *VALUE_COLUMNS, "source")
 REQUIRED = ("model", "subnet", "board", "unit", "batch", "latency_ms", "source")
+_LOG = logging.getLogger(__name__)
 
 
 def make_table(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
@@ -131,9 +132,6 @@ def read_table(path: str | Path) -> pd.DataFrame:
     except (OSError, ValueError) as error:
         raise TableError(f"{path}: cannot read an operating-point table: {error}") from error
     return check_table(table, path)
-
-
-_LOG = logging.getLogger(__name__)
 
 
 class Setting(NamedTuple):
@@ -233,7 +231,6 @@ class PointTable:
         self.source = str(weakest(*set(table["source"])))
         text = table.to_csv(index=False)
         self.digest = hashlib.sha256(text.encode()).hexdigest()
-        self._require_cores(table)
         self.points: dict[tuple[str, str, Setting], Point] = {}
         self._first: dict[tuple[str, str], Point] = {}
         self._logged: dict[frozenset, Point] = {}
@@ -245,23 +242,14 @@ class PointTable:
             where = point.subnet, point.unit
             if point.setting is PLAIN or where not in self._first:
                 self._first[where] = point
-            told = frozenset(point.logged.items())
-            if told in self._logged:  # on a GPU, say, which is one core whatever the table says
-                raise TableError(
-                    f"{self.model}: {point.subnet!r} on {point.unit!r}: two points that differ in "
-                    "threads alone; expected them to keep as many cores busy"
-                )
-            self._logged[told] = point
+            # A log names cores, not threads; and a GPU is one core, whatever the table says.
+            named = frozenset(point.logged.items())
+            new = pd.Series(named not in self._logged, rows.index)
+            require(new, rows, "threads", "as many as cores, or one point of them", self.model)
+            self._logged[named] = point
         if noisy:
             _LOG.warning("%s: slower at a higher clock: %s", self.model, ", ".join(noisy))
         self._on = self._by_unit(table["batch"].min())
-
-    def _require_cores(self, table: pd.DataFrame) -> None:
-        """A log names cores, not threads: points that differ in threads must differ in cores."""
-        logged = [column for column in KEY_COLUMNS if column != "threads"]
-        cores = table["cores"].fillna(table["threads"])
-        alike = table.assign(cores=cores).duplicated(logged)
-        require(~alike, table, "threads", "as many as cores", self.model)
 
     def _by_unit(self, batch: float) -> dict[str, tuple[Point, ...]]:
         """Unit -> its points of a batch, fastest first."""

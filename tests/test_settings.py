@@ -121,7 +121,7 @@ def test_a_setting_that_says_nothing_is_the_plain_one():
     [row(unit_name="cpu"), row(unit_name="cpu", threads=4, ms=5.0)],  # all four, where unknown
 ])  # fmt: skip
 def test_two_points_that_a_log_could_not_tell_apart_are_refused(rows):
-    with pytest.raises(TableError, match="differ in threads alone"):
+    with pytest.raises(TableError, match="as many as cores"):
         PointTable(make_table(rows), ON)
 
 
