@@ -12,6 +12,7 @@ from dynlib.log import DecisionLog
 from dynlib.machine.bind import load_board
 from dynlib.manager.policy import Action, Placement, edf, fifo
 from dynlib.points import PointTable
+from dynlib.runtime.case import Case
 from dynlib.runtime.rivals import Static
 from dynlib.runtime.simulation import Simulation
 from dynlib.workload import App, Change, Workload
@@ -209,7 +210,7 @@ def test_a_cap_lowers_the_clock_and_leaving_it_is_the_policys_business():
     log = run(workload, BOARD, TABLES, policy)
     acts = [(e["t_s"], e["gpu_mhz"]) for e in events(log, "set") if e["reason"] == "acts"]
     assert [f for _, f in acts] == [1000.0, 500.0, 1000.0]
-    assert acts[1][0] == pytest.approx(1.005)
+    assert acts[1][0] == 1.0  # a cap is a limit, not a request
 
 
 def test_a_board_without_a_power_model_is_refused():
@@ -292,3 +293,64 @@ def test_what_is_no_decision_is_refused_by_name(action, message):
     policy.decide = lambda state, limits: action
     with pytest.raises(PolicyError, match=message):
         run(periodic(), BOARD, TABLES, policy)
+
+
+class Alternating:
+    """Asks for the two highest clocks in turn, sooner than either can act."""
+
+    name, static, governors = "alternating", False, {}
+    choose = staticmethod(fifo)
+
+    def decide(self, state, limits):
+        wanted = (1000.0, 500.0)[round(state.t_ms / 3) % 2]
+        return Action({"app": Placement("large", "gpu")}, {"gpu": wanted}, state.t_ms + 3)
+
+
+def test_no_request_dodges_a_cap():
+    changes = [Change(1.0, unit="gpu", cap_mhz=500.0)]
+    log = run(periodic(100.0, horizon_s=3.0, changes=changes), BOARD, TABLES, Alternating())
+    acted = [(e["t_s"], e["gpu_mhz"]) for e in events(log, "set") if e["reason"] == "acts"]
+    assert all(mhz <= 500 for t_s, mhz in acted if t_s >= 1)
+    assert acted[-1][1] == 500
+
+
+def test_an_app_on_hold_starts_nothing_and_keeps_its_frames():
+    class Holding(Alternating):
+        def decide(self, state, limits):
+            held = frozenset({"app"}) if state.t_ms < 50 else frozenset()
+            return Action({"app": Placement("large", "gpu")}, {"gpu": 1000.0}, 50.0, hold=held)
+
+    log = run(periodic(100.0, horizon_s=0.2), BOARD, TABLES, Holding())
+    assert [e["t_s"] for e in events(log, "start")] == pytest.approx([0.05, 0.1])
+
+    class Unknown(Alternating):
+        def decide(self, state, limits):
+            return Action(hold=frozenset({"ap"}))
+
+    with pytest.raises(PolicyError, match=r"no app 'ap' to hold.*did you mean"):
+        run(periodic(100.0, horizon_s=0.2), BOARD, TABLES, Unknown())
+
+
+def heavy(*memory_mb):
+    """A table whose networks, small and large, take so much memory."""
+    frame = TABLES["net"].frame.copy()
+    frame["memory_mb"] = frame["subnet"].map(dict(zip(("small", "large"), memory_mb, strict=True)))
+    return {"net": PointTable(frame, BOARD)}
+
+
+def test_the_networks_of_all_apps_fit_the_memory_and_the_least_important_waits():
+    apps = tuple(
+        App(name, "net", deadline_ms=100.0, period_ms=100.0, priority=priority)
+        for name, priority in (("a", 0), ("b", 1))
+    )
+    changes = (Change(1.0, memory_mb=90.0), Change(2.0, memory_mb=0.0))
+    workload = Workload("memory", 3.0, apps, changes)
+    both = dict.fromkeys("ab", Placement("large", "gpu"))
+    policy = Static("fixed", both, {"gpu": 1000.0})
+    frames = Case(workload, BOARD, heavy(20.0, 50.0)).simulate(policy).frames()
+    missed = frames[~frames["on_time"]]
+    assert set(missed["app"]) == {"a"}
+    assert missed["arrival_s"].between(1.0, 1.95).all()
+    assert len(missed) == 10
+    all_fit = Case(workload, BOARD, heavy(20.0, 45.0)).simulate(policy).frames()
+    assert all_fit["on_time"].all()

@@ -68,6 +68,7 @@ class AppState(NamedTuple):
     waiting: tuple[Waiting, ...]
     running: tuple[Running, ...]
     upcoming: tuple[tuple[float, Requirement], ...]
+    frames: int = 1  # of an offline batch, or at a time in a closed loop
 
 
 class State(NamedTuple):
@@ -90,10 +91,11 @@ class Action:
     """What to do now; units and apps left out stay as they are.
 
     Args:
-        placements: per app; None refuses it (its frames are dropped).
+        placements: per app; None refuses it (its frames wait until it is too late for them).
         clocks: MHz per unit, OPPs of the unit.
         wake_ms: ask again at this time even when nothing happens; replaces an earlier such wish.
         reason: goes into the log.
+        hold: apps none of whose frames shall start before the next decision.
     """
 
     placements: Mapping[str, Placement | None] = field(default_factory=dict)
@@ -101,6 +103,7 @@ class Action:
     wake_ms: float | None = None
     memory: Any = None
     reason: str = ""
+    hold: frozenset[str] = frozenset()
 
 
 class Ready(Protocol):

@@ -120,11 +120,18 @@ class AppRun:
         self.served = point
         return point
 
-    def evict(self, unit: str) -> None:
-        """Frames on a unit that was taken away have to start again, wherever the app goes."""
-        for job in [j for j in self.jobs if j.point.unit == unit]:
-            self.jobs.remove(job)
-            self.waiting.appendleft(Job(self, job.frame, job.arrival_ms, job.need))
+    def restart(self, job: Job) -> None:
+        """A frame that lost its unit or its memory has to start again, wherever the app goes."""
+        self.jobs.remove(job)
+        self.waiting.appendleft(Job(self, job.frame, job.arrival_ms, job.need))
+
+    @property
+    def held_mb(self) -> float:
+        """Memory of the network that the policy wants, or of a larger one that still runs."""
+        points = [job.point for job in self.jobs]
+        if self.wanted is not None and not (self.gone and not self.waiting):
+            points.append(self.table.point(*self.wanted))
+        return max((point.memory_mb for point in points), default=0.0)
 
     def observe(self, now_ms: float) -> AppState | None:
         """What a policy may know of the app now; None before it is known and after it has gone."""
@@ -167,4 +174,5 @@ class AppRun:
             tuple(waiting),
             tuple(running),
             upcoming,
+            app.frames,
         )

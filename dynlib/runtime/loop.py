@@ -9,6 +9,8 @@ Rules a number depends on:
 - a frame whose deadline has passed before it starts is dropped; one that runs is never aborted;
 - every frame that waits is a candidate for its unit, and so is every job between two segments;
 - at the end of the horizon what still waits or runs is dropped;
+- where memory is capped, the networks of the apps, those that run included, fit together at any
+  time: the least important apps that do not are not served, and their frames have to start again;
 - noise of frame k of app a is a function of (seed, a, k) alone: every policy meets the same frames.
 """
 
@@ -64,10 +66,12 @@ class Loop(ABC):
             self.apps[app.name] = AppRun(app, self.workload, self.tables[app.model], seed)
         self.under = conditions(self.workload, self.board)
         self.now = self.under[0][1]
+        self.memory_capped = any(math.isfinite(now.memory_mb) for _, now in self.under)
         self.limits = {unit.name: unit.max_mhz for unit in self.board.units}
         self.finished: list[Finished] = []
         self.memory: Any = None
         self.ask = False
+        self.hold: frozenset[str] = frozenset()
         self.handlers = {CHANGE: self.on_change, ARRIVE: self.on_arrive, WAKE: self.on_wake}
         self.log = DecisionLog(
             scenario=self.workload.name,
@@ -205,7 +209,7 @@ class Loop(ABC):
                 self.drop_expired(run)
             for job in run.jobs:
                 ready.setdefault(job.point.unit, []).append(job)
-            if run.waiting and run.placement is not None:
+            if run.waiting and run.placement is not None and run.app.name not in self.hold:
                 ready.setdefault(run.placement.unit, []).extend(run.waiting)
         return ready
 
@@ -220,6 +224,10 @@ class Loop(ABC):
         job.run.waiting.remove(job)
         self.record("drop", job, reason=reason)
         self.next_query(job.run)
+
+    def evict(self, job: Job) -> None:
+        """A frame that runs can do so no longer."""
+        job.run.restart(job)
 
     def start(self, job: Job, switch_ms: float) -> None:
         """Begin with a frame that waits."""
@@ -288,8 +296,9 @@ class Loop(ABC):
             self.limits[unit.name] = cap_mhz
             self.constrain(unit.name, stretch, cap_mhz, now.emc)
             if cap_mhz == 0:
-                for run in self.apps.values():
-                    run.evict(unit.name)
+                for job in [job for run in self.apps.values() for job in run.jobs]:
+                    if job.point.unit == unit.name:
+                        self.evict(job)
         # Competitors and memory clocks announce nothing: they are no reason to ask the policy.
         before, self.now = self.now, now
         self.ask |= (before.cap_mhz, before.memory_mb) != (now.cap_mhz, now.memory_mb)
@@ -320,6 +329,9 @@ class Loop(ABC):
         for name in action.clocks:
             if name not in self.limits:
                 raise PolicyError(f"board {self.board.name!r} has no unit {name!r}")
+        for name in action.hold:
+            if name not in self.apps:
+                raise PolicyError(f"{who}: no app {name!r} to hold; {near(name, self.apps)}")
         return action
 
     def state(self) -> State:
@@ -337,7 +349,7 @@ class Loop(ABC):
 
     def apply(self, action: Action) -> None:
         """Carry out what a policy decided."""
-        self.memory = action.memory
+        self.memory, self.hold = action.memory, action.hold
         for name, placement in action.placements.items():
             run = self.apps[name]
             if placement != run.wanted:
@@ -346,8 +358,27 @@ class Loop(ABC):
                 reason = action.reason if now == placement else "switch failed"
                 where = {} if now is None else run.table.point(*now).logged
                 self.log.add(self.now_ms / 1000, "decide", app=name, reason=reason, **where)
+        if self.memory_capped:
+            self.fit_memory()
         for name, mhz in action.clocks.items():
             self.request(name, mhz)
         if action.wake_ms is not None and action.wake_ms > self.now_ms:
             self.wake += 1
             self.push(action.wake_ms, WAKE, self.wake)
+
+    def fit_memory(self) -> None:
+        """Serve the apps whose networks fit together, the most important first."""
+        room_mb = self.now.memory_mb
+        for run in sorted(self.apps.values(), key=lambda run: -run.app.priority):
+            held_mb = run.held_mb
+            fits = held_mb <= room_mb
+            if fits:
+                room_mb -= held_mb
+            else:
+                for job in list(run.jobs):
+                    self.evict(job)
+            if fits == (run.placement is None) and run.wanted is not None:
+                run.placement = self.switch(run, run.wanted) if fits else None
+                where = run.table.point(*run.placement).logged if run.placement else {}
+                reason = "memory is free again" if fits else "out of memory"
+                self.log.add(self.now_ms / 1000, "decide", app=run.app.name, reason=reason, **where)

@@ -2,8 +2,9 @@
 
 Rules a number depends on, beside those of `loop`:
 - the speed of a job follows the clock of its unit, and power is constant between events;
-- a requested clock acts after the unit's settling time, a newer request replaces an older one, and
-  when it acts the unit stands still for the stall time (drawing the power of the new clock);
+- a requested clock acts after the unit's settling time, a newer request replaces an older one; a
+  cap acts at once, whatever was requested; and when a clock acts the unit stands still for the
+  stall time (drawing the power of the new clock);
 - competitors that stretch execution by x keep 1 - 1/x of the unit busy while none of our jobs runs;
 - changing an app's sub-network costs `switch_ms` before its next frame, at full power;
 - heat plays a part only where the workload changes the air (see `heat`); a cap from it is a `set`
@@ -120,10 +121,23 @@ class Simulation(Loop):
         run.advance(self.now_ms)
         self._wake_governor(run)
         run.impose(stretch, cap_mhz, emc)
+        above = run.mhz > run.cap_mhz
+        if above:
+            run.mhz = run.cap_mhz
+            run.frozen_ms = self.now_ms + run.spec.stall_ms
         self._request(run, min(run.target_mhz, run.cap_mhz), "cap")
-        if run.lost:
-            run.job = None
+        if above:
+            self._log_clock(run, run.mhz, "acts")
         self._reschedule(run)
+
+    def evict(self, job: Job) -> None:
+        """A frame that runs leaves its unit."""
+        unit = self.units[job.point.unit]
+        if unit.job is job:
+            unit.advance(self.now_ms)
+            unit.job = None
+            self._reschedule(unit)
+        super().evict(job)
 
     def on_done(self, item) -> None:
         """A segment has ended, unless it has been rescheduled since."""
