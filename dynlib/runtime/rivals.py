@@ -5,15 +5,18 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 
+from dynlib.boards.board import Board
 from dynlib.errors import PolicyError
-from dynlib.manager.policy import Action, Placement, Ready, State, fifo
-from dynlib.points import Point, PointTable
+from dynlib.manager.policy import Action, Placement, Ready, State, edf, fifo, share_done
+from dynlib.points import Point, PointTable, Tables
 from dynlib.runtime.case import Case
 from dynlib.runtime.summary import MISS_LIMIT_PCT
 from dynlib.workload import App, Workload
 
 TRIAL_SEEDS = (9001, 9002, 9003)
 MAX_TRIALS = 400
+_EARLY_MS = 0.5
+_LONG = 0.15
 
 
 @dataclass(frozen=True)
@@ -199,3 +202,86 @@ def _mean_period_ms(workload: Workload, app: App, steps) -> float:
         span_ms = max(min(stop_ms, end_ms) - start_ms, 0.0)
         frames += span_ms / need.period_ms
     return workload.horizon_s * 1000 / max(frames, 1e-9)
+
+
+class JustInTime:
+    """A simple manager, to see what a rule of a screen reaches: everything just in time.
+
+    Every app runs the smallest network that meets its floor on its start unit (elsewhere while that
+    is lost); every unit the lowest clock at which the frames at hand are in time if they are as
+    slow as the slowest of the last five, the lowest of all between frames, raised just before the
+    next; and the highest for a frame that turns out longer.
+    """
+
+    name, static, governors = "just in time", False, {}
+    choose = staticmethod(edf)
+
+    def __init__(self, board: Board, tables: Tables):
+        self.units, self.tables = {unit.name: unit for unit in board.units}, tables
+
+    def decide(self, state: State, limits: Mapping[str, float]) -> Action:
+        """See `dynlib.manager.policy`."""
+        last = dict(state.memory or {})  # app -> measured over expected times
+        for name, subnet, unit, ran, setting in state.finished:
+            app = next((app for app in state.apps if app.name == name), None)
+            if app:
+                point = self.tables[app.model].point(subnet, unit, setting)
+                ratio = share_done(point, ran, self.units[unit].freqs)
+                last[name] = (*last.get(name, ()), ratio)[-5:]
+        placements, wake_ms = {}, math.inf
+        frames = {name: [] for name in self.units}  # (deadline, share left, point, share done)
+        begin_ms = dict.fromkeys(self.units, state.t_ms)
+        for app in state.apps:
+            table, slow = self.tables[app.model], max(last.get(app.name, (1.0,)))
+            units = [name for name in table.units if limits[name]] or table.units
+            where = app.start_unit or table.main_unit
+            points = table.on(where if where in units else units[0])
+            good = [p for p in points if p.accuracy_val_pct >= app.need.floor_pct - 1e-9]
+            point = (good or points)[0]
+            placements[app.name] = Placement(point.subnet, point.unit, point.setting)
+            for job in app.running:
+                runs = table.point(job.subnet, job.unit, job.setting)
+                done = share_done(runs, job.ran, self.units[job.unit].freqs)
+                frames[job.unit].append((job.deadline_at_ms, slow - done, runs, done))
+            here = frames[point.unit]
+            here += [(frame.deadline_at_ms, slow, point, 0.0) for frame in app.waiting]
+            if app.arrival == "periodic" and not app.waiting and not app.running:
+                next_ms = app.next_arrival_ms(state.t_ms)
+                raise_ms = next_ms - self.units[point.unit].settle_ms - _EARLY_MS
+                if raise_ms <= state.t_ms:
+                    here.append((next_ms + app.need.deadline_ms, slow, point, 0.0))
+                    begin_ms[point.unit] = next_ms if len(here) == 1 else state.t_ms
+                else:
+                    wake_ms = min(wake_ms, raise_ms)
+        clocks = {}
+        for name, unit in self.units.items():
+            clocks[name] = unit.min_mhz
+            if not frames[name] or not limits[name]:
+                continue
+            # What runs goes first, then the earliest deadline.
+            work = sorted(frames[name], key=lambda frame: (not frame[3], frame[0]))
+            for index, mhz in enumerate(unit.freqs):
+                clocks[name] = mhz
+                if mhz >= limits[name] or self._in_time(begin_ms[name], work, index):
+                    break
+            deadline_ms, share, point, done = work[0]
+            if mhz < limits[name]:
+                # The last moment at which the highest clock still saves a frame that is long.
+                slow_ms = point.latency_ms[index]
+                fast_ms = point.latency_ms[unit.freqs.index(limits[name])]
+                left = share + _LONG - unit.settle_ms / slow_ms
+                spare_ms = deadline_ms - begin_ms[name] - unit.settle_ms - left * fast_ms
+                wait_ms = spare_ms / (1 - fast_ms / slow_ms)
+                if wait_ms <= 0.1:
+                    clocks[name] = limits[name]
+                else:
+                    wake_ms = min(wake_ms, state.t_ms + wait_ms)
+        return Action(placements, clocks, None if math.isinf(wake_ms) else wake_ms, last, self.name)
+
+    @staticmethod
+    def _in_time(now_ms: float, frames: list, index: int) -> bool:
+        for deadline_ms, share, point, _ in frames:
+            now_ms += share * point.latency_ms[index]
+            if now_ms > deadline_ms - _EARLY_MS:
+                return False
+        return True
