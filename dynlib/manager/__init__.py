@@ -16,6 +16,7 @@ from dynlib.manager.policy import (
     by_priority,
     edf,
     fifo,
+    share_done,
 )
 
 __all__ = [
@@ -31,4 +32,5 @@ __all__ = [
     "by_priority",
     "edf",
     "fifo",
+    "share_done",
 ]

@@ -1,46 +1,58 @@
 """The hierarchical manager: operating points above, clocks below.
 
-Upper level (`planner`): whenever requirements, limits or the measured slowdown of a unit change,
-every app gets the operating point, and every unit the clock, that meet floors and deadlines best.
-Lower level, at every frame: the planned clock, or the lowest one above it that still meets the
-deadlines of the frames at hand; the lowest clock between frames, raised in time for the next.
+Upper level (`planner`): whenever requirements, limits or what was learnt change, every app gets the
+operating point, and every unit the clock, that meet floors and deadlines best. Lower level
+(`pacer`), at every frame: the lowest clock that still meets the deadlines of the frames at hand;
+the lowest of all between frames, raised in time for the next.
 
-It knows of competitors only through measured times. `decide` is pure: its memory travels through
-`Action.memory` and `State.memory`.
+What it knows of competitors, noise and random arrivals it has measured (`learner`). `decide` is
+pure: its memory travels through `Action.memory` and `State.memory`.
 """
 
 import math
-from collections import defaultdict
 from collections.abc import Mapping
+from itertools import groupby
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 from dynlib.errors import DynlibError, PolicyError, near
-from dynlib.manager.pace import Pacer, Stream, Work
-from dynlib.manager.planner import OBJECTIVES, Demand, Plan, Planner, schedulable
-from dynlib.manager.policy import Action, AppState, State, edf
-from dynlib.manager.slowdown import Slowdown
-from dynlib.points import Tables
-from dynlib.workload import CLOSED_LOOP, Requirement
+from dynlib.manager.learner import Gaps, Times
+from dynlib.manager.pacer import SAFETY_MS, Pacer, Stream, Work
+from dynlib.manager.planner import OBJECTIVES, Demand, Plan, Planner, Speed, queue_ms
+from dynlib.manager.policy import Action, AppState, State, edf, share_done
 
 if TYPE_CHECKING:
     from dynlib.boards.board import Board
+    from dynlib.points import Point, Tables
 
-_SAFETY_MS = 0.1
+CLOSED_LOOP = ("single-stream", "multi-stream")
+_STEP = 0.05  # changes of what was learnt that are too small to plan anew
+_DWELL_MS = 500.0  # that a plan lives at least if only what was learnt has changed
 
 
 class Memory(NamedTuple):
-    """What the manager remembers between two decisions."""
+    """What the manager remembers between two decisions.
 
-    slowdowns: Mapping[str, Slowdown]
+    Args:
+        times, gaps: what was learnt, by (app, unit) and by app.
+        speeds: of it, what the plan was made with, by (app, unit).
+        key: what else it was made for.
+    """
+
+    times: Mapping[tuple[str, str], Times] = MappingProxyType({})
+    gaps: Mapping[str, Gaps] = MappingProxyType({})
+    speeds: Mapping[tuple[str, str], Speed] = MappingProxyType({})
     key: tuple = ()
-    wanted: Plan | None = None  # the best plan for `key`
-    plan: Plan | None = None  # the one in force
+    plan: Plan = Plan({}, {})
     since_ms: float = -math.inf
 
 
-def _reason(why: str, plan: Plan) -> str:
-    return f"infeasible: {', '.join(plan.degraded)}" if plan.degraded else why
+class _Hand(NamedTuple):
+    """What a unit has to do: frames that run, that wait, and to come."""
+
+    running: list[Work]
+    waiting: list[Work]
+    streams: list[Stream]
 
 
 class Manager:
@@ -51,10 +63,7 @@ class Manager:
         objective: `energy` (default): least board energy such that every floor and deadline is met;
             `accuracy`: highest accuracy such that every deadline is met, then least energy;
             `latency`: the networks of least energy, at the highest clock while a frame is there.
-        margin_sigma: planned execution times lie so many standard deviations above the mean. The
-            default was chosen on seeds 0 to 19; evaluate on others.
-        dwell_ms: a change that nothing forces (a better plan, not a broken one) waits so long after
-            the last change and must save `gain_pct` of the power above idle.
+        target_miss_pct: frames that may be late, of those that can be in time.
         governors: units whose clocks it leaves to the kernel.
 
     >>> board = load_board("jetson-nano")
@@ -78,114 +87,152 @@ class Manager:
     def __init__(
         self,
         board: "Board",
-        tables: Tables,
+        tables: "Tables",
         *,
         objective: str = "energy",
-        margin_sigma: float = 2.6,
-        dwell_ms: float = 500.0,
-        gain_pct: float = 2.0,
+        target_miss_pct: float = 0.5,
         governors: Mapping[str, str] = MappingProxyType({}),
     ):
         if objective not in OBJECTIVES:
-            raise DynlibError(f"unknown objective {objective!r}; expected one of {OBJECTIVES}")
+            raise DynlibError(f"objective: got {objective!r}, expected one of {OBJECTIVES}")
+        if not 0 < target_miss_pct < 50:
+            raise DynlibError(f"target_miss_pct: got {target_miss_pct}, expected 0 to 50")
         self.board, self.tables, self.governors = board, tables, governors
+        self.objective = objective
         self.units = {unit.name: unit for unit in board.units}
-        self.index = {u.name: {f: i for i, f in enumerate(u.freqs)} for u in board.units}
-        self.lowest = {unit.name: unit.min_mhz for unit in board.units}
         self.paced = any(len(unit.freqs) > 1 for unit in board.units)
-        self.lead_ms = {u.name: u.settle_ms + u.stall_ms + _SAFETY_MS for u in board.units}
-        self.longest_lead_ms = max(self.lead_ms.values())
         self.pacers = {unit.name: Pacer(unit) for unit in board.units}
-        self.planner = Planner(board, tables, objective, margin_sigma)
-        self.objective, self.dwell_ms, self.gain_pct = objective, dwell_ms, gain_pct
+        self.longest_lead_ms = max(pacer.switch_ms for pacer in self.pacers.values()) + SAFETY_MS
+        self.planner = Planner(board, tables, objective, target_miss_pct / 100)
 
     def decide(self, state: State, limits: Mapping[str, float]) -> Action:
         """Operating points, clocks, and when to look again."""
-        memory = state.memory or Memory(dict.fromkeys(self.units, Slowdown()))
-        slowdowns = self._learn(memory.slowdowns, state)
-        used = {name: slowdown.used for name, slowdown in slowdowns.items()}
-        if state.emc != 1:  # the most that a slower memory stretches any frame on the unit
-            for name, unit in self.units.items():
-                used[name] *= unit.memory_scale(unit.max_mhz, state.emc)
-        key, wanted, plan, since_ms, reason = self._choose(state, memory, used, limits)
-        clocks, wake_ms = {}, math.inf
-        at_hand = self._at_hand(state, plan, used) if self.paced else {}
-        for name in self.units:
-            if name not in at_hand or limits[name] == 0:  # nothing to do there, or taken away
-                clocks[name] = self.lowest[name]
-                continue
-            clocks[name], again_ms = self._clock(
-                name, state, at_hand[name], used[name], limits[name]
-            )
-            wake_ms = min(wake_ms, again_ms)
+        memory = self._learn(state.memory or Memory(), state)
+        memory, reason = self._replan(memory, state, limits)
+        plan, clocks, wake_ms, held = memory.plan, {}, math.inf, set()
+        hands = self._at_hand(state, memory) if self.paced or plan.spare else {}
+        for name, pacer in self.pacers.items():
+            clocks[name] = pacer.unit.min_mhz
+            if name in hands and limits[name]:
+                hand = hands[name]
+                if plan.spare:
+                    held |= self._held(state, plan, pacer, hand, limits[name])
+                clocks[name], again_ms = self._clock(state, plan, pacer, hand, limits[name])
+                wake_ms = min(wake_ms, again_ms)
         return Action(
             placements=plan.placements,
             clocks=clocks,
             wake_ms=None if math.isinf(wake_ms) else wake_ms,
-            memory=Memory(slowdowns, key, wanted, plan, since_ms),
+            memory=memory,
             reason=reason,
+            hold=frozenset(held),
         )
 
-    def _learn(self, slowdowns: Mapping[str, Slowdown], state: State) -> Mapping[str, Slowdown]:
-        """Update the slowdowns from measured frames: without one, the shares ms / latency that a
-        frame ran at each clock add up to 1."""
+    # What is learnt.
+
+    def _learn(self, memory: Memory, state: State) -> Memory:
+        gaps = dict(memory.gaps)
+        for app in state.apps:
+            came = [frame.arrival_ms for frame in app.waiting]
+            if app.last_arrival_ms is not None:
+                came.append(app.last_arrival_ms)
+            gaps[app.name] = gaps.get(app.name, Gaps()).seen(came)
         if not state.finished:
-            return slowdowns
-        slowdowns, seen = dict(slowdowns), set()
-        tables = {app.name: self._table(app) for app in state.apps}
+            return memory._replace(gaps=gaps)
+        times = {key: each.aged(state.t_ms) for key, each in memory.times.items()}
+        apps = {app.name: app for app in state.apps}
         for frame in state.finished:
-            if frame.app not in tables:
+            if frame.app not in apps:
                 continue
-            point = tables[frame.app].point(frame.subnet, frame.unit, frame.setting)
-            ratio = self._share(frame.unit, point, frame.ran, state.emc)
+            point = self._points(apps[frame.app]).point(frame.subnet, frame.unit, frame.setting)
+            ratio = self._done(point, frame.ran, state.emc)
             if math.isfinite(ratio) and ratio > 0:
-                slowdowns[frame.unit] = slowdowns[frame.unit].measured(
-                    ratio, point.sigma, self.planner.margin_sigma
-                )
-                seen.add(frame.unit)
-        for name in slowdowns.keys() - seen:
-            slowdowns[name] = slowdowns[name].unseen(len(state.finished))
-        return slowdowns
+                key = frame.app, frame.unit
+                times[key] = times.get(key, Times()).measured(ratio, point.sigma, state.t_ms)
+        return memory._replace(gaps=gaps, times=times)
 
-    def _table(self, app: AppState):
-        return self.tables.get(app.name) or self.tables[app.model]
+    def _points(self, app: AppState):
+        table = self._table(app)
+        return self.tables[table]
 
-    def _share(self, name: str, point, ran, emc: float) -> float:
-        """The part of a job done after running `ran`, were there no slowdown but the memory's."""
-        index, unit, done = self.index[name], self.units[name], 0.0
-        for mhz, ms in ran:
-            expected_ms = point.latency_ms[index[mhz]]
-            done += ms / (expected_ms if emc == 1 else expected_ms * unit.memory_scale(mhz, emc))
-        return done
+    def _table(self, app: AppState) -> str:
+        name = app.name if app.name in self.tables else app.model
+        if name not in self.tables:
+            known = near(name, self.tables)
+            raise PolicyError(f"app {app.name!r}: no points of model {name!r}; {known}")
+        return name
 
-    def _choose(self, state: State, memory: Memory, used: Mapping[str, float], limits):
-        demands = tuple([self._demand(app, state) for app in state.apps])
-        key = (demands, tuple(used.items()), tuple(limits.items()), state.memory_mb)
+    def _done(self, point: "Point", ran, emc: float) -> float:
+        """The share of a frame that is done, or how long a finished one took, by the table."""
+        unit = self.units[point.unit]
+        if emc != 1:
+            ran = [(mhz, ms / unit.memory_scale(mhz, emc)) for mhz, ms in ran]
+        return share_done(point, ran, unit.freqs)
+
+    def _speed(self, app: AppState, unit: str, memory: Memory) -> Speed:
+        """As it was learnt; of an app that was not on the unit lately, what slows all others."""
+        times = memory.times.get((app.name, unit))
+        if times is not None and times.ratios:
+            return Speed(times.typical, times.spread, times.peak)
+        others = [t.typical for (_, u), t in memory.times.items() if u == unit and t.ratios]
+        slow = min(others, default=1.0)
+        return Speed(slow, 1.0, slow)
+
+    # The plan.
+
+    def _replan(self, memory: Memory, state: State, limits) -> tuple[Memory, str]:
+        """A plan for what is wanted now, and why it is another than before."""
+        speeds = {}
+        for app in state.apps:
+            for unit in self._points(app).units:
+                now, before = self._speed(app, unit, memory), memory.speeds.get((app.name, unit))
+                if before is None or any(
+                    abs(new - old) > _STEP * old for new, old in zip(now, before, strict=True)
+                ):
+                    before = now
+                speeds[app.name, unit] = before
+        demands = tuple([self._demand(app, state, memory) for app in state.apps])
+        key = demands, tuple(limits.items()), state.memory_mb
         same = key == memory.key
-        wanted = memory.wanted if same else self.planner.plan(*key)
-        plan, since_ms, why = memory.plan, memory.since_ms, ""
-        if wanted is plan or wanted == plan:
-            return key, wanted, plan, since_ms, why
-        if plan is None or wanted.placements.keys() != plan.placements.keys():
-            why = "apps"
-        # Under the same key it held at the last decision.
-        elif not (same or self._holds(plan, demands, used, limits, state.memory_mb)):
-            why = "requirement"
-        elif state.t_ms - since_ms >= self.dwell_ms and (
-            not plan.feasible or self._gain(plan, wanted, demands, used)
-        ):
-            why = "saves"
-        if why:
-            return key, wanted, wanted, state.t_ms, _reason(why, wanted)
-        return key, wanted, plan, since_ms, why
+        if same and (speeds == memory.speeds or state.t_ms < memory.since_ms + _DWELL_MS):
+            return memory, ""
+        emc = {name: unit.memory_scale(unit.max_mhz, state.emc) for name, unit in self.units.items()}
+        known = []
+        for demand in demands:
+            mine = [
+                (unit, each._replace(typical=each.typical * emc[unit], peak=each.peak * emc[unit]))
+                for (app, unit), each in speeds.items()
+                if app == demand.app
+            ]
+            known.append(demand._replace(speeds=tuple(mine)))
+        present = [(app, where.unit) for app, where in memory.plan.placements.items() if where]
+        plan = self.planner.plan(tuple(known), *key[1:], tuple(present))
+        reason = "" if plan == memory.plan else "; ".join(plan.degraded) or "best"
+        return memory._replace(speeds=speeds, key=key, plan=plan, since_ms=state.t_ms), reason
 
-    def _demand(self, app: AppState, state: State) -> Demand:
+    def _demand(self, app: AppState, state: State, memory: Memory) -> Demand:
         """The strictest of what applies now, to frames that wait, and to those about to come.
 
         A frame that arrives shortly before an announced change still occupies its unit after it,
         so a change counts from one old deadline ahead.
         """
         deadline_ms, period_ms, floor_pct = app.need
+        gaps, random = memory.gaps[app.name], app.arrival != "periodic"
+        if app.arrival == "periodic":
+            period_ms = gaps.period_ms(period_ms)
+        elif app.arrival in CLOSED_LOOP:
+            period_ms, random = deadline_ms, False
+        elif app.arrival == "offline":
+            # As many frames as are left, in what is left of the time, in steps of a twentieth.
+            left, random = len(app.waiting) + len(app.running), False
+            ends = [frame.deadline_at_ms for frame in (*app.waiting, *app.running)]
+            if app.last_arrival_ms is None:
+                left, ends = app.frames, [app.start_ms + deadline_ms]
+            if left:
+                each_ms = max(max(ends) - max(state.t_ms, app.start_ms), 1.0) / left
+                period_ms = math.exp(math.floor(math.log(each_ms) / _STEP) * _STEP)
+        else:
+            period_ms = gaps.least_ms(period_ms)
         ahead_ms = state.t_ms + deadline_ms + self.longest_lead_ms
         for t_ms, need in app.upcoming:
             if t_ms <= ahead_ms:
@@ -194,123 +241,84 @@ class Manager:
                 floor_pct = max(floor_pct, need.floor_pct)
         for frame in app.waiting:
             floor_pct = max(floor_pct, frame.floor_pct)
-        if app.arrival in CLOSED_LOOP:
-            period_ms = deadline_ms
-        jitter = app.arrival != "periodic"
-        if app.arrival == "server":
-            period_ms /= 2  # two at once are common in a Poisson stream
-        need = Requirement(deadline_ms, period_ms, floor_pct)
-        model = app.name if app.name in self.tables else app.model
-        if model not in self.tables:
-            known = near(model, self.tables)
-            raise PolicyError(f"app {app.name!r}: no points of model {model!r}; {known}")
-        return Demand(app.name, model, need, jitter, app.priority)
+        table = self._table(app)
+        return Demand(app.name, table, deadline_ms, period_ms, floor_pct, random, app.priority)
 
-    def _tasks(self, plan: Plan, demands):
-        """(unit, index of its clock, demand, point) of every app under `plan`."""
-        for demand in demands:
-            placement = plan.placements[demand.app]
+    # The clocks.
+
+    def _at_hand(self, state: State, memory: Memory) -> dict[str, _Hand]:
+        """Unit -> what it has to do now and soon."""
+        hands: dict[str, _Hand] = {}
+        for app, demand in zip(state.apps, memory.key[0], strict=True):
+            points = self._points(app)
+            for job in app.running:
+                point = points.point(job.subnet, job.unit, job.setting)
+                work = self._work(app, point, state, memory)
+                done = self._done(point, job.ran, 1.0)
+                work = work._replace(
+                    deadline_ms=job.deadline_at_ms,
+                    typical=max(work.typical - done, 0.0),
+                    worst=work.worst - done,
+                    done=done,
+                )
+                hands.setdefault(job.unit, _Hand([], [], [])).running.append(work)
+            placement = memory.plan.placements.get(app.name)
             if placement is None:
                 continue
-            point = self.tables[demand.model].point(*placement)
-            unit = placement.unit
-            yield unit, self.index[unit][plan.clocks[unit]], demand, point
+            point = points.point(*placement)
+            work = self._work(app, point, state, memory)
+            hand = hands.setdefault(placement.unit, _Hand([], [], []))
+            for due_ms, frames in groupby(app.waiting, key=lambda frame: frame.deadline_at_ms):
+                count = len(list(frames))
+                hand.waiting.append(work._replace(deadline_ms=due_ms, count=count))
+            if app.arrival == "periodic":
+                frame = work._replace(deadline_ms=app.need.deadline_ms)
+                next_ms = app.next_arrival_ms(state.t_ms, demand.period_ms)
+                hand.streams.append(Stream(next_ms, demand.period_ms, frame))
+        for hand in hands.values():
+            hand.waiting.sort(key=lambda work: work.deadline_ms)
+        return hands
 
-    def _holds(self, plan: Plan, demands, used, limits, memory_mb: float) -> bool:
-        """Whether `plan` still meets everything it does not give up."""
-        tasks: dict[str, list] = {}
-        for unit, index, demand, point in self._tasks(plan, demands):
-            if point.accuracy_val_pct < demand.need.floor_pct - 1e-9 and plan.feasible:
-                return False
-            if point.memory_mb * len(demands) > memory_mb:
-                return False
-            if plan.clocks[unit] > limits[unit]:
-                return False
-            spec = self.units[unit]
-            ms = self.planner.planned_ms(point, index, used[unit], demand, spec)
-            tasks.setdefault(unit, []).append((ms, demand.need.period_ms, demand.need.deadline_ms))
-        return all(schedulable(group) for group in tasks.values())
+    def _work(self, app: AppState, point: "Point", state: State, memory: Memory) -> Work:
+        """A frame of `app` at `point`, without its deadline."""
+        speed = self._speed(app, point.unit, memory)
+        times = memory.times.get((app.name, point.unit))
+        worst = speed.typical * self.planner.margin(point.sigma, speed)
+        if times is not None:
+            worst = max(worst, times.recent)
+        scale = 1.0
+        if state.emc != 1:  # the most that a slower memory stretches any frame on the unit
+            unit = self.units[point.unit]
+            scale = unit.memory_scale(unit.max_mhz, state.emc)
+        sigma = point.sigma * speed.spread
+        return Work(0.0, speed.typical * scale, worst * scale, point, sigma=sigma)
 
-    def _gain(self, plan: Plan, wanted: Plan, demands, used) -> bool:
-        if (wanted.placements, wanted.clocks) == (plan.placements, plan.clocks):
-            return False  # only the slowdown is another than when it was chosen
-        power_mw = accuracy_pct = 0.0
-        for unit, index, demand, point in self._tasks(plan, demands):
-            energy_uj = point.active_mw[index] * point.latency_ms[index] * used[unit]
-            power_mw += energy_uj / demand.need.period_ms
-            accuracy_pct += point.accuracy_val_pct
-        if self.objective == "accuracy" and wanted.accuracy_pct > accuracy_pct + 1e-9:
-            return True
-        return wanted.power_mw < power_mw * (1 - self.gain_pct / 100)
+    def _held(self, state: State, plan: Plan, pacer: Pacer, hand: _Hand, limit: float) -> set[str]:
+        """Spare apps whose next frame would be late, or make one of the others late."""
+        return set()
 
-    def _clock(self, name: str, state: State, at_hand, slow: float, limit: float):
-        """(clock in MHz, time to look again) for one unit."""
-        unit, lead_ms, now_ms = self.units[name], self.lead_ms[name], state.t_ms
-        running, waiting, streams, least_mhz = at_hand
-        waiting.sort(key=lambda w: w.deadline_ms)
-        work, start_ms, mhz = running + waiting, now_ms, state.clocks[name]
-        least_mhz = min(max(least_mhz, self.lowest[name]), limit)
+    def _clock(self, state: State, plan: Plan, pacer: Pacer, hand: _Hand, limit: float):
+        """(clock in MHz, time to look again) of one unit."""
+        unit, now_ms = pacer.unit, state.t_ms
+        work, streams = [*hand.running, *hand.waiting], hand.streams
+        start_ms, mhz, least_mhz = now_ms, state.clocks[unit.name], unit.min_mhz
         if not work:
             if not streams:
-                return least_mhz, math.inf
+                return unit.min_mhz, math.inf
             # A gap shorter than the two transitions it takes is not worth a lower clock.
+            lead_ms = pacer.switch_ms + SAFETY_MS
             start_ms = min(stream.next_ms for stream in streams)
             if start_ms - now_ms > 3 * lead_ms:
-                return least_mhz, start_ms - lead_ms
-            work, streams = self._arrive(streams, start_ms)
+                return unit.min_mhz, start_ms - lead_ms
+            streams = list(streams)
+            for i, stream in enumerate(streams):
+                if stream.next_ms <= start_ms + SAFETY_MS:
+                    work.append(stream.at(start_ms))
+                    streams[i] = stream._replace(next_ms=start_ms + stream.period_ms)
+            work.sort(key=lambda frame: frame.deadline_ms)
             # What is asked for now acts before the frames are there.
-            if start_ms - now_ms >= unit.settle_ms + unit.stall_ms:
+            if start_ms - now_ms >= pacer.switch_ms:
                 mhz = None
-        pace = self.pacers[name].choose(
-            start_ms, mhz, work, streams, bool(running), least_mhz, limit, slow
-        )
-        return pace.mhz, pace.again_ms
-
-    @staticmethod
-    def _arrive(streams, start_ms: float):
-        """The frames that come at `start_ms`, by deadline, and what comes after them."""
-        work, later = [], []
-        for s in streams:
-            if s.next_ms <= start_ms + _SAFETY_MS:
-                work.append(Work(start_ms + s.deadline_ms, 1.0, s.margin, s.point))
-                s = s._replace(next_ms=start_ms + s.period_ms)
-            later.append(s)
-        return sorted(work, key=lambda w: w.deadline_ms), later
-
-    def _at_hand(self, state: State, plan: Plan, used: Mapping[str, float]):
-        """Unit -> (frames that run, that wait, streams of those to come, lowest clock)."""
-        found = defaultdict(lambda: [[], [], [], 0.0])
-        for app in state.apps:
-            table = self._table(app)
-            for job in app.running:
-                point = table.point(job.subnet, job.unit, job.setting)
-                done = self._share(job.unit, point, job.ran, 1.0) / used[job.unit]
-                worst = self.planner.margin(point) - done
-                found[job.unit][0].append(
-                    Work(job.deadline_at_ms, max(1 - done, 0.0), worst, point, done)
-                )
-            placement = plan.placements.get(app.name)
-            if placement is None:
-                continue
-            here, point = found[placement.unit], table.point(*placement)
-            margin = self.planner.margin(point)
-            here[1] += [Work(w.deadline_at_ms, 1.0, margin, point) for w in app.waiting]
-            if app.arrival == "periodic":
-                next_ms = self._next_arrival_ms(app, state.t_ms)
-                need = app.need
-                here[2].append(Stream(next_ms, need.period_ms, need.deadline_ms, margin, point))
-            elif app.waiting or app.running:
-                here[3] = max(here[3], plan.clocks[placement.unit])
-            if self.objective == "latency" and (app.waiting or app.running):
-                here[3] = self.units[placement.unit].max_mhz
-        return found
-
-    @staticmethod
-    def _next_arrival_ms(app: AppState, now_ms: float) -> float:
-        if app.last_arrival_ms is None:
-            return max(app.start_ms, now_ms)
-        next_ms = app.last_arrival_ms + app.need.period_ms
-        for t_ms, need in app.upcoming:
-            if t_ms < next_ms:
-                next_ms = min(next_ms, max(app.last_arrival_ms + need.period_ms, t_ms))
-        return max(next_ms, now_ms)
+        if self.objective == "latency":
+            least_mhz = limit
+        return pacer.choose(start_ms, mhz, work, streams, least_mhz, limit)

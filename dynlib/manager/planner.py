@@ -1,139 +1,84 @@
 """The manager's upper level: an operating point for every app, and a clock for every unit.
 
-A pure function of demands and slowdowns. Each unit's frames must be schedulable (non-preemptive
-earliest deadline first, any phase); among all that is, the objective decides.
+A pure function of demands and limits. The apps of a unit must be schedulable (non-preemptive
+earliest deadline first, any phase) at its clock; among all that is, the objective decides. Where
+not all can be, the least important apps of a unit get what time is left (`Plan.spare`).
 """
 
 import math
-from bisect import bisect_right
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import product
-from operator import attrgetter
+from statistics import NormalDist
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from dynlib.manager.policy import Placement
-from dynlib.points import Point, Tables
-from dynlib.workload import Requirement
 
 if TYPE_CHECKING:
     from dynlib.boards.board import Board
+    from dynlib.points import Point, Tables
 
-OBJECTIVES = ("energy", "accuracy", "latency")
-MAX_ASSIGNMENTS = 128
+OBJECTIVES = ("energy", "accuracy", "latency", "balanced")
+_ACCURACY_MW = 1e6  # per percent: more than any clock costs
+_STAY = 0.98  # of its power: what another unit may take at most to be worth moving to
+_SHORTER = 0.95  # an app that leaves room to others takes a point at least so much shorter
 
 
-class Candidates(NamedTuple):
-    """Points of one model on one unit, fastest first; arrays (points,) and (clocks, points).
+class Speed(NamedTuple):
+    """Execution times of an app on a unit over those of its table: the present ones; the spread of
+    their noise, over that of the table; and the longest to plan for whatever the noise."""
 
-    Args:
-        beaten_pct: accuracy of the best point that beats this one in time and power at every clock
-            and takes no more memory.
-        margin: factor from the mean execution time to the one planned with.
-        time_ms, energy_uj: of a frame at each clock.
-        fastest_ms, cheapest_uj: for each point, the best that it and those after it do at each
-            clock; lists, which are quicker to go through than arrays so short.
-        least_margin: for each point, of it and those after it.
-        largest_mb: the most memory that any point takes.
-    """
-
-    points: tuple[Point, ...]
-    accuracy_pct: np.ndarray
-    beaten_pct: np.ndarray
-    memory_mb: np.ndarray
-    margin: np.ndarray
-    time_ms: np.ndarray
-    energy_uj: np.ndarray
-    fastest_ms: list[list[float]]
-    cheapest_uj: list[list[float]]
-    least_margin: list[float]
-    largest_mb: float
-
-    @classmethod
-    def of(cls, points: Iterable[Point], margin: Callable[[Point], float]) -> "Candidates":
-        """All `points`, with the margin that `margin` gives each."""
-        points = sorted(points, key=lambda p: (p.latency_ms[-1], -p.accuracy_val_pct))
-        columns = ("accuracy_val_pct", "memory_mb", "latency_ms", "active_mw")
-        arrays = (np.array([getattr(p, name) for p in points]) for name in columns)
-        accuracy_pct, memory_mb, time_ms, power_mw = arrays
-        costs = np.column_stack([time_ms, power_mw, memory_mb])
-        beats = (costs[:, None] <= costs).all(axis=2)  # rows beat columns
-        beats = np.triu(beats, 1)  # a faster one comes first; so does the first of equals
-        beaten_pct = np.where(beats, accuracy_pct[:, None], -np.inf).max(axis=0)
-        margins, energy_uj = np.array([margin(p) for p in points]), time_ms * power_mw
-        best = (
-            np.minimum.accumulate(a[::-1])[::-1].tolist() for a in (time_ms, energy_uj, margins)
-        )
-        by_clock = (np.ascontiguousarray(array.T) for array in (time_ms, energy_uj))
-        return cls(
-            tuple(points),
-            accuracy_pct,
-            beaten_pct,
-            memory_mb,
-            margins,
-            *by_clock,
-            *best,
-            float(memory_mb.max()),
-        )
-
-    def useful(self, floor_pct: float, share_mb: float, *, unbeaten: bool) -> np.ndarray:
-        """Ascending indices of the points that meet a floor and fit into memory; with `unbeaten`,
-        where energy alone counts, without those that another such point beats."""
-        floor_pct -= 1e-9
-        kept = self.accuracy_pct >= floor_pct
-        if unbeaten:
-            kept &= self.beaten_pct < floor_pct
-        if share_mb < self.largest_mb:
-            kept &= self.memory_mb <= share_mb
-        return kept.nonzero()[0]
+    typical: float = 1.0
+    spread: float = 1.0
+    peak: float = 1.0
 
 
 class Demand(NamedTuple):
-    """What one app wants. `jitter`: its frames do not come at known times."""
+    """What one app wants. `table`: the name of its points; `random`: its frames do not come at
+    known times; `speeds`: by unit, where another one than the table's."""
 
     app: str
-    model: str
-    need: Requirement
-    jitter: bool
-    priority: int
+    table: str
+    deadline_ms: float
+    period_ms: float
+    floor_pct: float
+    random: bool = False
+    priority: int = 0
+    speeds: tuple[tuple[str, Speed], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Placements per app (None: refused) and clocks (MHz) per unit; `power_mw` is the expected mean
-    above idle, `degraded` what is given up, in the order in which it was."""
+    """What to do until something changes.
+
+    Args:
+        placements: per app; None where memory does not suffice.
+        clocks: MHz per unit that is used.
+        spare: apps that get the time that others leave.
+        hopeless: those of which no frame can be in time.
+        degraded: what is given up, in words.
+    """
 
     placements: Mapping[str, Placement | None]
     clocks: Mapping[str, float]
-    power_mw: float
-    accuracy_pct: float
+    spare: frozenset[str] = frozenset()
+    hopeless: frozenset[str] = frozenset()
     degraded: tuple[str, ...] = ()
-
-    @property
-    def feasible(self) -> bool:
-        """Whether every demand is met."""
-        return not self.degraded
-
-
-class Rules(NamedTuple):
-    """Memory for each app; and whether frames must be in time with the margin whatever the phases
-    of the apps are (strict), or may be late now and then: the fastest points at the highest clock,
-    if on average one after the other is in time."""
-
-    share_mb: float
-    strict: bool = True
 
 
 class _Load(NamedTuple):
-    """The apps of one unit: their points, the index of the clock, mean power, sum of accuracies."""
+    """The apps of one unit: their points, the index of its clock, the share of frames given up,
+    weighed by importance, and what the rest costs."""
 
-    points: tuple[Point, ...]
-    index: int
-    power_mw: float
-    accuracy_pct: float
+    points: Mapping[str, "Point"]
+    clock: int
+    lost: float
+    cost: float
+    spare: tuple[str, ...] = ()
+    hopeless: tuple[str, ...] = ()
+    below: tuple[str, ...] = ()
 
 
 def schedulable(tasks: Sequence[tuple[float, float, float]]) -> bool:
@@ -168,275 +113,281 @@ def schedulable(tasks: Sequence[tuple[float, float, float]]) -> bool:
     return True
 
 
-_alike = attrgetter("kind", "opps", "cores")
+def queue_ms(ms: float, period_ms: float, target: float) -> float:
+    """How long frames that come at random every `period_ms` and take `ms` wait at most, but for
+    the share `target`: M/D/1 in heavy traffic (Kingman 1962)."""
+    load = ms / period_ms
+    if load >= 1:
+        return math.inf
+    return max(math.log(load / target), 0.0) * ms / (2 * (1 - load))
+
+
+class _Points:
+    """The points of one table on one unit, as arrays (clocks, points)."""
+
+    def __init__(self, points: Sequence["Point"]):
+        self.points = points
+        self.time_ms = np.array([p.latency_ms for p in points]).T
+        self.energy_uj = self.time_ms * np.array([p.active_mw for p in points]).T
+        self.accuracy_pct = np.array([p.accuracy_val_pct for p in points])
+        self.memory_mb = np.array([p.memory_mb for p in points])
+        self.sigma = np.array([p.sigma for p in points])
+
+
+class _Choice(NamedTuple):
+    """What an app could do on a unit, arrays (clocks, points): times planned with, and costs, inf
+    where a point does not do."""
+
+    points: Sequence["Point"]
+    planned_ms: np.ndarray
+    cost: np.ndarray
+    best: np.ndarray
 
 
 class Planner:
     """Chooses plans for one board and its tables.
 
     Args:
-        objective: `energy`, least board energy that meets floors and deadlines; or `accuracy`, the
-            highest sum of accuracies that meets the deadlines, then least energy. (`latency` plans
-            as `energy` does: the least work; the lower level does it at the highest clock.)
-        margin_sigma: execution times are taken so many standard deviations above their mean.
+        objective: `accuracy`, the highest sum of accuracies, then least energy; else least energy.
+        target: share of frames that may be late.
     """
 
-    def __init__(self, board: "Board", tables: Tables, objective: str, margin_sigma: float):
-        self.board, self.tables, self.objective = board, tables, objective
-        self.margin_sigma = margin_sigma
-        self._margins: dict[float, float] = {}
-        self.plan = lru_cache(maxsize=512)(self._plan)
-        self._twins = {
-            unit.name: [twin.name for twin in board.units[:i] if _alike(twin) == _alike(unit)]
-            for i, unit in enumerate(board.units)
-        }
-        self._every = {
-            (model, unit): Candidates.of(table.on(unit), self.margin)
-            for model, table in tables.items()
+    def __init__(self, board: "Board", tables: "Tables", objective: str, target: float):
+        self.units = {unit.name: unit for unit in board.units}
+        self.objective, self.target = objective, target
+        self.z = NormalDist().inv_cdf(1 - target)
+        self.on = {
+            (name, unit): _Points(table.on(unit))
+            for name, table in tables.items()
             for unit in table.units
         }
-        self._candidates = lru_cache(maxsize=1024)(self._useful)
-        self._best = lru_cache(maxsize=4096)(self._best_load)
+        self.plan = lru_cache(maxsize=256)(self._plan)
+        self.load = lru_cache(maxsize=4096)(self._load)
+        self.choice = lru_cache(maxsize=1024)(self._choice)
 
-    def margin(self, point: Point) -> float:
-        """Factor from the mean execution time to the one planned with (log-normal noise)."""
-        found = self._margins.get(point.noise_cv)
-        if found is None:
-            found = math.exp(self.margin_sigma * point.sigma)
-            self._margins[point.noise_cv] = found
-        return found
+    def margin(self, sigma: float, speed: Speed) -> float:
+        """Longest to typical time of a frame, but for the target."""
+        return max(math.exp(self.z * speed.spread * sigma), speed.peak / speed.typical)
 
     def _plan(
         self,
         demands: tuple[Demand, ...],
-        slowdowns: tuple[tuple[str, float], ...],
         limits: tuple[tuple[str, float], ...],
         memory_mb: float = math.inf,
+        present: tuple[tuple[str, str], ...] = (),
     ) -> Plan:
-        """The best plan; where demands cannot be met together, the declared order of giving up.
+        """The best plan; `present`: where apps are now.
 
-        From the least important app on (lowest priority, then last in `demands`): serve it below
-        its floor; refuse it. The most important one is never refused: if it cannot be served alone
-        in time it gets its fastest point that meets its floor (the fastest, if none does), at the
-        highest clock.
+        Memory is shared as it comes: no network above a size that is as large as possible. Where
+        not even the smallest ones fit together, the least important app is not served.
         """
-        if not demands:
-            return Plan({}, {}, 0.0, 0.0)
-        slow, limit = dict(slowdowns), dict(limits)
-        kept, degraded = list(demands), []
-
-        def place(*strict: bool):
-            for rules in (Rules(memory_mb / len(kept), each) for each in strict):
-                found = self._place(tuple(kept), slow, limit, rules)
-                if found is not None:
-                    return found
-            return None
-
-        ranks = sorted(range(len(demands)), key=lambda i: (demands[i].priority, -i))
-        for weakest in (demands[i] for i in ranks):
-            if (found := place(True, False)) is not None:
+        demands = tuple(sorted(demands, key=lambda d: (-d.priority, d.period_ms, d.app)))
+        refused: tuple[str, ...] = ()
+        kept = demands
+        while kept:
+            found = self._fitting(kept, limits, memory_mb, dict(present))
+            if found is not None:
                 break
-            at = kept.index(weakest)
-            kept[at] = weakest._replace(need=weakest.need._replace(floor_pct=0.0))
-            if (found := place(True)) is not None:
-                degraded.append(f"{weakest.app} below its floor")
-                break
-            if len(kept) == 1:
-                return self._fastest(weakest, demands, slow, limit, (*degraded,))
-            del kept[at]
-            degraded.append(f"{weakest.app} refused")
-        return self._merge(found, demands, tuple(degraded))
+            refused = (*refused, kept[-1].app)
+            kept = kept[:-1]
+        placements = {demand.app: None for demand in demands}
+        clocks, spare, hopeless = {}, [], []
+        degraded = [f"{app} refused: memory" for app in refused]
+        for unit, load in (found if kept else {}).items():
+            clocks[unit] = self.units[unit].freqs[load.clock]
+            for app, point in load.points.items():
+                placements[app] = Placement(point.subnet, unit, point.setting)
+            spare += load.spare
+            hopeless += load.hopeless
+            degraded += [f"{app} below its floor" for app in load.below]
+        degraded += [f"{app} late" for app in hopeless]
+        degraded += [f"{app} now and then" for app in spare if app not in hopeless]
+        return Plan(placements, clocks, frozenset(spare), frozenset(hopeless), tuple(degraded))
 
-    def _place(self, demands, slow, limit, rules: Rules):
-        units = [u.name for u in self.board.units if limit[u.name]]
-        options = [[u for u in units if (d.model, u) in self._every] for d in demands]
-        exhaustive = math.prod(map(len, options)) <= MAX_ASSIGNMENTS
-        return (self._search if exhaustive else self._greedy)(demands, options, slow, limit, rules)
-
-    def _search(self, demands, options, slow, limit, rules):
-        best, best_score = None, None
-        for units in product(*options):
-            if not self._canonical(units, slow):
-                continue
-            loads = self._loads(demands, units, slow, limit, rules)
-            if loads is not None:
-                score = self._score(loads.values())
-                if best_score is None or score < best_score:
-                    best, best_score = loads, score
+    def _fitting(self, demands, limits, memory_mb: float, present: Mapping[str, str]):
+        """The best loads whose networks fit together; None where there are none."""
+        found = self._search(demands, limits, math.inf, present)
+        if found is None or _memory_mb(found) <= memory_mb:
+            return found
+        pairs = [(d.table, unit) for d in demands for unit in self.units]
+        sizes = {mb for pair in pairs if pair in self.on for mb in self.on[pair].memory_mb.tolist()}
+        sizes, best = sorted(sizes), None
+        low, high = 0, len(sizes)
+        while low < high:
+            middle = (low + high) // 2
+            found = self._search(demands, limits, sizes[middle], present)
+            if _memory_mb(found) <= memory_mb:
+                best, low = found, middle + 1
+            else:
+                high = middle
         return best
 
-    def _greedy(self, demands, options, slow, limit, rules):
-        """Insert the apps one by one where they cost least; important and heavy ones first."""
-        order = sorted(
-            range(len(demands)),
-            key=lambda i: (-demands[i].priority, demands[i].need.period_ms, demands[i].app),
-        )
-        placed: list[tuple[Demand, str]] = []
-        loads = None
-        for i in order:
-            best = None
-            for unit in options[i]:
-                some = [*placed, (demands[i], unit)]
-                candidate = self._loads(*zip(*some, strict=True), slow, limit, rules)
-                if candidate is None:
-                    continue
-                score = self._score(candidate.values())
-                if best is None or score < best[0]:
-                    best = score, unit, candidate
-            if best is None:
-                return None
-            placed.append((demands[i], best[1]))
-            loads = best[2]
-        return loads
+    def _search(self, demands, limits, most_mb: float, present: Mapping[str, str]):
+        """Unit -> load, by moving one app at a time as long as that pays."""
+        limit = {unit: mhz for unit, mhz in limits if mhz}
+        options = {d: [unit for unit in limit if (d.table, unit) in self.on] for d in demands}
+        demands = [demand for demand in demands if options[demand]]
 
-    def _loads(self, demands, units, slow, limit, rules):
-        groups: dict[str, list[Demand]] = {}
-        for demand, unit in zip(demands, units, strict=True):
-            groups.setdefault(unit, []).append(demand)
-        loads = {}
-        for unit, group in groups.items():
-            load = self._best(unit, tuple(group), slow[unit], limit[unit], rules)
-            if load is None:
-                return None
-            loads[unit] = (group, load)
-        return loads
+        def loads(where: Mapping[Demand, str]) -> dict[str, _Load]:
+            groups: dict[str, list[Demand]] = {}
+            for demand in demands:
+                groups.setdefault(where[demand], []).append(demand)
+            return {
+                unit: self.load(unit, tuple(group), limit[unit], most_mb)
+                for unit, group in groups.items()
+            }
 
-    def _score(self, loads) -> tuple[float, float]:
-        power_mw = sum(load.power_mw for _, load in loads)
-        accuracy_pct = sum(load.accuracy_pct for _, load in loads)
-        if self.objective != "accuracy":
-            return power_mw, -accuracy_pct
-        return -round(accuracy_pct, 9), power_mw
+        def score(where: Mapping[Demand, str]) -> tuple[float, float]:
+            found = loads(where).values()
+            return round(sum(load.lost for load in found), 6), sum(load.cost for load in found)
 
-    def _canonical(self, units: Sequence[str], slow) -> bool:
-        """Of assignments that differ only by swapping equal clusters, keep one."""
-        first_use = list(dict.fromkeys(units))
-        return not any(
-            slow[twin] == slow[name] and twin not in first_use[:i]
-            for i, name in enumerate(first_use)
-            for twin in self._twins[name]
-        )
+        def descend(where: dict[Demand, str]):
+            least, improves = score(where), True
+            while improves:
+                improves = False
+                for demand in demands:
+                    for unit in options[demand]:
+                        trial = where | {demand: unit}
+                        if (new := score(trial)) < (least[0], least[1] - 1e-9):
+                            where, least, improves = trial, new, True
+            return least, where
 
-    def _best_load(
-        self, unit: str, demands: tuple[Demand, ...], slow: float, limit: float, rules: Rules
-    ):
-        spec, strict = self.board.unit(unit), rules.strict
-        best, best_score, groups = None, None, []
-        # Bounds per clock up to the limit: load of the fastest points, power of the cheapest ones.
-        share = least_mw = [0.0] * bisect_right(spec.freqs, limit)
-        for demand in demands:
-            every = self._every[demand.model, unit]
-            kept = self._candidates(demand.model, unit, demand.need.floor_pct, rules.share_mb)
-            if not len(kept):
-                return None
-            kept, first = kept if strict else kept[:1], kept[0]
-            margin = every.margin[kept] if strict else 1.0
-            deadline_ms, period_ms, _ = demand.need
-            groups.append((demand, every, kept, slow * margin))
-            least = slow * (every.least_margin[first] if strict else 1.0)
-            share = [
-                some + ms * least / period_ms if ms * least <= deadline_ms else math.inf
-                for some, ms in zip(share, every.fastest_ms[first], strict=False)
-            ]
-            least_mw = [
-                some + uj * slow / period_ms
-                for some, uj in zip(least_mw, every.cheapest_uj[first], strict=False)
-            ]
-        clocks = [i for i, some in enumerate(share) if some <= 1]
-        if not strict:
-            clocks = clocks[-1:]
-        cheap_first = self.objective != "accuracy"
-        if cheap_first:
-            clocks.sort(key=least_mw.__getitem__)
-        for index in clocks:
-            if cheap_first and best_score is not None and least_mw[index] > best_score[0] + 1e-9:
-                break
-            load = self._load_at(spec, demands, groups, index, slow, best_score, strict)
-            if load is not None:
-                score = self._score([(demands, load)])
-                if best_score is None or score < best_score:
-                    best, best_score = load, score
-        return best
+        alone = {
+            d: min(options[d], key=lambda u: self.load(u, (d,), limit[u], most_mb)[2:4])
+            for d in demands
+        }
+        least, where = descend(alone)
+        stay = {d: present.get(d.app, alone[d]) for d in demands}
+        if stay != alone and all(stay[d] in options[d] for d in demands):
+            lost, cost = score(stay)
+            if lost <= least[0] and (cost * _STAY if cost > 0 else cost) <= least[1]:
+                where = stay
+        return loads(where)
 
-    def _useful(self, model: str, unit: str, floor_pct: float, share_mb: float) -> np.ndarray:
-        every = self._every[model, unit]
-        return every.useful(floor_pct, share_mb, unbeaten=self.objective != "accuracy")
+    def _choice(self, demand: Demand, unit: str, limit_mhz: float, most_mb: float, strict: bool):
+        """What `demand` could do on `unit` up to a clock, with networks of at most `most_mb`, or
+        its smallest; `strict`: with the margin."""
+        here, spec = self.on[demand.table, unit], self.units[unit]
+        speed = dict(demand.speeds).get(unit, Speed())
+        clocks = spec.freqs.index(limit_mhz) + 1
+        times_ms = here.time_ms[:clocks] * speed.typical
+        planned_ms = times_ms
+        if strict:
+            planned_ms = times_ms * [self.margin(sigma, speed) for sigma in here.sigma]
+        allowed = here.accuracy_pct >= demand.floor_pct - 1e-9
+        allowed &= here.memory_mb <= max(most_mb, here.memory_mb.min())
+        needed_ms = planned_ms
+        if demand.random:  # such a frame finds the clock low, and others before it
+            needed_ms = planned_ms + spec.settle_ms + spec.stall_ms
+            if strict:
+                wait_ms = [queue_ms(ms, demand.period_ms, self.target) for ms in planned_ms[-1]]
+                needed_ms = needed_ms + wait_ms
+        cost = here.energy_uj[:clocks] * (speed.typical / demand.period_ms)
+        if self.objective == "accuracy":
+            cost = cost - _ACCURACY_MW * here.accuracy_pct
+        cost = np.where(allowed & (needed_ms <= demand.deadline_ms), cost, np.inf)
+        return _Choice(here.points, planned_ms, cost, cost.min(axis=1))
 
-    def _load_at(self, spec, demands, groups, index: int, slow: float, beat, strict: bool):
-        """The best points at one clock: from each app's own best, shrinking the heaviest."""
-        ladders = []
-        for demand, every, kept, factor in groups:
-            planned_ms = every.time_ms[index].take(kept) * factor
-            if demand.jitter:
-                planned_ms += spec.settle_ms + spec.stall_ms
-            fits = (planned_ms <= demand.need.deadline_ms).nonzero()[0]
-            if not len(fits):
-                return None
-            top = 0
-            if len(fits) > 1:
-                those = kept.take(fits)
-                keys = (-every.accuracy_pct.take(those), every.energy_uj[index].take(those))
-                # The last key counts first.
-                top = np.lexsort(keys if self.objective != "accuracy" else keys[::-1])[0]
-            # Fastest first: everything before the favourite is a way to shrink.
-            ladder = fits[: top + 1].tolist()
-            ladders.append((every.points, kept, planned_ms, ladder))
-        while True:
-            chosen = [points[kept[ladder[-1]]] for points, kept, _, ladder in ladders]
-            times = [float(planned_ms[ladder[-1]]) for _, _, planned_ms, ladder in ladders]
-            power_mw = sum(
-                [
-                    p.active_mw[index] * p.latency_ms[index] * slow / d.need.period_ms
-                    for p, d in zip(chosen, demands, strict=True)
-                ]
-            )
-            load = _Load(tuple(chosen), index, power_mw, sum([p.accuracy_val_pct for p in chosen]))
-            shrinkable = [i for i, ladder in enumerate(ladders) if len(ladder[-1]) > 1]
-            if not shrinkable and beat is not None and self._score([(demands, load)]) >= beat:
-                return None  # not worth asking whether it can be scheduled
-            tasks = [
-                (ms, d.need.period_ms, d.need.deadline_ms)
-                for ms, d in zip(times, demands, strict=True)
-            ]
-            if schedulable(tasks) if strict else sum(c / min(p, d) for c, p, d in tasks) <= 1:
-                return load
-            if not shrinkable:
-                return None
-            ladders[max(shrinkable, key=lambda i: tasks[i][0] / tasks[i][1])][-1].pop()
+    def _load(self, unit: str, group: tuple[Demand, ...], limit_mhz: float, most_mb: float):
+        """The best load: as many apps as possible in time, the most important ones."""
+        tries = [(count, True) for count in range(len(group), 0, -1)]
+        for count, strict in [*tries, (1, False)]:
+            firm = group[:count]
+            choices = [self.choice(demand, unit, limit_mhz, most_mb, strict) for demand in firm]
+            found = self._together(firm, choices, strict)
+            if found is not None:
+                return self._with_spare(unit, found, firm, group[count:], limit_mhz, most_mb)
+        return self._with_spare(unit, _Load({}, 0, 0.0, 0.0), (), group, limit_mhz, most_mb)
 
-    def planned_ms(
-        self, point: Point, index: int, slow: float, demand: Demand, spec, strict: bool = True
-    ) -> float:
-        """Execution time to plan with; an unforeseen frame finds the clock still low."""
-        wake_ms = spec.settle_ms + spec.stall_ms if demand.jitter else 0.0
-        margin = self.margin(point) if strict else 1.0
-        return point.latency_ms[index] * slow * margin + wake_ms
-
-    def _merge(self, loads, demands, degraded) -> Plan:
-        placements, clocks = {}, {}
-        for unit, (group, load) in loads.items():
-            clocks[unit] = self.board.unit(unit).freqs[load.index]
-            for demand, point in zip(group, load.points, strict=True):
-                placements[demand.app] = Placement(point.subnet, unit, point.setting)
-        placements = {d.app: placements.get(d.app) for d in demands}
-        power_mw = sum(load.power_mw for _, load in loads.values())
-        accuracy_pct = sum(load.accuracy_pct for _, load in loads.values())
-        return Plan(placements, clocks, power_mw, accuracy_pct, degraded)
-
-    def _fastest(self, demand: Demand, demands, slow, limit, degraded) -> Plan:
+    def _together(self, demands: Sequence[Demand], choices: Sequence[_Choice], strict: bool):
+        """The cheapest points and clock at which all are in time; None without."""
+        least = np.sum([choice.best for choice in choices], axis=0)
         best = None
-        for unit in self.board.units:
-            points = self.tables[demand.model].on(unit.name)
-            if not points or not limit[unit.name]:
+        order = np.argsort(least, kind="stable") if strict else [len(least) - 1]
+        for clock in order:
+            if not math.isfinite(least[clock]) or (best and least[clock] >= best.cost):
+                break
+            picks = self._at(int(clock), demands, choices, strict)
+            if picks is None:
                 continue
-            good = [p for p in points if p.accuracy_val_pct >= demand.need.floor_pct - 1e-9]
-            point = (good or points)[0]
-            ms = point.latency_ms[unit.freqs.index(limit[unit.name])] * slow[unit.name]
-            score = not good, ms > demand.need.deadline_ms, ms
-            if best is None or score < best[0]:
-                best = score, point
-        placements, clocks = dict.fromkeys(d.app for d in demands), {}
-        if best is not None:
-            placements[demand.app] = Placement(best[1].subnet, best[1].unit, best[1].setting)
-            clocks[best[1].unit] = limit[best[1].unit]
-        return Plan(placements, clocks, math.inf, 0.0, (*degraded, f"{demand.app} late"))
+            cost = sum(c.cost[clock, i] for c, i in zip(choices, picks, strict=True))
+            if best is None or cost < best.cost:
+                pairs = zip(demands, choices, picks, strict=True)
+                points = {demand.app: choice.points[i] for demand, choice, i in pairs}
+                best = _Load(points, int(clock), 0.0, float(cost))
+        return best
+
+    def _at(self, clock: int, demands, choices: Sequence[_Choice], strict: bool):
+        """The best point of each app at one clock such that all are in time; None without.
+
+        Each begins with its cheapest. While they are not in time together, the one that takes most
+        of the unit takes its cheapest among those that are shorter.
+        """
+        costs = [choice.cost[clock].copy() for choice in choices]
+        times = [choice.planned_ms[clock] for choice in choices]
+        while True:
+            picks = [int(cost.argmin()) for cost in costs]
+            tasks = [
+                (float(ms[i]), d.period_ms, self._due_ms(d, float(ms[i])))
+                for ms, i, d in zip(times, picks, demands, strict=True)
+            ]
+            if strict and schedulable(tasks):
+                return picks
+            if not strict and sum([c / min(p, d) for c, p, d in tasks]) <= 1:
+                return picks
+            shares = [c / p for c, p, _ in tasks]
+            for heaviest in sorted(range(len(tasks)), key=lambda i: -shares[i]):
+                cost, ms = costs[heaviest], times[heaviest]
+                shorter = np.where(ms <= _SHORTER * tasks[heaviest][0], cost, np.inf)
+                if np.isfinite(shorter).any():
+                    costs[heaviest] = shorter
+                    break
+            else:
+                return None
+
+    def _due_ms(self, demand: Demand, ms: float) -> float:
+        """The deadline of a task; earlier where frames queue."""
+        if not demand.random:
+            return min(demand.deadline_ms, 10 * demand.period_ms)
+        return demand.deadline_ms - queue_ms(ms, demand.period_ms, self.target)
+
+    def _with_spare(self, unit: str, load: _Load, firm, spare, limit_mhz: float, most_mb: float):
+        """`load`, of the apps `firm`, and those that get what it leaves at the highest clock: each
+        its fastest network that meets its floor, else the best below it that is in time."""
+        if not spare:
+            return load
+        top = self.units[unit].freqs.index(limit_mhz)
+        points, lost, cost = dict(load.points), 0.0, load.cost
+        hopeless, below = [], []
+        speeds = {demand: dict(demand.speeds).get(unit, Speed()) for demand in (*firm, *spare)}
+        left = 1.0
+        for demand in firm:
+            ms = points[demand.app].latency_ms[top] * speeds[demand].typical
+            left -= ms / demand.period_ms
+        for demand in spare:
+            here, speed = self.on[demand.table, unit], speeds[demand]
+            ms = here.time_ms[top] * speed.typical
+            fits = here.memory_mb <= max(most_mb, here.memory_mb.min())
+            in_time = fits & (ms <= demand.deadline_ms)
+            good = in_time & (here.accuracy_pct >= demand.floor_pct - 1e-9)
+            if good.any():
+                i = int(np.where(good, ms, np.inf).argmin())
+            elif in_time.any():
+                i = int(np.where(in_time, here.accuracy_pct, -np.inf).argmax())
+                below.append(demand.app)
+            else:
+                i = int(np.where(fits, ms, np.inf).argmin())
+                hopeless.append(demand.app)
+            need = float(ms[i]) / demand.period_ms
+            share = min(max(left, 0.0) / need, 1.0) if in_time[i] else 0.0
+            left -= share * need
+            lost += 10.0**demand.priority * (1 - share * good[i])
+            cost += share * float(here.energy_uj[top, i]) * speed.typical / demand.period_ms
+            points[demand.app] = here.points[i]
+        clock = load.clock if len(hopeless) == len(spare) else top
+        names = tuple(demand.app for demand in spare)
+        return _Load(points, clock, lost, cost, names, tuple(hopeless), tuple(below))
+
+
+def _memory_mb(loads: Mapping[str, _Load]) -> float:
+    return sum(point.memory_mb for load in loads.values() for point in load.points.values())
