@@ -8,6 +8,7 @@ __getattr__ = lazily(__name__, {
     "contention": ["judged_cases"],
     "judge_boards": ["clock_models", "find_data", "published_grid", "queues", "resolutions"],
     "judge_machine": ["inject_faults", "machine_costs_us", "quota_tracking", "reached"],
+    "life": ["LIFE", "life_case", "life_workload"],
     "load": ["Burst", "background"],
     "manage": [
         "against_optimum", "contenders", "decision_us", "levels", "over_linux", "recoveries",
