@@ -15,6 +15,7 @@ __getattr__ = lazily(__name__, {
         "rivals", "sensitivity", "simulate_many", "simulation_speed", "tables_by_work",
     ],
     "panel": ["Panel"],
+    "random_workloads": ["noise_wrong", "random_case"],
     "scenarios": ["scenario"],
     "search": ["compare_archives", "compare_samplers", "gains", "record_front", "replayed"],
     "throughput": ["images_per_s", "reference_step", "sandwich_step"],
