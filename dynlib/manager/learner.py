@@ -10,10 +10,12 @@ from statistics import median
 from typing import NamedTuple
 
 WINDOW = 200  # frames after which a slow one is forgotten
-_FEW = 5  # frames whose median is the present speed
-_SPREAD_FRAMES = 40  # that the spread is taken from
-_PRIOR_FRAMES = 10  # that the spread of the table counts for
+_FEW = 5  # frames whose median is the speed after a change
+_MANY = 40  # frames whose median it is while nothing changes
+_AGREE = 1.5  # standard deviations between the two: three standard errors of the first
+_PRIOR = 10  # frames that the spread of the table counts for
 _LEAST_SIGMA = 0.005  # a table that knows of no noise at all is not believed
+_SLOW = 1.05  # times the table: slow enough to leave a unit
 _FORGET_MS = 10_000.0
 
 
@@ -25,58 +27,56 @@ class Times(NamedTuple):
         steps: between neighbours, as absolute logarithms over the standard deviation of the table.
         last_ms: when the newest was measured.
         patience: how many times longer than usual a slow speed is remembered of a unit left alone.
+        typical: the present speed.
+        spread: standard deviation of the log noise over that of the table.
+        peak: the slowest frame but one: a single odd one is nothing to plan for.
+        recent: the slowest of the very last.
     """
 
     ratios: tuple[float, ...] = ()
     steps: tuple[float, ...] = ()
     last_ms: float = -math.inf
     patience: int = 1
+    typical: float = 1.0
+    spread: float = 1.0
+    peak: float = 1.0
+    recent: float = 1.0
 
     def measured(self, ratio: float, sigma: float, now_ms: float) -> "Times":
         """After a frame that took `ratio` of what the table says, with `sigma` of log noise."""
-        steps = self.steps
+        sigma, steps = max(sigma, _LEAST_SIGMA), self.steps
         if self.ratios:
-            step = abs(math.log(ratio / self.ratios[-1])) / max(sigma, _LEAST_SIGMA)
-            steps = (*steps, step)[-_SPREAD_FRAMES:]
-        patience = 1 if self.typical < 1.05 else self.patience
-        return Times((*self.ratios, ratio)[-WINDOW:], steps, now_ms, patience)
+            steps = (*steps, abs(math.log(ratio / self.ratios[-1])) / sigma)[-_MANY:]
+        # The median of the steps, so that neither a change of speed nor a single odd frame counts:
+        # for normal noise it is 0.954 standard deviations.
+        known = len(steps)
+        spread = (_PRIOR + known * median(steps or (1.0,)) / 0.954) / (_PRIOR + known)
+        spread = max(spread, 1.0)  # few frames say little of less noise than the table's
+        ratios = (*self.ratios, ratio)[-WINDOW:]
+        few = ratios[-_FEW:]
+        typical = median(few + (1.0,) * (_FEW - len(few)))
+        steady = median(ratios[-_MANY:])
+        if abs(math.log(typical / steady)) < _AGREE * spread * sigma:
+            typical = steady
+        return Times(
+            ratios,
+            steps,
+            now_ms,
+            1 if typical < _SLOW else self.patience,
+            typical,
+            spread,
+            peak=sorted(ratios)[-2] if len(ratios) > 1 else 1.0,
+            recent=max(few),
+        )
 
     def aged(self, now_ms: float) -> "Times":
         """Forget a slow speed that nothing has confirmed for long, later each time.
 
         A unit that was left for being slow has no frames that could tell whether it still is.
         """
-        if self.typical < 1.05 or now_ms - self.last_ms < _FORGET_MS * self.patience:
+        if self.typical < _SLOW or now_ms - self.last_ms < _FORGET_MS * self.patience:
             return self
         return Times(last_ms=now_ms, patience=2 * self.patience)
-
-    @property
-    def typical(self) -> float:
-        """The present speed: the median of the last few, the table counting until there are."""
-        few = self.ratios[-_FEW:]
-        return median(few + (1.0,) * (_FEW - len(few)))
-
-    @property
-    def spread(self) -> float:
-        """Standard deviation of the log noise over that of the table.
-
-        The median of the steps between neighbours, so that neither a change of speed nor a single
-        odd frame counts: for normal noise it is 0.954 standard deviations.
-        """
-        if not self.steps:
-            return 1.0
-        seen = len(self.steps)
-        return (_PRIOR_FRAMES + seen * median(self.steps) / 0.954) / (_PRIOR_FRAMES + seen)
-
-    @property
-    def peak(self) -> float:
-        """The slowest of the last frames but one: a single odd frame is nothing to plan for."""
-        return sorted(self.ratios)[-2] if len(self.ratios) > 1 else 1.0
-
-    @property
-    def recent(self) -> float:
-        """The slowest of the very last frames."""
-        return max(self.ratios[-_FEW:], default=1.0)
 
 
 class Gaps(NamedTuple):

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 CLOSED_LOOP = ("single-stream", "multi-stream")
 _STEP = 0.05  # changes of what was learnt that are too small to plan anew
+_SURE = 2.8
 _DWELL_MS = 500.0  # that a plan lives at least if only what was learnt has changed
 
 
@@ -257,7 +258,7 @@ class Manager:
                 done = self._done(point, job.ran, 1.0)
                 work = work._replace(
                     deadline_ms=job.deadline_at_ms,
-                    typical=max(work.typical - done, 0.0),
+                    typical=work.typical - done,
                     worst=work.worst - done,
                     done=done,
                 )
@@ -283,7 +284,7 @@ class Manager:
         """A frame of `app` at `point`, without its deadline."""
         speed = self._speed(app, point.unit, memory)
         times = memory.times.get((app.name, point.unit))
-        worst = speed.typical * self.planner.margin(point.sigma, speed)
+        worst = speed.typical * max(math.exp(_SURE * speed.spread * point.sigma), speed.peak / speed.typical)
         if times is not None:
             worst = max(worst, times.recent)
         scale = 1.0
@@ -301,7 +302,7 @@ class Manager:
         """(clock in MHz, time to look again) of one unit."""
         unit, now_ms = pacer.unit, state.t_ms
         work, streams = [*hand.running, *hand.waiting], hand.streams
-        start_ms, mhz, least_mhz = now_ms, state.clocks[unit.name], unit.min_mhz
+        start_ms, mhz, least_mhz = now_ms, state.targets[unit.name], unit.min_mhz
         if not work:
             if not streams:
                 return unit.min_mhz, math.inf

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 MAX_FRAMES = 24  # of a busy period; what comes later is left to later decisions
 SAFETY_MS = 0.1
+CHECK = True
 _PARTS = 8  # equally likely lengths of a frame
 _DRAWS = np.array([NormalDist().inv_cdf((i + 0.5) / _PARTS) for i in range(_PARTS)])
 _DEADLINE = itemgetter(0)
@@ -113,8 +114,8 @@ class Pacer:
                 before_ms = frame.point.latency_ms[self.index[now_mhz]]
                 gain = min(self.unit.settle_ms / before_ms, frame.worst)
                 t += self.switch_ms - gain * ms
-            t += frame.typical * ms * frame.count
-            spread_ms = (frame.worst - frame.typical) * ms
+            t += max(frame.typical, 0.0) * ms * frame.count
+            spread_ms = (frame.worst - max(frame.typical, 0.0)) * ms
             variance += spread_ms * spread_ms * frame.count
             late_ms = frame.deadline_ms - t
             if late_ms < 0 or variance > late_ms * late_ms:
@@ -128,44 +129,48 @@ class Pacer:
         return True
 
     def _alone(self, now_ms: float, now_mhz, work: Work, least: int, low: int, top: int) -> Pace:
-        """The clock that takes least energy on average, if a frame that is long is raised to the
-        highest at the last moment that saves it.
+        """The clock that takes least energy on average, if a frame that is long is raised to a
+        higher one, from the steady one on, at the last moment that saves it.
 
-        At clock i all takes s ms, at the highest f ms. If it is raised after x ms, the worst case w
-        is done in time if x + settle + (w - (x + settle) / s) f <= window, so the last moment is
+        At clock i all takes s ms, at the higher one f ms. If it is raised after x ms, the worst
+        case w is done in time if x + settle + (w - (x + settle) / s) f <= window, so
 
             x = (window - settle - (w - settle / s) f) / (1 - f / s)
         """
         unit, settle_ms = self.unit, self.unit.settle_ms
-        slow_ms = np.array(work.point.latency_ms[least : low + 1])
-        active_mw = np.array(work.point.active_mw[least : low + 1])
-        fast_ms, fast_mw = work.point.latency_ms[top], work.point.active_mw[top]
-        window_ms = work.deadline_ms - now_ms - unit.stall_ms - SAFETY_MS
-        delay_ms = np.zeros(low + 1 - least)
-        possible = np.ones(low + 1 - least, bool)
+        ms, mw = np.array(work.point.latency_ms), np.array(work.point.active_mw)
+        slow_ms, slow_mw = ms[least:low], mw[least:low]
+        fast_ms, fast_mw = ms[low : top + 1, None], mw[low : top + 1, None]
+        delay_ms = np.zeros(low - least)
+        possible = np.ones(low - least, bool)
         if now_mhz is not None:  # what is asked for now acts later
             before = self.index[now_mhz]
-            other = np.arange(least, low + 1) != before
-            gain = settle_ms / work.point.latency_ms[before]
-            delay_ms = other * (self.switch_ms - gain * slow_ms)
-            if work.done:  # not worth a change to a slower one
-                possible = ~other
-                possible[-1] = True
-        need_ms = (work.worst - settle_ms / slow_ms) * fast_ms
-        with np.errstate(divide="ignore", invalid="ignore"):
-            wait_ms = (window_ms - delay_ms - settle_ms - need_ms) / (1 - fast_ms / slow_ms)
-        wait_ms[-1] = work.worst * slow_ms[-1] + SAFETY_MS  # the steady clock needs no raise
-        lengths = self._left(work)
-        slow_part_ms = np.minimum(lengths[:, None] * slow_ms, wait_ms + settle_ms)
-        rest = lengths[:, None] - slow_part_ms / slow_ms
-        rest_ms = np.maximum(rest, 0.0) * fast_ms
-        tail_uj = np.where(rest_ms > 0, self.tail_uj[top], self.tail_uj[least : low + 1])
-        uj = (slow_part_ms * active_mw + rest_ms * fast_mw + tail_uj).mean(axis=0)
+            other = np.arange(least, low) != before
+            delay_ms = other * (self.switch_ms - settle_ms / ms[before] * slow_ms)
+            if work.done:
+                possible = ~other  # not worth a change to a slower one
+        window_ms = work.deadline_ms - now_ms - delay_ms - self.switch_ms - unit.stall_ms - SAFETY_MS
+        wait_ms = window_ms - (work.worst - settle_ms / slow_ms) * fast_ms
+        wait_ms /= 1 - fast_ms / slow_ms
+        lengths = self._left(work)[:, None, None]
+        first_ms = np.minimum(lengths * slow_ms, wait_ms + settle_ms)
+        rest_ms = (lengths - first_ms / slow_ms) * fast_ms
+        tail_uj = np.where(rest_ms > 1e-9, self.tail_uj[low : top + 1, None], self.tail_uj[least:low])
+        uj = (first_ms * slow_mw + rest_ms * fast_mw + tail_uj).mean(axis=0)
         uj = np.where(possible & (wait_ms > SAFETY_MS), uj, np.inf)
-        if not np.isfinite(uj).any():
-            return Pace(unit.freqs[top])
-        i = int(uj.argmin())
-        return Pace(unit.freqs[least + i], now_ms + max(float(wait_ms[i] + delay_ms[i]), SAFETY_MS))
+        steady_uj = (lengths * ms[low] * mw[low]).mean() + self.tail_uj[low]
+        then, i = divmod(int(uj.argmin()), low - least)
+        check_ms = np.inf
+        if uj[then, i] < steady_uj:
+            mhz, ms_i, again_ms = unit.freqs[least + i], slow_ms[i], wait_ms[then, i] + delay_ms[i]
+        else:
+            mhz, ms_i, again_ms = unit.freqs[low], ms[low], work.worst * ms[low] + settle_ms
+        for left in self._left(work)[_PARTS // 2 :] if not work.done else self._left(work):
+            check_ms = left * ms_i
+            if check_ms > 2 * settle_ms:
+                again_ms = min(again_ms, check_ms)
+                break
+        return Pace(mhz, now_ms + max(float(again_ms), SAFETY_MS))
 
     def _left(self, work: Work) -> np.ndarray:
         """Equally likely shares of work left of a frame that has got so far."""
