@@ -43,6 +43,12 @@ def test_rk3588_gpu_at_its_top_clock_has_the_published_power():
     assert gpu.dynamic_mw(gpu.max_mhz) == pytest.approx(2155, abs=1)
 
 
+def test_an_idle_rock_5b_draws_what_was_measured_at_the_wall():
+    board = load_board("rock-5b")
+    assert board.power_mw({}, {}) == pytest.approx(3600, rel=0.01)
+    assert board.static_status == "estimated"
+
+
 def test_xavier_nx_units_and_clocks():
     board = load_board(NX)
     assert [u.name for u in board.units] == ["carmel0", "carmel1", "carmel2", "gpu"]
