@@ -178,6 +178,45 @@ def test_faulty_board_files_are_refused(tmp_path, fault):
 
 
 @pytest.mark.faults
+def test_all_faults_of_a_file_are_one_error_of_a_line_each(tmp_path):
+    text, expected = NX_TEXT, []
+    for old, new, parts in FAULTS.values():
+        # Where no other fault is in the way.
+        if old in text and "ascending" not in parts:
+            text = text.replace(old, new, 1)
+            expected.append(parts)
+    path = write(tmp_path, text)
+    with pytest.raises(BoardError) as caught:
+        load_board(path)
+    lines = str(caught.value).splitlines()
+    assert len(lines) == len(expected) >= 10, lines
+    for parts in expected:
+        needed = [f"{path}: ", "expected", *parts]
+        assert [line for line in lines if all(part in line for part in needed)], parts
+
+
+@pytest.mark.faults
+def test_a_file_says_its_faults_once(tmp_path):
+    # A typo is what is missing, not an unknown key too; wrong columns say nothing of the rows, nor
+    # a wrong cluster of the cores of a mode; wrong clocks are all named.
+    changes = {
+        "idle_fraction = 0.386": "idle_fractoin = 0.386",
+        "columns = [": "columns = [3, ",
+        "cpus = [0, 1]": "cpus = []",
+        "[114.75, 846], [204, 846]": "[114.75, 8], [204]",
+    }
+    text = NX_TEXT
+    for old, new in changes.items():
+        assert old in text
+        text = text.replace(old, new, 1)
+    with pytest.raises(BoardError) as caught:
+        load_board(write(tmp_path, text))
+    keys = [line.split(": ")[1] for line in str(caught.value).splitlines()]
+    assert keys == ["cluster[0].cpus", "gpu.opps[0]", "gpu.opps[1]", "gpu.idle_fraction",
+                    "measured[0].columns"]  # fmt: skip
+
+
+@pytest.mark.faults
 @pytest.mark.parametrize("table", ["[power]", "[gpu]", "[gpu.cost]", "[[cluster]]", "[thermal]"])
 def test_unknown_keys_are_refused(tmp_path, table):
     path = write(tmp_path, NX_TEXT.replace(table, f"{table}\nnotes_ = 1", 1))
