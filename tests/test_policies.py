@@ -5,6 +5,7 @@ from dynlib.errors import PolicyError, TableError
 from dynlib.machine.bind import load_board
 from dynlib.manager.policy import Placement
 from dynlib.points import PointTable, make_table
+from dynlib.runtime import rivals
 from dynlib.runtime.rivals import Static, best_static, linux_default
 from dynlib.workload import App, Change, Workload
 from suite.papers.dynamic_ofa import published_frame, published_tables
@@ -129,6 +130,33 @@ def test_rivals_keep_what_the_apps_may_hold_together(rival):
         subnets(70.0)
     with pytest.raises(PolicyError, match=r"no networks of .* fit 30 MB"):
         subnets(30.0)
+
+
+def test_linux_default_makes_room_below_a_floor_where_nothing_else_fits():
+    # "b" takes most and cannot become smaller, so it is "a" that has to.
+    frame = TABLES["net"].frame
+    names = frame["subnet"]
+    light = frame.assign(model="light", memory_mb=names.map({"small": 10.0, "large": 40.0}))
+    heavy = frame[names == "large"].assign(model="heavy", memory_mb=90.0)
+    points = {"light": PointTable(light, BOARD), "heavy": PointTable(heavy, BOARD)}
+    apps = (App("a", "light", 200.0, period_ms=200.0, accuracy_floor_pct=80.0),
+            App("b", "heavy", 200.0, period_ms=200.0))  # fmt: skip
+    workload = Workload("w", 3.0, apps, (Change(1.0, memory_mb=100.0),))
+    policy = linux_default(cases(lambda seed: workload, BOARD, points), seeds=(9001,))
+    assert [policy.placements[app].subnet for app in "ab"] == ["small", "large"]
+
+
+def test_linux_default_tries_a_bounded_number_of_networks(monkeypatch):
+    tried = []
+    attempt = rivals._Search.attempt
+    count = lambda search, points: tried.append(points) or attempt(search, points)  # noqa: E731
+    monkeypatch.setattr(rivals._Search, "attempt", count)
+    nets = [(f"n{i}", 50.0 + i / 20, 10.0 + i) for i in range(1000)]
+    make = cases(lambda seed: periodic(9.0, horizon_s=0.1), BOARD, tables(BOARD, nets))
+    policy = linux_default(make, seeds=(9001,))
+    assert len(tried) == rivals.MAX_SETUPS
+    assert [tried[0][0].subnet, tried[-1][0].subnet] == ["n999", "n0"]
+    assert policy.placements["app"].subnet == "n999"
 
 
 def test_a_static_policy_names_the_app_that_it_does_not_place():

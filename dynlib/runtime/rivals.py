@@ -17,7 +17,7 @@ from dynlib.workload import App, Workload
 
 TRIAL_SEEDS = (9001, 9002, 9003)
 MAX_TRIALS = 400
-MAX_SETUPS = 100  # that `linux_default` tries after its walk
+MAX_SETUPS = 100  # of `linux_default`: networks per app, and set-ups after its walk
 _SAME_PCT = 1e-9  # as for a frame below its floor
 
 
@@ -93,8 +93,9 @@ def linux_default(
     the app that misses most takes its next smaller network that meets all its floors, and when no
     app has one any more, one that meets the lowest of them. With one app these are all that could
     do. With several, the other set-ups that meet all floors follow, if they are at most
-    `MAX_SETUPS`. Set-ups whose networks do not fit the least memory that the workload leaves to the
-    apps are never tried.
+    `MAX_SETUPS`. Of an app with more networks than that, so many are looked at, evenly spread.
+    Set-ups whose networks do not fit the least memory that the workload leaves to the apps are
+    never tried.
 
     Args:
         make: seed -> case; its apps, board and tables are the same for all seeds.
@@ -136,7 +137,10 @@ class _Search:
         self.floors: dict[str, list[float]] = {}
         for app in case.workload.apps:
             table = case.tables[app.model]
-            self.ladders[app.name] = _rungs(table, app.start_unit, self.cap_mb)
+            rungs = _rungs(table, app.start_unit, self.cap_mb)
+            count = min(len(rungs), MAX_SETUPS)
+            spread = [i * (len(rungs) - 1) // max(count - 1, 1) for i in range(count)]
+            self.ladders[app.name] = [rungs[i] for i in spread]
             self.floors[app.name] = [need.floor_pct for _, need in case.workload.timeline(app)]
         self.best: _Trial | None = None
         self.best_key = (math.inf, 0.0)
@@ -164,22 +168,24 @@ class _Search:
     def walk(self) -> None:
         """Down the ladders, one network at a time, until few enough frames are missed."""
         rung = dict.fromkeys(self.ladders, 0)
-        while all(rung[app] < len(ladder) for app, ladder in self.ladders.items()):
+        movable = [*rung] if all(self.ladders.values()) else []
+        while movable:
             points = tuple(ladder[rung[app]] for app, ladder in self.ladders.items())
+            movable = self.movable(rung, max) or self.movable(rung, min)
             if _fits(points, self.cap_mb):
                 weight: Mapping[str, float] = self.attempt(points)
-                movable = self.movable(rung, max) or self.movable(rung, min)
             else:
                 weight = {app: p.memory_mb for app, p in zip(rung, points, strict=True)}
                 # What cannot be loaded is worse than what serves below a floor.
-                movable = self.movable(rung, max) or self.movable(rung, min) or [*rung]
-            if self.found or not movable:
+                movable = movable or self.movable(rung, lambda floors: 0.0)
+            if self.found:
                 return
-            worst = max(movable, key=weight.__getitem__)
-            rung[worst] += 1
+            if movable:
+                worst = max(movable, key=weight.__getitem__)
+                rung[worst] += 1
 
     def movable(self, rung: Mapping[str, int], of: Callable) -> list[str]:
-        """The apps whose next network meets a floor: the max or the min of theirs."""
+        """The apps whose next network meets a floor of theirs, such as their `max`."""
         found = []
         for app, ladder in self.ladders.items():
             rest = ladder[rung[app] + 1 :]
