@@ -8,9 +8,11 @@ import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
+from statistics import fmean, median
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import pandas as pd
@@ -109,8 +111,12 @@ def require(
     if not good.all():
         row = good.idxmin()
         got = table.loc[[row], column].tolist()[0]
-        where = f"{name}, row {row + 1}, column {column!r}"
-        raise TableError(f"{where}: got {got!r}, expected {expected}")
+        _refuse(row + 1, column, got, expected, name)
+
+
+def _refuse(row: int, column: str, got: Any, expected: str, name: str | Path) -> NoReturn:
+    where = f"{name}, row {row}, column {column!r}"
+    raise TableError(f"{where}: got {got!r}, expected {expected}")
 
 
 def write_table(table: pd.DataFrame, path: str | Path) -> Path:
@@ -235,8 +241,7 @@ class PointTable:
         self._first: dict[tuple[str, str], Point] = {}
         self._logged: dict[frozenset, Point] = {}
         noisy: list[str] = []
-        columns = ["subnet", "unit", *Setting._fields]
-        for _, rows in table.groupby(columns, sort=False, dropna=False):
+        for rows in _rows_of_points(table):
             point = _point(rows, board, segments, noisy)
             self.points[point.subnet, point.unit, point.setting] = point
             where = point.subnet, point.unit
@@ -244,8 +249,8 @@ class PointTable:
                 self._first[where] = point
             # A log names cores, not threads; and a GPU is one core, whatever the table says.
             named = frozenset(point.logged.items())
-            new = pd.Series(named not in self._logged, rows.index)
-            require(new, rows, "threads", "as many as cores, or one point of them", self.model)
+            if named in self._logged:
+                rows[0].refuse("threads", "as many as cores, or one point of them", self.model)
             self._logged[named] = point
         if noisy:
             _LOG.warning("%s: slower at a higher clock: %s", self.model, ", ".join(noisy))
@@ -262,13 +267,29 @@ class PointTable:
         return {unit: tuple(points) for unit, points in found.items()}
 
     @classmethod
-    def of_models(cls, table: pd.DataFrame, board: _Board) -> dict[str, "PointTable"]:
-        """Model -> its points on `board`, of a table of several models and boards."""
+    def of_models(
+        cls,
+        table: pd.DataFrame,
+        board: _Board,
+        segments: Mapping[str, Mapping[str, Sequence[float]]] = MappingProxyType({}),
+    ) -> dict[str, "PointTable"]:
+        """Model -> its points on `board`, of a table of several models and boards.
+
+        `segments`: model -> sub-network -> times (ms) of its blocks; raises `TableError` for a
+        model that is not on `board`.
+        """
         here = table[table["board"] == board.name]
         if here.empty:
             known = near(board.name, set(table["board"]))
             raise TableError(f"the table has no points on board {board.name!r}; {known}")
-        return {model: cls(rows, board) for model, rows in here.groupby("model", sort=False)}
+        rows_of = dict([*here.groupby("model", sort=False)])
+        for model in segments:
+            if model not in rows_of:
+                known = near(model, rows_of)
+                raise TableError(
+                    f"segments of model {model!r}: no points on {board.name!r}; {known}"
+                )
+        return {model: cls(rows, board, segments.get(model, {})) for model, rows in rows_of.items()}
 
     def on(self, unit: str) -> tuple[Point, ...]:
         """The points on `unit`, fastest first; none where the model does not run there.
@@ -323,8 +344,14 @@ class PointTable:
 Tables = Mapping[str, PointTable]
 
 
-def read_points(path: str | Path, board: _Board) -> dict[str, PointTable]:
+def read_points(
+    path: str | Path,
+    board: _Board,
+    segments: Mapping[str, Mapping[str, Sequence[float]]] = MappingProxyType({}),
+) -> dict[str, PointTable]:
     """The operating points of a CSV table (`read_table`): model -> its points on `board`.
+
+    `segments`: see `PointTable.of_models`.
 
     >>> board = load_board("jetson-nano")
     >>> row = {"model": "example", "board": board.name, "unit": "gpu", "batch": 1}
@@ -339,45 +366,68 @@ def read_points(path: str | Path, board: _Board) -> dict[str, PointTable]:
     >>> points["example"].largest.subnet, points["example"].largest.latency_ms[-1]
     ('large', 25.0)
     """
-    return PointTable.of_models(read_table(path), board)
+    return PointTable.of_models(read_table(path), board, segments)
 
 
-def _point(rows: pd.DataFrame, board: _Board, segments: Mapping, noisy: list[str]) -> Point:
+class _Row(dict):
+    """The values of a row of a table, None where unknown. Building a table of many points, plain
+    values are many times as fast as small data frames."""
+
+    def __init__(self, values: Mapping[str, Any], number: int):
+        super().__init__(values)
+        self.number = number  # in the table, from 1
+
+    def refuse(self, column: str, expected: str, name: str) -> NoReturn:
+        """Raise a `TableError` that names this row."""
+        _refuse(self.number, column, self[column], expected, name)
+
+
+def _rows_of_points(table: pd.DataFrame) -> Iterable[list[_Row]]:
+    """The rows of each point: they differ in the clocks."""
+    known = table.astype(object).where(table.notna(), None)
+    points: dict[tuple, list[_Row]] = {}
+    for number, values in enumerate(known.to_dict("records"), start=1):
+        row = _Row(values, number)
+        which = tuple([row[column] for column in ("subnet", "unit", *Setting._fields)])
+        points.setdefault(which, []).append(row)
+    return points.values()
+
+
+def _point(rows: list[_Row], board: _Board, segments: Mapping, noisy: list[str]) -> Point:
     """The point whose clocks are `rows`; its name goes to `noisy` if a higher one was slower."""
-    subnet = rows["subnet"].iloc[0]
-    unit_name = rows["unit"].iloc[0]
+    first = rows[0]
+    subnet, unit_name = first["subnet"], first["unit"]
     who = f"{subnet!r} on {unit_name!r}"
     units = [unit.name for unit in board.units]
-    require(rows["unit"].isin(units), rows, "unit", f"one of {units}", who)
+    if unit_name not in units:
+        first.refuse("unit", f"one of {units}", who)
     unit = board.unit(unit_name)
     measured_ms = _measured_ms(rows, unit, who)
-    latency_ms = np.array([_latency_ms(measured_ms, mhz, unit) for mhz in unit.freqs])
-    fastest_ms = np.minimum.accumulate(latency_ms)
-    slower = latency_ms > fastest_ms * (1 + 1e-9)
-    if slower.any():
+    at_clock_ms = [_latency_ms(measured_ms, mhz, unit) for mhz in unit.freqs]
+    latency_ms = list(accumulate(at_clock_ms, min))
+    pairs = zip(at_clock_ms, latency_ms, strict=True)
+    if any(ms > fastest_ms * (1 + 1e-9) for ms, fastest_ms in pairs):
         noisy.append(who)
-        latency_ms[slower] = fastest_ms[slower]
-    val_pct = float(rows["accuracy_val_pct"].iloc[0])
-    test_pct = float(rows["accuracy_test_pct"].iloc[0])
-    if np.isnan(val_pct):
+    val_pct, test_pct = first["accuracy_val_pct"], first["accuracy_test_pct"]
+    if val_pct is None:
         val_pct = test_pct
-    known = rows["accuracy_val_pct"].notna() | (not np.isnan(val_pct))
-    require(known, rows, "accuracy_val_pct", "a number: it has no accuracy", who)
-    relative_std = (rows["latency_std_ms"] / rows["latency_ms"]).median()
-    cores = _cores(rows, unit)
-    shares = _shares(segments.get(subnet, (1.0,)), who)
+    if val_pct is None:
+        first.refuse("accuracy_val_pct", "a number: it has no accuracy", who)
+    known = [row for row in rows if row["latency_std_ms"] is not None]
+    noise = [row["latency_std_ms"] / row["latency_ms"] for row in known]
+    cores = _cores(first, unit)
     return Point(
         subnet=subnet,
         unit=unit_name,
         cores=cores,
         accuracy_val_pct=val_pct,
-        accuracy_test_pct=val_pct if np.isnan(test_pct) else test_pct,
-        noise_cv=unit.noise_cv if np.isnan(relative_std) else float(relative_std),
-        latency_ms=tuple(latency_ms.tolist()),
+        accuracy_test_pct=val_pct if test_pct is None else test_pct,
+        noise_cv=median(noise) if noise else unit.noise_cv,
+        latency_ms=tuple(latency_ms),
         active_mw=_active_mw(rows, unit, cores),
-        memory_mb=float(rows["memory_mb"].fillna(0.0).max()),
-        setting=_setting(rows),
-        segments=shares,
+        memory_mb=max([row["memory_mb"] or 0.0 for row in rows]),
+        setting=_setting(first),
+        segments=_shares(segments.get(subnet, (1.0,)), who),
     )
 
 
@@ -389,47 +439,46 @@ def _shares(blocks_ms: Sequence[float], who: str) -> tuple[float, ...]:
     return tuple((times / times.sum()).tolist())
 
 
-def _measured_ms(rows: pd.DataFrame, unit: _Unit, who: str) -> dict[float, float]:
+def _measured_ms(rows: list[_Row], unit: _Unit, who: str) -> dict[float, float]:
     """Clock of the unit -> measured time; a row without a clock was measured at the highest."""
     column = "gpu_mhz" if unit.kind == "gpu" else "cpu_mhz"
-    mhz = rows[column].fillna(unit.max_mhz).map(unit.at_or_above)
-    off = (mhz - rows[column]).abs() > 0.5
-    wrong_mhz = rows[column][off.idxmax()]
-    what = f"a clock of the unit: {column} {wrong_mhz:g} is none of {unit.freqs}"
-    require(~off, rows, column, what, who)
-    require(~mhz.duplicated(), rows, column, "one setting: two rows for one clock", who)
-    return dict(zip(mhz, rows["latency_ms"], strict=True))
+    measured_ms: dict[float, float] = {}
+    for row in rows:
+        asked_mhz = unit.max_mhz if row[column] is None else row[column]
+        mhz = unit.at_or_above(asked_mhz)
+        if abs(mhz - asked_mhz) > 0.5:
+            known = f"a clock of the unit: {column} {asked_mhz:g} is none of {unit.freqs}"
+            row.refuse(column, known, who)
+        if mhz in measured_ms:
+            row.refuse(column, "one setting: two rows for one clock", who)
+        measured_ms[mhz] = row["latency_ms"]
+    return measured_ms
 
 
-def _cores(rows: pd.DataFrame, unit: _Unit) -> float:
+def _cores(row: _Row, unit: _Unit) -> float:
     """Cores kept busy: those of the table, else its threads, else all."""
     if unit.kind == "gpu":
         return 1.0
-    cores = rows["cores"].fillna(rows["threads"]).iloc[0]
-    return float(unit.cores if np.isnan(cores) else cores)
+    for cores in (row["cores"], row["threads"], unit.cores):
+        if cores is not None:
+            break
+    return float(cores)
 
 
-def _setting(rows: pd.DataFrame) -> Setting:
-    found: list[Any] = []
-    for name in Setting._fields:
-        value = rows[name].iloc[0]
-        if pd.isna(value):
-            found.append(None)
-        else:
-            found.append(value if name in TEXT_COLUMNS else float(value))
-    setting = Setting(*found)
+def _setting(row: _Row) -> Setting:
+    setting = Setting(*[row[name] for name in Setting._fields])
     return PLAIN if setting == PLAIN else setting
 
 
-def _active_mw(rows: pd.DataFrame, unit: _Unit, busy: float) -> tuple[float, ...]:
+def _active_mw(rows: list[_Row], unit: _Unit, busy: float) -> tuple[float, ...]:
     """Power of running above waiting, at every clock: the model's, else the table's, else 0."""
     if unit.c_uw_mhz_v2:
         waiting_mw = unit.idle_mw(unit.min_mhz)
-        return tuple(unit.power_mw(mhz, busy) - waiting_mw for mhz in unit.freqs)
-    measured_mw = float((rows["power_mw"] - rows["idle_power_mw"]).mean())
-    if np.isnan(measured_mw):
-        measured_mw = 0.0
-    return (max(measured_mw, 0.0),) * len(unit.freqs)
+        return tuple([unit.power_mw(mhz, busy) - waiting_mw for mhz in unit.freqs])
+    pairs = [(row["power_mw"], row["idle_power_mw"]) for row in rows]
+    above_mw = [power - idle for power, idle in pairs if None not in (power, idle)]
+    mean_mw = fmean(above_mw) if above_mw else 0.0
+    return (max(mean_mw, 0.0),) * len(unit.freqs)
 
 
 def _latency_ms(measured_ms: dict[float, float], mhz: float, unit: _Unit) -> float:

@@ -1,7 +1,7 @@
 """Strict TOML: what is missing, left over or of the wrong kind is an error that names file and key.
 
 A file becomes dataclasses: their annotations say what a key may be, their defaults which may be
-left out.
+left out. Everything that is wrong with a file is one error, of one line each.
 """
 
 import hashlib
@@ -54,6 +54,9 @@ _KINDS: dict[Any, tuple[str, Check]] = {
 class Table:
     """A table of a file, emptied key by key; whatever is wrong with a key raises `error`.
 
+    What is read by `attempt` raises only when the table is `done`, together with all else that is
+    wrong with it.
+
     Args:
         file: for the messages, as is `where`: the path of the table in the file.
     """
@@ -61,6 +64,8 @@ class Table:
     def __init__(self, values: Mapping, file: str | Path, error: type[DynlibError], where=""):
         self.left = dict(values)
         self.seen = []
+        self.hinted: set[str] = set()  # keys that the message about another one named
+        self.problems: list[str] = []
         self.file = file
         self.error = error
         self.where = where
@@ -76,6 +81,14 @@ class Table:
         message = ": ".join(part for part in parts if part)
         raise self.error(message)
 
+    def attempt(self, read: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        """What `read` returns; None if it fails, with the problem kept until `done`."""
+        try:
+            return read(*args, **options)
+        except self.error as error:
+            self.problems.append(str(error))
+            return None
+
     def take(self, key: str, expected: str, fits: Check, default: Any = NEEDED) -> Any:
         """The value of a key if it fits, which `expected` says in words; else its default."""
         self.seen.append(key)
@@ -88,6 +101,7 @@ class Table:
             hint = ""
             for close in get_close_matches(key, self.left, n=1):
                 hint = f" (there is {self.path(close)}: did you mean {key}?)"
+                self.hinted.add(close)
             self.fail(key, f"missing{hint}; expected {expected}")
         return default
 
@@ -130,6 +144,11 @@ class Table:
             inner.append(self._inner(item, f"{key}[{i}]"))
         return inner
 
+    def records(self, key: str, read: Callable[..., Any], *args: Any) -> tuple:
+        """What `read` makes of each of the tables ``[[key]]``, by `attempt`."""
+        tables = self.attempt(self.tables, key) or []
+        return tuple([self.attempt(read, table, *args) for table in tables])
+
     def _inner(self, values: Mapping, key: str) -> Self:
         where = self.path(key)
         return type(self)(values, self.file, self.error, where)
@@ -137,7 +156,7 @@ class Table:
     def values(
         self, cls: type, names: Iterable[str], needed: Iterable[str] = (), **defaults
     ) -> dict[str, Any]:
-        """The fields `names` of a dataclass, each as its annotation says.
+        """The fields `names` of a dataclass, each as its annotation says, by `attempt`.
 
         A field without a default is needed, unless it may be None; so are those in `needed`.
         `defaults` go before those of the class.
@@ -156,7 +175,7 @@ class Table:
                     default = None
             if name in needed:
                 default = NEEDED
-            found[name] = self.read(name, hint, default)
+            found[name] = self.attempt(self.read, name, hint, default)
         return found
 
     def record(
@@ -164,7 +183,7 @@ class Table:
     ) -> Any:
         """A dataclass from the rest of this table; its fields `given` were read before.
 
-        See `values`. What the class itself refuses is an error of this table.
+        See `values`. What the class itself refuses, a line each, are errors of this table.
         """
         given = given or {}
         names = [f.name for f in fields(cls) if f.init and f.name not in given]
@@ -173,16 +192,22 @@ class Table:
         try:
             return cls(**given, **found)
         except self.error as error:
-            self.fail("", str(error))
+            for line in str(error).splitlines():
+                self.attempt(self.fail, "", line)
+        return self.done()
 
     def done(self) -> None:
-        """Refuse what nobody has read."""
+        """Refuse what nobody has read, and raise the error of all problems."""
         for key in self.left:
+            if key in self.hinted:
+                continue
             hint = ""
             for close in get_close_matches(key, self.seen, n=1):
                 hint = f" (did you mean {close!r}?)"
             known = ", ".join(sorted(self.seen))
-            self.fail(key, f"unknown key{hint}; expected only {known}")
+            self.attempt(self.fail, key, f"unknown key{hint}; expected only {known}")
+        if self.problems:
+            raise self.error("\n".join(self.problems))
 
 
 def read_toml(file: str | Path, error: type[DynlibError]) -> tuple[dict[str, Any], str]:

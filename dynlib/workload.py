@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -70,22 +70,25 @@ class App:
     announced: bool = True
 
     def __post_init__(self):
-        _above(self, "deadline_ms")
-        _range(self, "accuracy_floor_pct", 0, 100)
-        _range(self, "memory_mb", 0)
-        _range(self, "start_s", 0)
+        checks = _Checks(self)
+        checks.above("deadline_ms")
+        checks.range("accuracy_floor_pct", 0, 100)
+        checks.range("memory_mb", 0)
+        checks.range("start_s", 0)
         if self.arrival not in ARRIVALS:
-            _fail(self, "arrival", f"another one; {near(self.arrival, ARRIVALS)}")
+            checks.wrong("arrival", f"another one; {near(self.arrival, ARRIVALS)}")
         if self.arrival in ("periodic", "server"):
             if self.period_ms is None:
-                _fail(self, "period_ms", f"a time above 0 for {self.arrival} arrival")
-            _above(self, "period_ms")
+                checks.wrong("period_ms", f"a time above 0 for {self.arrival} arrival")
+            else:
+                checks.above("period_ms")
         if self.frames < 1:
-            _fail(self, "frames", "at least 1")
+            checks.wrong("frames", "at least 1")
         if [*self.trace_ms] != sorted(self.trace_ms) or any(t < 0 for t in self.trace_ms):
-            _fail(self, "trace_ms", "times >= 0 in ascending order")
+            checks.wrong("trace_ms", "times >= 0 in ascending order")
         if self.end_s is not None and not self.end_s > self.start_s:
-            _fail(self, "end_s", f"a time after start_s = {self.start_s:g}")
+            checks.wrong("end_s", f"a time after start_s = {self.start_s:g}")
+        checks.done()
 
 
 # What may change, and whose it is.
@@ -150,24 +153,25 @@ class Change:
     announced: bool = True
 
     def __post_init__(self):
-        _range(self, "t_s", 0)
-        if self.app and self.unit:
-            _fail(self, "app", "either app or unit")
+        checks = _Checks(self)
+        checks.range("t_s", 0)
         whose = "app" if self.app else "unit" if self.unit else "board"
         changed = [key for key in _CHANGES if getattr(self, key) is not None]
-        if not changed or any(_CHANGES[key] != whose for key in changed):
+        if self.app and self.unit:
+            checks.wrong("app", "either app or unit")
+        elif not changed or any(_CHANGES[key] != whose for key in changed):
             key = "app" if self.app else "unit"
-            _fail(
-                self,
+            checks.wrong(
                 key,
                 "deadline_ms, period_ms or accuracy_floor_pct of an app; cap_mhz, stretch or lost "
                 "of a unit; or emc_mhz, power_mw, memory_mb or ambient_c of the board",
             )
         for key in changed:
             if key in _RANGES:
-                _range(self, key, *_RANGES[key])
+                checks.range(key, *_RANGES[key])
             elif key != "lost":
-                _above(self, key)
+                checks.above(key)
+        checks.done()
 
     @property
     def requirements(self) -> list[float | None]:
@@ -192,18 +196,18 @@ class Workload:
     changes: tuple[Change, ...] = ()
 
     def __post_init__(self):
-        _above(self, "horizon_s")
+        checks = _Checks(self)
+        checks.above("horizon_s")
         names = [app.name for app in self.apps]
-        for name in names:
+        for name in dict.fromkeys(names):
             if names.count(name) > 1:
-                raise WorkloadError(
-                    f"{self.name}, apps: {name!r} is there twice; expected different names"
-                )
+                twice = f"{name!r} is there twice; expected different names"
+                checks.lines.append(f"{self.name}, apps: {twice}")
         for change in self.changes:
             if change.app and change.app not in names:
-                raise WorkloadError(
-                    f"{self.name}, changes: got app {change.app!r}; expected one of {names}"
-                )
+                unknown = f"got app {change.app!r}; expected one of {names}"
+                checks.lines.append(f"{self.name}, changes: {unknown}")
+        checks.done()
         in_time = sorted(self.changes, key=lambda change: change.t_s)
         object.__setattr__(self, "changes", tuple(in_time))
 
@@ -286,7 +290,8 @@ def app_rng(seed: int, app: str, purpose: str) -> np.random.Generator:
 
 
 def load_workload(path: str | Path) -> Workload:
-    """Read a workload from a TOML file; raises `WorkloadError` naming file, key and expectation.
+    """Read a workload from a TOML file; raises `WorkloadError` naming file, key and expectation
+    of everything that is wrong, a line each.
 
     The file has `name`, `horizon_s`, an ``[[app]]`` table per `App` and a ``[[change]]`` table per
     `Change`, with their fields as keys.
@@ -311,8 +316,8 @@ def load_workload(path: str | Path) -> Workload:
 
     content, _ = read_toml(path, WorkloadError)
     table = Table(content, path, WorkloadError)
-    apps = tuple(app.record(App) for app in table.tables("app"))
-    changes = tuple(change.record(Change) for change in table.tables("change"))
+    apps = table.records("app", lambda app: app.record(App))
+    changes = table.records("change", lambda change: change.record(Change))
     return table.record(Workload, {"apps": apps, "changes": changes})
 
 
@@ -329,18 +334,30 @@ def dump_workload(workload: Workload, path: str | Path) -> Path:
     return atomic_write(path, "\n".join(lines) + "\n")
 
 
-def _above(item: Any, key: str) -> None:
-    value = getattr(item, key)
-    if not (math.isfinite(value) and value > 0):
-        _fail(item, key, "a number above 0")
+class _Checks:
+    """Collects what is wrong with an item, a line each, for one error."""
 
+    def __init__(self, item: Any):
+        self.item, self.lines = item, []
 
-def _range(item: Any, key: str, low: float, high: float = math.inf) -> None:
-    value = getattr(item, key)
-    if not (math.isfinite(value) and low <= value <= high):
-        _fail(item, key, f"a number from {low:g} to {high:g}")
+    def above(self, key: str) -> None:
+        """The value has to be finite and above 0."""
+        value = getattr(self.item, key)
+        if not (math.isfinite(value) and value > 0):
+            self.wrong(key, "a number above 0")
 
+    def range(self, key: str, low: float, high: float = math.inf) -> None:
+        """The value has to be finite and within these."""
+        value = getattr(self.item, key)
+        if not (math.isfinite(value) and low <= value <= high):
+            self.wrong(key, f"a number from {low:g} to {high:g}")
 
-def _fail(item: Any, key: str, expected: str) -> NoReturn:
-    who = getattr(item, "name", "") or type(item).__name__
-    raise WorkloadError(f"{who}, {key}: got {getattr(item, key)!r}, expected {expected}")
+    def wrong(self, key: str, expected: str) -> None:
+        """Another line."""
+        who = getattr(self.item, "name", "") or type(self.item).__name__
+        self.lines.append(f"{who}, {key}: got {getattr(self.item, key)!r}, expected {expected}")
+
+    def done(self) -> None:
+        """Raise the error, if there is one."""
+        if self.lines:
+            raise WorkloadError("\n".join(self.lines))

@@ -43,6 +43,12 @@ def test_rk3588_gpu_at_its_top_clock_has_the_published_power():
     assert gpu.dynamic_mw(gpu.max_mhz) == pytest.approx(2155, abs=1)
 
 
+def test_an_idle_rock_5b_draws_what_was_measured_at_the_wall():
+    board = load_board("rock-5b")
+    assert board.power_mw({}, {}) == pytest.approx(3600, rel=0.01)
+    assert board.static_status == "estimated"
+
+
 def test_xavier_nx_units_and_clocks():
     board = load_board(NX)
     assert [u.name for u in board.units] == ["carmel0", "carmel1", "carmel2", "gpu"]
@@ -169,6 +175,45 @@ def test_faulty_board_files_are_refused(tmp_path, fault):
         load_board(path)
     for part in (str(path), "expected", *expected):
         assert part in str(caught.value)
+
+
+@pytest.mark.faults
+def test_all_faults_of_a_file_are_one_error_of_a_line_each(tmp_path):
+    text, expected = NX_TEXT, []
+    for old, new, parts in FAULTS.values():
+        # Where no other fault is in the way.
+        if old in text and "ascending" not in parts:
+            text = text.replace(old, new, 1)
+            expected.append(parts)
+    path = write(tmp_path, text)
+    with pytest.raises(BoardError) as caught:
+        load_board(path)
+    lines = str(caught.value).splitlines()
+    assert len(lines) == len(expected) >= 10, lines
+    for parts in expected:
+        needed = [f"{path}: ", "expected", *parts]
+        assert [line for line in lines if all(part in line for part in needed)], parts
+
+
+@pytest.mark.faults
+def test_a_file_says_its_faults_once(tmp_path):
+    # A typo is what is missing, not an unknown key too; wrong columns say nothing of the rows, nor
+    # a wrong cluster of the cores of a mode; wrong clocks are all named.
+    changes = {
+        "idle_fraction = 0.386": "idle_fractoin = 0.386",
+        "columns = [": "columns = [3, ",
+        "cpus = [0, 1]": "cpus = []",
+        "[114.75, 846], [204, 846]": "[114.75, 8], [204]",
+    }
+    text = NX_TEXT
+    for old, new in changes.items():
+        assert old in text
+        text = text.replace(old, new, 1)
+    with pytest.raises(BoardError) as caught:
+        load_board(write(tmp_path, text))
+    keys = [line.split(": ")[1] for line in str(caught.value).splitlines()]
+    assert keys == ["cluster[0].cpus", "gpu.opps[0]", "gpu.opps[1]", "gpu.idle_fraction",
+                    "measured[0].columns"]  # fmt: skip
 
 
 @pytest.mark.faults

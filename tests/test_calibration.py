@@ -93,6 +93,44 @@ def test_one_concurrency_is_enough_for_a_model_of_clocks():
     assert calibration.model.latency_ms(550.0) == pytest.approx(TRUTH.latency_ms(550.0), rel=0.02)
 
 
+@pytest.mark.parametrize("draw", range(12))
+def test_samples_at_random_are_all_used(draw):
+    table = samples(queues=range(1, 19), noise=0.02)
+    for count in (50, 12):
+        calibration = fit_samples(table.sample(count, random_state=draw))
+        assert calibration.n == count
+        f, n = table["freq_mhz"], table["concurrency"]
+        power = calibration.model.power_mw(f, n) / TRUTH.power_mw(f, n)
+        latency = calibration.model.latency_ms(f, n) / TRUTH.latency_ms(f, n)
+        bound = 0.05 if count == 50 else 0.25
+        assert abs(power - 1).mean() < bound
+        assert abs(latency - 1).mean() < bound
+    part = table.sample(100, random_state=draw)
+    assert 40 <= len(pick_samples(part, 50)) <= 50
+
+
+def test_what_samples_cannot_tell_is_nothing_and_is_named():
+    assert fit_samples(samples()).undetermined == ()
+    alone = fit_samples(samples(clocks=np.linspace(100, 1000, 15), queues=[1]))
+    assert alone.undetermined == ("image_ms", "overhead_ms", "busy_mw_mhz")
+    assert alone.model.overhead_ms == (0.0, 0.0)
+    assert alone.model.busy_mw_mhz == 0.0
+    assert alone.model.image_ms == pytest.approx((7.0, 29.0), rel=1e-6)
+    # In a queue of one length, nobody knows what an empty one would draw.
+    busy = fit_samples(samples(clocks=np.linspace(100, 1000, 15), queues=[4]))
+    assert busy.undetermined == ("image_ms", "overhead_ms", "idle_mw_mhz", "busy_mw_mhz")
+    assert busy.power_mape_pct < 1
+
+
+def test_samples_on_a_cross_are_judged_as_far_as_others_are_left():
+    table = samples(queues=range(1, 6), noise=0.02)
+    cross = table[(table["concurrency"] == 1) | (table["freq_mhz"] == CLOCKS[0])]
+    judged = cross_validate(cross)
+    assert 0 < len(judged) < len(cross)
+    assert np.isfinite(judged["predicted_power_mw"]).all()
+    assert fit_samples(cross).power_mape_pct > 0
+
+
 def test_a_budget_keeps_all_clocks_and_both_ends_of_the_queues():
     chosen = pick_samples(samples(queues=range(1, 19)), 50)
     assert len(chosen) <= 50
@@ -126,6 +164,15 @@ def test_the_measured_jetsons(data_root, name):
     assert len(judged) == len(table)
     assert mape(judged, "power_mw") <= 3
     assert mape(judged, "latency_ms") <= 4
-    calibration = fit_samples(table)  # PowerTrain: 6 % and 15 % from 50 samples
-    assert calibration.power_mape_pct < 6
-    assert calibration.latency_mape_pct < 15
+    # PowerTrain: 6 % and 15 % from 50 samples.
+    draws = [table.sample(50, random_state=draw) for draw in range(12)]
+    for chosen in (table, *draws):
+        calibration = fit_samples(chosen)
+        assert calibration.power_mape_pct < 6
+        assert calibration.latency_mape_pct < 15
+        assert calibration.undetermined == ()
+        f, n = table["freq_mhz"], table["concurrency"]
+        found = table.assign(predicted_power_mw=calibration.model.power_mw(f, n),
+                             predicted_latency_ms=calibration.model.latency_ms(f, n))  # fmt: skip
+        assert mape(found, "power_mw") <= 3
+        assert mape(found, "latency_ms") <= 4

@@ -8,11 +8,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from runtime_cases import board, cases, periodic, run, summarise, unit
 
 from dynlib.errors import TableError
 from dynlib.log import DecisionLog
+from dynlib.manager.manager import Manager
 from dynlib.pareto import hypervolume, pareto_front, pareto_mask
-from dynlib.points import POINT_COLUMNS, make_table, read_table, write_table
+from dynlib.points import (
+    POINT_COLUMNS,
+    PointTable,
+    make_table,
+    read_points,
+    read_table,
+    write_table,
+)
+from dynlib.runtime.rivals import best_static, linux_default
 
 ROW = {
     "model": "net", "subnet": "r32-d1-w8", "board": "b", "unit": "gpu", "batch": 1,
@@ -44,6 +54,7 @@ def test_names_stay_text_whatever_they_look_like(tmp_path):
     [
         ({"latency_ms": "fast"}, "latency_ms"),
         ({"latency_ms": 0}, "above zero"),
+        ({"latency_ms": float("nan")}, "table, row 1, column 'latency_ms': got nan"),
         ({"latency_ms": float("inf")}, "latency_ms"),
         ({"energy_mj": -1}, "energy_mj"),
         ({"accuracy_val_pct": 101}, "accuracy_val_pct"),
@@ -71,6 +82,57 @@ def test_a_bad_row_is_named_with_its_file_and_the_old_file_survives(tmp_path):
         read_table(path)
     with pytest.raises(TableError, match="cannot read"):
         read_table(tmp_path / "none.csv")
+
+
+BOARD = board(unit(noise_cv=0.02))
+TINY = ROW | {"board": "tiny"}
+
+
+def test_duplicate_rows_are_named():
+    rows = [TINY, TINY | {"subnet": "other"}, TINY]
+    with pytest.raises(TableError, match=r"table, row 3, column 'subnet'.*one row per"):
+        make_table(rows)
+    clocks = [TINY | {"gpu_mhz": mhz} for mhz in (500.0, 1000.0, 1000.3)]
+    with pytest.raises(TableError, match=r"row 3, column 'gpu_mhz': got 1000\.3, .*two rows"):
+        PointTable(make_table(clocks), BOARD)
+
+
+def test_a_higher_clock_that_was_slower_counts_as_fast_as_the_lower(caplog):
+    times = {250.0: 40.0, 500.0: 20.0, 1000.0: 24.0}
+    rows = [TINY | {"gpu_mhz": mhz, "latency_ms": ms} for mhz, ms in times.items()]
+    table = PointTable(make_table(rows), BOARD)
+    assert table.largest.latency_ms == (40.0, 20.0, 20.0)
+    assert caplog.messages == ["net: slower at a higher clock: 'r32-d1-w8' on 'gpu'"]
+
+
+def test_a_table_of_a_single_point_can_be_run():
+    tables = {"net": PointTable(make_table([TINY]), BOARD)}
+    only = tables["net"].largest
+    assert tables["net"].smallest is only
+    assert only.latency_ms == (10.0, 5.0, 2.5)
+    workload = periodic(20.0, horizon_s=1.0, accuracy_floor_pct=90.0)
+    make = cases(lambda seed: workload, BOARD, tables)
+    for policy in (Manager(BOARD, tables), linux_default(make), best_static(make)):
+        log = run(workload, BOARD, tables, policy)
+        assert summarise(log, workload, tables, BOARD)["missed"] == 0
+
+
+def test_ten_thousand_points_are_a_table():
+    rows = [TINY | {"subnet": f"n{i}", "latency_ms": 1.0 + i} for i in range(10_000)]
+    table = PointTable(make_table(rows), BOARD)
+    assert len(table.points) == len(table.on("gpu")) == 10_000
+    assert (table.smallest.subnet, table.largest.subnet) == ("n0", "n9999")
+    assert table.point("n7", "gpu").latency_ms == (32.0, 16.0, 8.0)
+
+
+def test_segments_reach_the_tables_of_a_file(tmp_path):
+    rows = [TINY, TINY | {"model": "other"}]
+    path = write_table(make_table(rows), tmp_path / "t.csv")
+    tables = read_points(path, BOARD, {"other": {"r32-d1-w8": [1.0, 3.0]}})
+    assert tables["other"].largest.segments == (0.25, 0.75)
+    assert tables["net"].largest.segments == (1.0,)
+    with pytest.raises(TableError, match=r"segments of model 'othr'.*did you mean other\?"):
+        PointTable.of_models(read_table(path), BOARD, {"othr": {}})
 
 
 @given(points)

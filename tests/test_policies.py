@@ -3,8 +3,10 @@ from runtime_cases import board, cases, fixed, periodic, run, summarise, tables,
 
 from dynlib.errors import PolicyError, TableError
 from dynlib.machine.bind import load_board
+from dynlib.manager.policy import Placement
 from dynlib.points import PointTable, make_table
-from dynlib.runtime.rivals import best_static, linux_default
+from dynlib.runtime import rivals
+from dynlib.runtime.rivals import Static, best_static, linux_default
 from dynlib.workload import App, Change, Workload
 from suite.papers.dynamic_ofa import published_frame, published_tables
 from suite.studies.compare import compare_policies
@@ -39,6 +41,128 @@ def test_linux_default_names_a_start_unit_that_serves_nothing():
 
     with pytest.raises(PolicyError, match=r"'net' has no points on 'npu', expected one of"):
         linux_default(cases(make, BOARD, TABLES))
+
+
+LADDER = (("xs", 70.0, 6.0), ("s", 75.0, 9.0), ("l", 79.5, 18.0), ("xl", 80.0, 20.0))
+LADDER_TABLES = tables(BOARD, LADDER)
+
+
+def missed_with(subnets, make):
+    """Frames missed in percent with these networks (app -> name) under the board's governor."""
+    placements = {app: Placement(subnet, "gpu") for app, subnet in subnets.items()}
+    policy = Static("fixed", placements, governors={"gpu": "nvhost_podgov"})
+    offered = missed = 0
+    for seed in (9001, 9002, 9003):
+        found = summarise(run(make(seed), BOARD, LADDER_TABLES, policy, seed),
+                          make(seed), LADDER_TABLES, BOARD)  # fmt: skip
+        offered, missed = offered + found["offered"], missed + found["missed"]
+    return 100 * missed / offered
+
+
+@pytest.mark.parametrize("period_ms", [15.0, 22.0, 26.0, 40.0])
+@pytest.mark.parametrize("floors", [(79.5,), (80.0, 70.0, 75.0), (0.0, 79.5)])
+def test_linux_default_of_one_app_is_the_best_of_all_its_networks(period_ms, floors):
+    later = [Change(2.0 * i, "app", accuracy_floor_pct=f) for i, f in enumerate(floors) if i]
+
+    def make(seed):
+        first_pct = floors[0]
+        return periodic(period_ms, horizon_s=6.0, changes=later, accuracy_floor_pct=first_pct)
+
+    policy = linux_default(cases(make, BOARD, LADDER_TABLES))
+    missed = {net: missed_with({"app": net}, make) for net, *_ in reversed(LADDER)}
+    good = [net for net, missed_pct in missed.items() if missed_pct <= 1]
+    expected = good[0] if good else min(missed, key=missed.get)
+    assert policy.placements["app"].subnet == expected, missed
+
+
+def test_linux_default_does_not_walk_below_a_floor():
+    # The governor is too slow for either of the two networks that the floor allows.
+    def make(seed):
+        return periodic(21.0, horizon_s=6.0, accuracy_floor_pct=79.5)
+
+    policy = linux_default(cases(make, BOARD, LADDER_TABLES))
+    chosen = policy.placements["app"].subnet
+    assert chosen in ("l", "xl")
+    assert 1 < missed_with({"app": chosen}, make) < 100 == missed_with({"app": "s"}, make)
+
+
+def test_linux_default_of_two_apps_shrinks_the_one_that_may():
+    # "b" misses most, but has a floor; with a smaller network of "a" both are on time.
+    def make(seed):
+        apps = (App("a", "net", 80.0, period_ms=40.0, accuracy_floor_pct=70.0),
+                App("b", "net", 32.0, period_ms=40.0, accuracy_floor_pct=80.0))  # fmt: skip
+        return Workload("two", 15.0, apps)
+
+    largest = {"a": "xl", "b": "xl"}
+    assert missed_with(largest, make) > 1
+    policy = linux_default(cases(make, BOARD, LADDER_TABLES))
+    chosen = {app: placement.subnet for app, placement in policy.placements.items()}
+    assert chosen["b"] == "xl"
+    assert missed_with(chosen, make) <= 1
+
+
+def with_memory(on):
+    """The tiny networks; the large one takes 90 MB, the small one 40."""
+    frame = TABLES["net"].frame
+    memory_mb = frame["subnet"].map({"small": 40.0, "large": 90.0})
+    return {"net": PointTable(frame.assign(memory_mb=memory_mb), on)}
+
+
+@pytest.mark.parametrize("rival", [linux_default, best_static])
+def test_rivals_keep_what_the_apps_may_hold_together(rival):
+    # The floor of "b" asks for the large network.
+    apps = (App("a", "net", 200.0, period_ms=200.0),
+            App("b", "net", 200.0, period_ms=200.0, accuracy_floor_pct=80.0))  # fmt: skip
+
+    def subnets(cap_mb):
+        changes = Change(1.0, memory_mb=cap_mb), Change(2.0, memory_mb=0.0)
+        make = cases(lambda seed: Workload("w", 3.0, apps, changes), BOARD, with_memory(BOARD))
+        policy = rival(make, seeds=(9001,))
+        return policy and sorted(placement.subnet for placement in policy.placements.values())
+
+    assert subnets(130.0) == ["large", "small"]
+    if rival is best_static:
+        assert subnets(100.0) is None
+        return
+    assert subnets(180.0) == ["large", "large"]
+    assert subnets(100.0) == ["small", "small"]  # what does not fit is no candidate
+    with pytest.raises(PolicyError, match=r"no networks of \['a', 'b'\] fit 70 MB together"):
+        subnets(70.0)
+    with pytest.raises(PolicyError, match=r"no networks of .* fit 30 MB"):
+        subnets(30.0)
+
+
+def test_linux_default_makes_room_below_a_floor_where_nothing_else_fits():
+    # "b" takes most and cannot become smaller, so it is "a" that has to.
+    frame = TABLES["net"].frame
+    names = frame["subnet"]
+    light = frame.assign(model="light", memory_mb=names.map({"small": 10.0, "large": 40.0}))
+    heavy = frame[names == "large"].assign(model="heavy", memory_mb=90.0)
+    points = {"light": PointTable(light, BOARD), "heavy": PointTable(heavy, BOARD)}
+    apps = (App("a", "light", 200.0, period_ms=200.0, accuracy_floor_pct=80.0),
+            App("b", "heavy", 200.0, period_ms=200.0))  # fmt: skip
+    workload = Workload("w", 3.0, apps, (Change(1.0, memory_mb=100.0),))
+    policy = linux_default(cases(lambda seed: workload, BOARD, points), seeds=(9001,))
+    assert [policy.placements[app].subnet for app in "ab"] == ["small", "large"]
+
+
+def test_linux_default_tries_a_bounded_number_of_networks(monkeypatch):
+    tried = []
+    attempt = rivals._Search.attempt
+    count = lambda search, points: tried.append(points) or attempt(search, points)  # noqa: E731
+    monkeypatch.setattr(rivals._Search, "attempt", count)
+    nets = [(f"n{i}", 50.0 + i / 20, 10.0 + i) for i in range(1000)]
+    make = cases(lambda seed: periodic(9.0, horizon_s=0.1), BOARD, tables(BOARD, nets))
+    policy = linux_default(make, seeds=(9001,))
+    assert len(tried) == rivals.MAX_SETUPS
+    assert [tried[0][0].subnet, tried[-1][0].subnet] == ["n999", "n0"]
+    assert policy.placements["app"].subnet == "n999"
+
+
+def test_a_static_policy_names_the_app_that_it_does_not_place():
+    workload = Workload("w", 1.0, (App("camera", "net", 60.0, period_ms=60.0),))
+    with pytest.raises(PolicyError, match=r"fixed: no placement for app 'camera'.*known: camara"):
+        run(workload, BOARD, TABLES, fixed("small", app="camara"))
 
 
 def test_linux_default_keeps_every_app_where_it_starts():

@@ -91,6 +91,42 @@ def test_broken_files_never_load_and_name_the_key(tmp_path, old, new, message):
     assert "broken.toml" in str(error.value)
 
 
+def test_all_that_is_wrong_is_one_error_of_a_line_each(tmp_path):
+    changes = {
+        "deadline_ms = 50": "deadline_ms = 0",
+        "accuracy_floor_pct = 75": "accuracy_floor_pct = 101",
+        "[0, 5.5, 100]": "[0, 'x']",
+        "stretch = 1.33": "stretch = 0.5",
+        "t_s = 5": "t_s = '5'",
+        "horizon_s = 10": "horizont = 10",
+    }
+    text = GOOD
+    for old, new in changes.items():
+        text = text.replace(old, new, 1)
+    path = tmp_path / "broken.toml"
+    path.write_text(text)
+    with pytest.raises(WorkloadError) as error:
+        load_workload(path)
+    assert str(error.value).splitlines() == [
+        f"{path}: app[0]: camera, deadline_ms: got 0.0, expected a number above 0",
+        f"{path}: app[0]: camera, accuracy_floor_pct: got 101.0, expected a number from 0 to 100",
+        f"{path}: app[1].trace_ms: [0, 'x']; expected a list, each a finite number",
+        f"{path}: change[0].t_s: '5'; expected a finite number",
+        f"{path}: change[1]: Change, stretch: got 0.5, expected a number from 1 to inf",
+        f"{path}: horizon_s: missing (there is horizont: did you mean horizon_s?); "
+        "expected a finite number",
+    ]
+
+
+def test_a_workload_names_all_its_unknown_apps():
+    app = App("a", "net", 10.0, period_ms=10.0)
+    with pytest.raises(WorkloadError) as error:
+        Workload("w", -1.0, (app, app), (Change(0, "b", period_ms=1), Change(0, "c", period_ms=1)))
+    assert [line[:20] for line in str(error.value).splitlines()] == [
+        "w, horizon_s: got -1", "w, apps: 'a' is ther", "w, changes: got app ",
+        "w, changes: got app "]  # fmt: skip
+
+
 @pytest.mark.parametrize("table", ["app = 3", "app = [3]", "[app]", "[change]\nt_s = 3"])
 def test_what_is_no_list_of_tables_is_refused(tmp_path, table):
     path = tmp_path / "broken.toml"

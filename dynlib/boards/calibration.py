@@ -9,6 +9,9 @@ plus the energy of each answer times the answers per second, plus what is always
 ``P(f, n) = static + f*v^2 * (idle + busy*(1 - 1/n)) + work * v^2 * n / L(f, n)``.
 
 Where no voltages are public v = V / V_max is a floor up to a knee, then a line, found by the fit.
+
+Samples may be a grid or any rows of one. What they cannot tell is taken to be nothing: without
+queues all of L(1) is s, so that time grows with the queue, and waiting makes no unit busier.
 """
 
 import itertools
@@ -26,6 +29,8 @@ MIN_SAMPLES = 12
 MIN_CLOCKS = 4
 _FLOORS = np.arange(0.60, 1.001, 0.02)
 _KNEES = np.arange(0.0, 0.91, 0.05)
+_SINGULAR = 1e-9  # of squares
+_SHARE = 1e-6  # that is more than rounding
 
 
 @dataclass(frozen=True)
@@ -53,7 +58,7 @@ class ClockModel:
         """Time of an answer (ms); both arguments broadcast."""
         slower = self.max_mhz / np.asarray(freq_mhz, float)
         terms = _latency_terms(slower, np.asarray(concurrency, float))
-        parts = [*self.overhead_ms, *self.image_ms]
+        parts = [*self.image_ms, *self.overhead_ms]
         return terms @ np.array(parts)
 
     def power_mw(self, freq_mhz, concurrency=1, temp_c: float | None = None):
@@ -72,12 +77,17 @@ class ClockModel:
 
 @dataclass(frozen=True)
 class Calibration:
-    """A model with its errors on clocks and concurrencies that a fit had not seen (%)."""
+    """A model with its errors on clocks and concurrencies that a fit had not seen (%).
+
+    `undetermined`: the coefficients of which the `n` samples do not tell every part, so that
+    another value would have fitted them as well.
+    """
 
     model: ClockModel
     power_mape_pct: float
     latency_mape_pct: float
     n: int
+    undetermined: tuple[str, ...] = ()
 
 
 def fit_samples(samples: pd.DataFrame, budget: int = 50) -> Calibration:
@@ -92,13 +102,17 @@ def fit_samples(samples: pd.DataFrame, budget: int = 50) -> Calibration:
     judged = cross_validate(chosen, budget)
     power_pct = mape(judged, "power_mw")
     latency_pct = mape(judged, "latency_ms")
-    return Calibration(fit_model(chosen), power_pct, latency_pct, len(chosen))
+    model = fit_model(chosen)
+    unknown = undetermined(chosen, model)
+    return Calibration(model, power_pct, latency_pct, len(chosen), unknown)
 
 
 def pick_samples(samples: pd.DataFrame, budget: int) -> pd.DataFrame:
-    """At most `budget` rows: all clocks, at concurrencies spread evenly on a logarithmic scale."""
+    """At most `budget` rows: of a grid all clocks, at concurrencies spread evenly on a logarithmic
+    scale; of rows at random, as many concurrencies as make up the budget."""
     left = sorted(samples["concurrency"].unique())
-    affordable = budget // samples["freq_mhz"].nunique()
+    # On average each has so many rows: on a grid, as many as there are clocks.
+    affordable = budget * len(left) // len(samples)
     count = max(min(affordable, len(left)), 1)
     picked = []
     for want in np.geomspace(left[0], left[-1], count):
@@ -116,16 +130,19 @@ def cross_validate(samples: pd.DataFrame, budget: int = 50, folds: int = 3) -> p
     Every `folds`-th clock and `folds`-th concurrency are left out whole, in every combination, so
     each row is judged once; each fit sees at most `budget` rows. Adds the columns
     predicted_power_mw, predicted_latency_ms and fitted_on. A single clock or concurrency cannot be
-    left out and is then shared by both sides.
+    left out and is then shared by both sides; rows of which all others share one are left out.
     """
     samples = _checked(samples)
     clock = _fold(samples["freq_mhz"], folds)
     queue = _fold(samples["concurrency"], folds)
     parts = []
     for a, b in np.ndindex(clock.max() + 1, queue.max() + 1):
-        train = pick_samples(samples[_apart(clock, a) & _apart(queue, b)], budget)
-        model = fit_model(train)
+        others = samples[_apart(clock, a) & _apart(queue, b)]
         test = samples[(clock == a) & (queue == b)]
+        if others.empty or test.empty:  # of a few samples at random
+            continue
+        train = pick_samples(others, budget)
+        model = fit_model(train)
         f, n = test["freq_mhz"].to_numpy(), test["concurrency"].to_numpy()
         judged = test.assign(
             predicted_power_mw=model.power_mw(f, n),
@@ -142,24 +159,69 @@ def mape(judged: pd.DataFrame, column: str) -> float:
 
 
 def fit_model(samples: pd.DataFrame) -> ClockModel:
-    """The model of least relative error; all parts are at least 0. See `fit_samples`."""
-    columns = samples[list(SAMPLE_COLUMNS)].to_numpy(float)
-    f, n, power_mw, latency_ms = np.ascontiguousarray(columns.T)
+    """The model of least relative error; all parts are at least 0. See `fit_samples`.
+
+    Parts that follow from others in these samples are 0; see `undetermined`.
+    """
+    f, n, power_mw, latency_ms = _columns(samples)
     top = f.max()
     terms = _latency_terms(top / f, n)
-    times, _ = relative_nnls(terms, latency_ms)
+    times = _fit(terms, latency_ms)
     modelled_ms = terms @ times
     # The voltage bends the power: floor and knee are tried, the rest follows by least squares.
-    best, least = (), math.inf
+    best, least = (1.0, 0.0), math.inf
     for floor, knee in itertools.product(_FLOORS, _KNEES):
         volts = _volts(f / top, floor, knee)
         terms = _power_terms(f, n, volts, modelled_ms)
-        parts, error = relative_nnls(terms, power_mw)
+        _, error = relative_nnls(terms, power_mw)
         squares = (error**2).sum()
         if squares < least:
-            best, least = (*parts, floor, knee), squares
-    overhead_ms, image_ms = times.reshape(2, 2).tolist()
-    return ClockModel(float(top), tuple(overhead_ms), tuple(image_ms), *map(float, best))
+            best, least = (floor, knee), squares
+    volts = _volts(f / top, *best)
+    parts = _fit(_power_terms(f, n, volts, modelled_ms), power_mw)
+    image_ms, overhead_ms = times.reshape(2, 2).tolist()
+    return ClockModel(float(top), tuple(overhead_ms), tuple(image_ms), *map(float, (*parts, *best)))
+
+
+def undetermined(samples: pd.DataFrame, model: ClockModel) -> tuple[str, ...]:
+    """The coefficients of a model that `samples` do not determine; floor and knee of the voltage
+    are not looked at."""
+    f, n, _, _ = _columns(samples)
+    volts = _volts(f / model.max_mhz, model.volt_floor, model.volt_knee)
+    times = _latency_terms(model.max_mhz / f, n)
+    powers = _power_terms(f, n, volts, model.latency_ms(f, n))
+    of_times = ("image_ms", "image_ms", "overhead_ms", "overhead_ms")
+    of_powers = ("static_mw", "idle_mw_mhz", "busy_mw_mhz", "work_mj")
+    found = []
+    for names, terms in ((of_times, times), (of_powers, powers)):
+        found += [names[part] for part in _dependent(terms)]
+    return tuple(dict.fromkeys(found))
+
+
+def _columns(samples: pd.DataFrame) -> np.ndarray:
+    columns = samples[list(SAMPLE_COLUMNS)].to_numpy(float)
+    return np.ascontiguousarray(columns.T)
+
+
+def _fit(terms: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Coefficients as of `relative_nnls`; of terms that depend on one another the last are 0."""
+    kept = [*range(terms.shape[1])]
+    for part in reversed(_dependent(terms)):
+        if kept.index(part) in _dependent(terms[:, kept]):
+            kept.remove(part)
+    parts = np.zeros(terms.shape[1])
+    parts[kept], _ = relative_nnls(terms[:, kept], values)
+    return parts
+
+
+def _dependent(terms: np.ndarray) -> list[int]:
+    """The columns that are zero or a sum of multiples of others."""
+    lengths = np.linalg.norm(terms, axis=0)
+    scaled = terms / np.where(lengths > 0, lengths, 1.0)
+    size, direction = np.linalg.eigh(scaled.T @ scaled)
+    # Along these the coefficients may change without any effect on the rows.
+    free = direction[:, size < _SINGULAR * size.max()]
+    return np.flatnonzero(np.abs(free).max(axis=1, initial=0.0) > _SHARE).tolist()
 
 
 def relative_nnls(terms: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -175,7 +237,7 @@ def relative_nnls(terms: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np
 def _latency_terms(ratio: np.ndarray, n: np.ndarray) -> np.ndarray:
     ratio, n = np.broadcast_arrays(ratio, n)
     batches = np.minimum(n, 2)
-    terms = [batches, batches * ratio, n, n * ratio]
+    terms = [n, n * ratio, batches, batches * ratio]
     return np.stack(terms, axis=-1)
 
 

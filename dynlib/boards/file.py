@@ -1,8 +1,9 @@
 """Reading a board file: strict, so that a wrong file never becomes half a board.
 
 Each table is taken apart key by key; what is left over, missing or in the wrong unit is a
-`BoardError` that names file, key path and what was expected. Keys are the fields of the classes in
-`dynlib.boards.board`; how the name of a number ends gives its unit and its range.
+`BoardError` with a line for each problem, which names file, key path and what was expected. Keys
+are the fields of the classes in `dynlib.boards.board`; how the name of a number ends gives its unit
+and its range.
 """
 
 import math
@@ -110,21 +111,27 @@ class _Table(Table):
         opps: list[Opp] = []
         for i, pair in enumerate(pairs):
             key = f"opps[{i}]"
-            if not (list_of(is_number)(pair) and len(pair) == 2):
-                self.fail(key, f"{pair!r:.60}; expected a pair [MHz, mV]")
-            opp = Opp(*map(float, pair))
-            self.check_mhz(key, opp.freq_mhz)
-            if volts_needed or opp.voltage_mv:  # 0 is a voltage that nobody knows
-                self.check_mv(key, opp.voltage_mv)
+            opp = self.attempt(self._opp, key, pair, volts_needed)
+            if opp is None:
+                continue
             if opps and opp.freq_mhz <= opps[-1].freq_mhz:
                 steps = f"{opp.freq_mhz:g} MHz after {opps[-1].freq_mhz:g} MHz"
-                self.fail(key, f"{steps}; expected {expected}")
+                self.attempt(self.fail, key, f"{steps}; expected {expected}")
             opps.append(opp)
         return tuple(opps)
 
+    def _opp(self, key: str, pair: Any, volts_needed: bool) -> Opp:
+        if not (list_of(is_number)(pair) and len(pair) == 2):
+            self.fail(key, f"{pair!r:.60}; expected a pair [MHz, mV]")
+        opp = Opp(*map(float, pair))
+        self.check_mhz(key, opp.freq_mhz)
+        if volts_needed or opp.voltage_mv:  # 0 is a voltage that nobody knows
+            self.check_mv(key, opp.voltage_mv)
+        return opp
+
     def done(self) -> None:
         if "note" not in self.seen:
-            self.read("note", str, None)
+            self.attempt(self.read, "note", str, None)
         super().done()
 
 
@@ -138,46 +145,46 @@ def _range(key: str) -> tuple[str, float]:
 
 def _board(top: _Table, digest: str) -> Board:
     given = top.values(Board, ("name", "soc", "sources", "notes"))
-    units = [_unit(table, "cpu") for table in top.tables("cluster")]
-    if not units:
-        top.fail("cluster", "missing or empty; expected at least one [[cluster]]")
-    if gpu := top.table("gpu", None):
-        units.append(_unit(gpu, "gpu"))
-    names = [unit.name for unit in units]
+    if top.left.get("cluster", []) == []:
+        missing = "missing or empty; expected at least one [[cluster]]"
+        top.attempt(top.fail, "cluster", missing)
+    units = [*top.records("cluster", _unit, "cpu")]
+    if gpu := top.attempt(top.table, "gpu", None):
+        units.append(top.attempt(_unit, gpu, "gpu"))
+    sound = None not in units
+    names = [unit.name for unit in units if unit]
     if len(set(names)) < len(names):
-        top.fail("cluster", f"two units of the same name in {names}; expected different names")
-    power = top.table("power")
+        twice = f"two units of the same name in {names}; expected different names"
+        top.attempt(top.fail, "cluster", twice)
     static = [f.name for f in fields(Board) if f.name.startswith(("static_", "reference_"))]
-    given |= power.values(Board, static, needed=["static_mw"])
-    power.done()
-    memory = top.table("memory", None)
-    thermal = top.table("thermal", None)
+    given |= dict.fromkeys(static)
+    if power := top.attempt(top.table, "power"):
+        given |= power.values(Board, static, needed=["static_mw"])
+        top.attempt(power.done)
+    memory = top.attempt(top.table, "memory", None)
+    thermal = top.attempt(top.table, "thermal", None)
     given |= {
         "units": tuple(units),
-        "memory": memory and _memory(memory),
-        "modes": tuple(_mode(table, units) for table in top.tables("power_mode")),
-        "thermal": thermal and thermal.record(Thermal),
-        "sensors": tuple(table.record(Meter) for table in top.tables("sensor")),
-        "measured": tuple(_measured(table) for table in top.tables("measured")),
+        "memory": memory and top.attempt(_memory, memory),
+        "modes": top.records("power_mode", _mode, units if sound else None),
+        "thermal": thermal and top.attempt(thermal.record, Thermal),
+        "sensors": top.records("sensor", lambda table: table.record(Meter)),
+        "measured": top.records("measured", _measured),
         "digest": digest,
     }
     return top.record(Board, given)
 
 
 def _unit(table: _Table, kind: str) -> Unit:
-    cpus = ()
-    if kind == "cpu":
-        cpus = table.read("cpus", tuple[int, ...])
-        if not cpus:
-            table.fail("cpus", "[]; expected the numbers of the cluster's CPUs")
+    cpus = table.attempt(_cpus, table) if kind == "cpu" else ()
     given = {
         "kind": kind,
-        "name": table.read("name", str, "gpu" if kind == "gpu" else NEEDED),
-        "cores": max(len(cpus), 1),
+        "name": table.attempt(table.read, "name", str, "gpu" if kind == "gpu" else NEEDED),
+        "cores": max(len(cpus or ()), 1),
         "cpus": cpus,
-        "governor": table.read("governor", Literal[tuple(GOVERNORS)]),
-        "opps": table.opps(volts_needed=True),
-        "cost": table.table("cost").record(LayerCost, cores=1, us_per_kweight_depthwise=0.0),
+        "governor": table.attempt(table.read, "governor", Literal[tuple(GOVERNORS)]),
+        "opps": table.attempt(table.opps, volts_needed=True),
+        "cost": table.attempt(_cost, table),
     }
     # What the class has a default for is not to be forgotten in a file.
     needed = ["c_uw_mhz_v2", "model", "memory_share"]
@@ -186,16 +193,36 @@ def _unit(table: _Table, kind: str) -> Unit:
     return table.record(Unit, given, needed, **usual)
 
 
+def _cpus(table: _Table) -> tuple[int, ...]:
+    cpus = table.read("cpus", tuple[int, ...])
+    if not cpus:
+        table.fail("cpus", "[]; expected the numbers of the cluster's CPUs")
+    return cpus
+
+
+def _cost(table: _Table) -> LayerCost:
+    return table.table("cost").record(LayerCost, cores=1, us_per_kweight_depthwise=0.0)
+
+
 def _memory(table: _Table) -> MemoryController:
-    given = {"opps": table.opps(volts_needed=False)}
+    given = {"opps": table.attempt(table.opps, volts_needed=False)}
     return table.record(MemoryController, given, settle_ms=_SETTLE_MS["memory"])
 
 
-def _mode(table: _Table, units: list[Unit]) -> Mode:
+def _mode(table: _Table, units: list[Unit] | None) -> Mode:
+    """A power mode; its cores are not looked at where not all units are known."""
+    if units is None:
+        table.attempt(table.table, "cores")
+        return table.record(Mode, {"cores": ()})
+    return table.record(Mode, {"cores": table.attempt(_cores, table, units)})
+
+
+def _cores(table: _Table, units: list[Unit]) -> tuple[tuple[str, int], ...]:
     cores = table.table("cores")
-    counts = tuple((u.name, _online(cores, u)) for u in units if u.kind == "cpu")
+    clusters = [unit for unit in units if unit.kind == "cpu"]
+    counts = [(unit.name, cores.attempt(_online, cores, unit)) for unit in clusters]
     cores.done()
-    return table.record(Mode, {"cores": counts})
+    return tuple(counts)
 
 
 def _online(cores: _Table, unit: Unit) -> int:
@@ -205,12 +232,16 @@ def _online(cores: _Table, unit: Unit) -> int:
 
 
 def _measured(table: _Table) -> Measured:
-    what = table.read("what", str)
-    columns = table.read("columns", tuple[str, ...])
+    what = table.attempt(table.read, "what", str)
+    columns = table.attempt(table.read, "columns", tuple[str, ...])
+    if columns is None:  # and nobody knows how long a row has to be
+        table.left.pop("rows", None)
+        table.done()
 
     def is_row(value: object) -> bool:
         return list_of(is_number)(value) and len(value) == len(columns)
 
-    rows = table.take("rows", f"a list of rows of {len(columns)} numbers", list_of(is_row))
+    expected = f"a list of rows of {len(columns)} numbers"
+    rows = table.attempt(table.take, "rows", expected, list_of(is_row))
     table.done()
     return Measured(what, columns, tuple(tuple(map(float, row)) for row in rows))

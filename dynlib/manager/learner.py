@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from statistics import median
 from typing import NamedTuple
 
-WINDOW = 200  # frames after which a slow one is forgotten
+WINDOW = 200  # frames after which a shock is forgotten
 _FEW = 5  # frames whose median is the speed after a change
 _MANY = 40  # frames whose median it is while nothing changes
 _AGREE = 1.5  # standard deviations between the two: three standard errors of the first
@@ -25,25 +25,32 @@ class Times(NamedTuple):
     Args:
         ratios: measured over expected, the newest last.
         steps: between neighbours, as absolute logarithms over the standard deviation of the table.
+        frames: how many there were.
         last_ms: when the newest was measured.
+        shocks: (frame, ratio) of frames that came out longer than the margin, without warning.
+        shocked: whether the newest did.
         patience: how many times longer than usual a slow speed is remembered of a unit left alone.
         typical: the present speed.
         spread: standard deviation of the log noise over that of the table.
-        peak: the slowest frame but one: a single odd one is nothing to plan for.
+        peak: what a shock may bring, if they keep coming; 1 if not.
         recent: the slowest of the very last.
     """
 
     ratios: tuple[float, ...] = ()
     steps: tuple[float, ...] = ()
+    frames: int = 0
     last_ms: float = -math.inf
+    shocks: tuple[tuple[int, float], ...] = ()
+    shocked: bool = False
     patience: int = 1
     typical: float = 1.0
     spread: float = 1.0
     peak: float = 1.0
     recent: float = 1.0
 
-    def measured(self, ratio: float, sigma: float, now_ms: float) -> "Times":
-        """After a frame that took `ratio` of what the table says, with `sigma` of log noise."""
+    def measured(self, ratio: float, sigma: float, now_ms: float, z: float) -> "Times":
+        """After a frame that took `ratio` of what the table says, with `sigma` of log noise; `z`:
+        the margin, in standard deviations."""
         sigma, steps = max(sigma, _LEAST_SIGMA), self.steps
         if self.ratios:
             steps = (*steps, abs(math.log(ratio / self.ratios[-1])) / sigma)[-_MANY:]
@@ -52,21 +59,33 @@ class Times(NamedTuple):
         known = len(steps)
         spread = (_PRIOR + known * median(steps or (1.0,)) / 0.954) / (_PRIOR + known)
         spread = max(spread, 1.0)  # few frames say little of less noise than the table's
-        ratios = (*self.ratios, ratio)[-WINDOW:]
+        ratios = (*self.ratios, ratio)[-_MANY:]
         few = ratios[-_FEW:]
         typical = median(few + (1.0,) * (_FEW - len(few)))
-        steady = median(ratios[-_MANY:])
+        steady = median(ratios)
         if abs(math.log(typical / steady)) < _AGREE * spread * sigma:
             typical = steady
+        shocked = ratio > self.typical * math.exp(z * self.spread * sigma)
+        shocks = tuple([shock for shock in self.shocks if shock[0] > self.frames - WINDOW])
+        if shocked and self.shocked and shocks:  # the same one goes on
+            *shocks, (frame, before) = shocks
+            shocks = (*shocks, (frame, max(before, ratio)))
+        elif shocked:
+            shocks = (*shocks, (self.frames, ratio))
+        # One may be chance; of several, the largest but one is to be reckoned with.
+        peak = sorted([size for _, size in shocks])[-2] if len(shocks) > 1 else 1.0
         return Times(
             ratios,
             steps,
+            self.frames + 1,
             now_ms,
+            shocks,
+            shocked,
             1 if typical < _SLOW else self.patience,
             typical,
             spread,
-            peak=sorted(ratios)[-2] if len(ratios) > 1 else 1.0,
-            recent=max(few),
+            peak,
+            max(few),
         )
 
     def aged(self, now_ms: float) -> "Times":

@@ -149,7 +149,7 @@ class Manager:
             ratio = self._done(point, frame.ran, state.emc)
             if math.isfinite(ratio) and ratio > 0:
                 key = frame.app, frame.unit
-                times[key] = times.get(key, Times()).measured(ratio, point.sigma, state.t_ms)
+                times[key] = times.get(key, Times()).measured(ratio, point.sigma, state.t_ms, self.planner.z)
         return memory._replace(gaps=gaps, times=times)
 
     def _points(self, app: AppState):
@@ -174,7 +174,7 @@ class Manager:
         """As it was learnt; of an app that was not on the unit lately, what slows all others."""
         times = memory.times.get((app.name, unit))
         if times is not None and times.ratios:
-            return Speed(times.typical, times.spread, times.peak)
+            return Speed(times.typical, times.spread, max(times.peak, times.typical))
         others = [t.typical for (_, u), t in memory.times.items() if u == unit and t.ratios]
         slow = min(others, default=1.0)
         return Speed(slow, 1.0, slow)

@@ -1,22 +1,27 @@
 """What a manager is compared with: the Linux default, and the best static setting in hindsight."""
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
+from typing import NamedTuple
 
 from dynlib.boards.board import Board
-from dynlib.errors import PolicyError
+from dynlib.errors import PolicyError, near
 from dynlib.manager.policy import Action, Placement, Ready, State, edf, fifo, share_done
 from dynlib.points import Point, PointTable, Tables
 from dynlib.runtime.case import Case
+from dynlib.runtime.conditions import conditions
 from dynlib.runtime.summary import MISS_LIMIT_PCT
 from dynlib.workload import App, Workload
 
 TRIAL_SEEDS = (9001, 9002, 9003)
 MAX_TRIALS = 400
-_EARLY_MS = 0.5
-_LONG = 0.15
+MAX_SETUPS = 100  # of `linux_default`: networks per app, and set-ups after its walk
+_SAME_PCT = 1e-9  # as for a frame below its floor
+_EARLY_MS = 0.5  # `JustInTime` is so much earlier than it has to be
+_LONG = 0.15  # and saves frames that are longer than the longest of the last five by this share
 
 
 @dataclass(frozen=True)
@@ -31,9 +36,48 @@ class Static:
     static: bool = True
 
     def decide(self, state: State, limits: Mapping[str, float]) -> Action:
-        """Always the same; see `dynlib.manager.policy`."""
-        here = {app.name: self.placements[app.name] for app in state.apps}
+        """Always the same; see `dynlib.manager.policy`.
+
+        Raises `PolicyError` for an app that has no placement.
+        """
+        here = {}
+        for app in state.apps:
+            if app.name not in self.placements:
+                placed = near(app.name, self.placements)
+                raise PolicyError(f"{self.name}: no placement for app {app.name!r}; {placed}")
+            here[app.name] = self.placements[app.name]
         return Action(placements=here, clocks=self.clocks, reason=self.name)
+
+
+class _Trial(NamedTuple):
+    """What came of a policy; one that was stopped early has not met all frames.
+
+    `missed`: frames per app; `energy_mj`: of the board, per on-time frame.
+    """
+
+    policy: Static
+    missed_pct: float
+    missed: Counter
+    energy_mj: float
+
+
+def _try(policy: Static, cases: Mapping[int, Case], hopeless_pct: float) -> _Trial:
+    """Run a policy in all cases (seed -> case), until it must miss more than `hopeless_pct`."""
+    offered, energy_mj = 0, 0.0
+    missed: Counter = Counter()
+    missed_pct = 0.0
+    for seed, case in cases.items():
+        summary = case.simulate(policy, seed).summary()
+        offered += summary["offered"]
+        energy_mj += summary["energy_mj"]
+        for app, values in summary["apps"].items():
+            missed[app] += values["missed"]
+        missed_pct = 100 * missed.total() / max(offered, 1)
+        # The other seeds offer about as much: this one cannot get below the limit any more.
+        if missed_pct / len(cases) > hopeless_pct:
+            break
+    on_time = offered - missed.total()
+    return _Trial(policy, missed_pct, missed, energy_mj / max(on_time, 1e-9))
 
 
 def linux_default(
@@ -45,44 +89,144 @@ def linux_default(
     """The Linux default: the board's own governors and a fixed set-up.
 
     Every app stays on its start unit and runs the largest *static* network with which this whole
-    set-up misses at most 1 % of frames. That is found by simulating: all start with the largest,
-    and while too many frames are missed the app that misses most takes its next smaller network;
-    if even the smallest miss too many, the smallest it is. With one app this is the exact answer.
+    set-up misses at most 1 % of frames; where none does, the set-up is the one tried that misses
+    fewest, and of equals the most accurate.
+
+    That is found by simulating: all start with the largest, and while too many frames are missed
+    the app that misses most takes its next smaller network that meets all its floors, and when no
+    app has one any more, one that meets the lowest of them. With one app these are all that could
+    do. With several, the other set-ups that meet all floors follow, if they are at most
+    `MAX_SETUPS`. Of an app with more networks than that, so many are looked at, evenly spread.
+    Set-ups whose networks do not fit the least memory that the workload leaves to the apps are
+    never tried.
 
     Args:
         make: seed -> case; its apps, board and tables are the same for all seeds.
         seeds: of the trials; keep them apart from those of the evaluation.
         governor: one kernel governor for all units, instead of the board's own.
+
+    Raises `PolicyError` for an app without a network on its start unit, and where no set-up fits
+    the memory.
     """
     cases = {seed: make(seed) for seed in seeds}
-    first = next(iter(cases.values()))
-    governors = {unit.name: governor or unit.governor for unit in first.board.units}
-    # Largest first: a network no more accurate than a faster one is of no use to anybody.
-    ladders = {}
-    for app in first.workload.apps:
-        ladders[app.name] = ladder_of(first.tables[app.model], app.start_unit)
-    step = dict.fromkeys(ladders, 0)
-    while True:
-        placements = {app: ladders[app][i] for app, i in step.items()}
-        policy = Static(name, placements, governors=governors)
-        offered, missed = _missed(policy, cases)
-        movable = [app for app, i in step.items() if i + 1 < len(ladders[app])]
-        if 100 * sum(missed.values()) <= MISS_LIMIT_PCT * offered or not movable:
-            return policy
-        worst = max(movable, key=missed.__getitem__)
-        step[worst] += 1
+    search = _Search(cases, name, governor)
+    search.walk()
+    if not search.found:
+        search.try_others()
+    if search.best is None:
+        raise PolicyError(
+            f"{name}: no networks of {[*search.floors]} fit {search.cap_mb:g} MB together, "
+            "expected some that do"
+        )
+    return search.best.policy
 
 
-def _missed(policy: Static, cases: Mapping[int, Case]) -> tuple[int, dict[str, int]]:
-    """(frames offered, app -> frames missed) of a policy in all cases."""
-    offered = 0
-    missed: dict[str, int] = {}
-    for seed, case in cases.items():
-        summary = case.simulate(policy, seed).summary()
-        offered += summary["offered"]
-        for app, values in summary["apps"].items():
-            missed[app] = missed.get(app, 0) + values["missed"]
-    return offered, missed
+class _Search:
+    """Looks for the set-up of `linux_default`: a network per app, each from a ladder of them.
+
+    Attributes:
+        ladders: app -> its networks, the most accurate first.
+        floors: app -> all floors (%) that it has over time.
+        cap_mb: what all networks may take together.
+        best: the best trial so far; None before the first.
+    """
+
+    def __init__(self, cases: Mapping[int, Case], name: str, governor: str):
+        case = next(iter(cases.values()))
+        self.cases, self.name = cases, name
+        self.governors = {unit.name: governor or unit.governor for unit in case.board.units}
+        self.cap_mb = _least_mb(case)
+        self.ladders: dict[str, list[Point]] = {}
+        self.floors: dict[str, list[float]] = {}
+        for app in case.workload.apps:
+            table = case.tables[app.model]
+            rungs = _rungs(table, app.start_unit, self.cap_mb)
+            count = min(len(rungs), MAX_SETUPS)
+            spread = [i * (len(rungs) - 1) // max(count - 1, 1) for i in range(count)]
+            self.ladders[app.name] = [rungs[i] for i in spread]
+            self.floors[app.name] = [need.floor_pct for _, need in case.workload.timeline(app)]
+        self.best: _Trial | None = None
+        self.best_key = (math.inf, 0.0)
+        self.tried: set[tuple[Point, ...]] = set()
+
+    @property
+    def found(self) -> bool:
+        """Whether a set-up misses few enough frames."""
+        return self.best is not None and self.best.missed_pct <= MISS_LIMIT_PCT
+
+    def attempt(self, points: tuple[Point, ...]) -> Counter:
+        """Try a set-up; the frames that each app missed."""
+        self.tried.add(points)
+        placements = {}
+        for app, point in zip(self.ladders, points, strict=True):
+            placements[app] = _placement(point)
+        policy = Static(self.name, placements, governors=self.governors)
+        fewest_pct, _ = self.best_key
+        trial = _try(policy, self.cases, max(fewest_pct, MISS_LIMIT_PCT))
+        key = trial.missed_pct, -_accuracy_pct(points)
+        if key < self.best_key:
+            self.best, self.best_key = trial, key
+        return trial.missed
+
+    def walk(self) -> None:
+        """Down the ladders, one network at a time, until few enough frames are missed."""
+        rung = dict.fromkeys(self.ladders, 0)
+        movable = [*rung] if all(self.ladders.values()) else []
+        while movable:
+            points = tuple(ladder[rung[app]] for app, ladder in self.ladders.items())
+            movable = self.movable(rung, max) or self.movable(rung, min)
+            if _fits(points, self.cap_mb):
+                weight: Mapping[str, float] = self.attempt(points)
+            else:
+                weight = {app: p.memory_mb for app, p in zip(rung, points, strict=True)}
+                # What cannot be loaded is worse than what serves below a floor.
+                movable = movable or self.movable(rung, lambda floors: 0.0)
+            if self.found:
+                return
+            if movable:
+                worst = max(movable, key=weight.__getitem__)
+                rung[worst] += 1
+
+    def movable(self, rung: Mapping[str, int], of: Callable) -> list[str]:
+        """The apps whose next network meets a floor of theirs, such as their `max`."""
+        found = []
+        for app, ladder in self.ladders.items():
+            rest = ladder[rung[app] + 1 :]
+            if rest and _meets(rest[0], of(self.floors[app])):
+                found.append(app)
+        return found
+
+    def try_others(self) -> None:
+        """All set-ups that meet every floor, the most accurate first, if they are not too many."""
+        meeting = []
+        for app, ladder in self.ladders.items():
+            floor_pct = max(self.floors[app])
+            meeting.append([point for point in ladder if _meets(point, floor_pct)])
+        if math.prod(map(len, meeting)) > MAX_SETUPS:
+            return
+        for points in sorted(product(*meeting), key=_accuracy_pct, reverse=True):
+            if points not in self.tried and _fits(points, self.cap_mb):
+                self.attempt(points)
+            if self.found:
+                return
+
+
+def _meets(point: Point, floor_pct: float) -> bool:
+    return point.accuracy_val_pct >= floor_pct - _SAME_PCT
+
+
+def _accuracy_pct(points: Iterable[Point]) -> float:
+    """Sum of the accuracies, by which set-ups are ranked."""
+    return sum(point.accuracy_val_pct for point in points)
+
+
+def _fits(points: Iterable[Point], cap_mb: float) -> bool:
+    return sum(point.memory_mb for point in points) <= cap_mb
+
+
+def _least_mb(case: Case) -> float:
+    """The least memory that the apps may hold together at any time."""
+    return min(now.memory_mb for _, now in conditions(case.workload, case.board))
 
 
 def best_static(
@@ -95,61 +239,69 @@ def best_static(
     Settings are simulated in the order of the energy a run without misses would take, so the first
     that misses at most 1 % is the best. Where none does (T6 asks for what cannot be done), it is
     the one of least energy per on-time frame among those that miss at most 1 % more than the one
-    that misses fewest. None when no setting could serve every app, and when there are more than
-    `MAX_TRIALS` and none of those is good enough.
+    that misses fewest. Settings whose networks do not fit the least memory that the workload leaves
+    to the apps do not count.
+
+    None when no setting could serve every app; and when there are more than `MAX_TRIALS` and none
+    of the first so many misses at most 1 %: nobody knows the best then, and the ones tried are
+    those of least energy, not a fair sample.
     """
     cases = {seed: make(seed) for seed in seeds}
     first = next(iter(cases.values()))
     policies = sorted(_settings(name, first), key=lambda item: item[0])
-    tried, fewest_pct = [], math.inf
+    tried, fewest_pct = [], 100.0
     for _, policy in policies[:MAX_TRIALS]:
-        offered, missed, energy_mj = 0, 0, 0.0
-        for seed, case in cases.items():
-            summary = case.simulate(policy, seed).summary()
-            offered, missed = offered + summary["offered"], missed + summary["missed"]
-            energy_mj += summary["energy_mj"]
-            # The other seeds offer about as much: this one cannot get below the limit any more.
-            missed_pct = 100 * missed / max(offered, 1)
-            if missed_pct / len(cases) > MISS_LIMIT_PCT + min(fewest_pct, 100):
-                break
-        else:
-            if missed_pct <= MISS_LIMIT_PCT:
-                return policy
-            fewest_pct = min(fewest_pct, missed_pct)
-            tried.append((energy_mj / max(offered - missed, 1e-9), missed_pct, policy))
+        trial = _try(policy, cases, MISS_LIMIT_PCT + fewest_pct)
+        if trial.missed_pct <= MISS_LIMIT_PCT:
+            return policy
+        # One that was stopped early misses too many to be near, now and later.
+        fewest_pct = min(fewest_pct, trial.missed_pct)
+        tried.append(trial)
     if not tried or len(policies) > MAX_TRIALS:
         return None
-    near = [entry for entry in tried if entry[1] <= fewest_pct + MISS_LIMIT_PCT]
-    return min(near, key=lambda entry: entry[0])[2]
+    near_best = [trial for trial in tried if trial.missed_pct <= fewest_pct + MISS_LIMIT_PCT]
+    return min(near_best, key=lambda trial: trial.energy_mj).policy
 
 
 def ladder_of(table: PointTable, start_unit: str) -> list[Placement]:
     """The networks of a unit, most accurate first, without those that a faster one beats."""
+    return [_placement(point) for point in _rungs(table, start_unit)]
+
+
+def _rungs(table: PointTable, start_unit: str, cap_mb: float = math.inf) -> list[Point]:
+    """As `ladder_of`, of the networks that take at most `cap_mb` alone."""
     unit = start_unit or table.main_unit
-    best, ladder = -1.0, []
-    for point in table.on(unit):
-        if point.accuracy_val_pct > best:
-            best = point.accuracy_val_pct
-            ladder.append(Placement(point.subnet, unit, point.setting))
-    if not ladder:
+    points = table.on(unit)
+    if not points:
         raise PolicyError(
             f"model {table.model!r} has no points on {unit!r}, expected one of {table.units}"
         )
-    return ladder[::-1]
+    best, rungs = -1.0, []
+    for point in points:
+        if point.accuracy_val_pct > best and point.memory_mb <= cap_mb:
+            best = point.accuracy_val_pct
+            rungs.append(point)
+    return rungs[::-1]
+
+
+def _placement(point: Point) -> Placement:
+    return Placement(point.subnet, point.unit, point.setting)
 
 
 def _settings(name: str, case: Case):
     """(energy per second of use at full time, policy) of all settings that are not hopeless."""
     board, apps = case.board, case.workload.apps
+    cap_mb = _least_mb(case)
     for points in product(*(_hopeful(case, app) for app in apps)):
+        if not _fits(points, cap_mb):
+            continue
         used = [board.unit(unit) for unit in sorted({point.unit for point in points})]
         for clocks in product(*(unit.freqs for unit in used)):
             clock = {unit.name: mhz for unit, mhz in zip(used, clocks, strict=True)}
             mean_mw = _mean_mw(case, points, clock)
             if mean_mw is not None:
                 placements = {
-                    app.name: Placement(point.subnet, point.unit, point.setting)
-                    for app, point in zip(apps, points, strict=True)
+                    app.name: _placement(point) for app, point in zip(apps, points, strict=True)
                 }
                 yield mean_mw, Static(name, placements, clock)
 
@@ -164,7 +316,7 @@ def _hopeful(case: Case, app: App) -> list[Point]:
         point
         for point in table.points.values()
         if point in table.on(point.unit)  # of the smallest batch
-        and point.accuracy_val_pct >= floor_pct
+        and _meets(point, floor_pct)
         and point.latency_ms[-1] <= loosest_ms
     ]
 
