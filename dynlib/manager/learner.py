@@ -17,6 +17,8 @@ _PRIOR = 10  # frames that the spread of the table counts for
 _LEAST_SIGMA = 0.005  # a table that knows of no noise at all is not believed
 _SLOW = 1.05  # times the table: slow enough to leave a unit
 _FORGET_MS = 10_000.0
+_ARRIVALS = 64  # that are remembered
+_SAME = 0.02  # periods that differ by no larger share are the same
 
 
 class Times(NamedTuple):
@@ -33,7 +35,7 @@ class Times(NamedTuple):
         typical: the present speed.
         spread: standard deviation of the log noise over that of the table.
         peak: what a shock may bring, if they keep coming; 1 if not.
-        recent: the slowest of the very last.
+        worst: the longest to be ready for just now.
     """
 
     ratios: tuple[float, ...] = ()
@@ -46,7 +48,7 @@ class Times(NamedTuple):
     typical: float = 1.0
     spread: float = 1.0
     peak: float = 1.0
-    recent: float = 1.0
+    worst: float = 1.0
 
     def measured(self, ratio: float, sigma: float, now_ms: float, z: float) -> "Times":
         """After a frame that took `ratio` of what the table says, with `sigma` of log noise; `z`:
@@ -65,7 +67,7 @@ class Times(NamedTuple):
         steady = median(ratios)
         if abs(math.log(typical / steady)) < _AGREE * spread * sigma:
             typical = steady
-        shocked = ratio > self.typical * math.exp(z * self.spread * sigma)
+        shocked = ratio > self.typical * math.exp((z + 1) * self.spread * sigma)
         shocks = tuple([shock for shock in self.shocks if shock[0] > self.frames - WINDOW])
         if shocked and self.shocked and shocks:  # the same one goes on
             *shocks, (frame, before) = shocks
@@ -74,6 +76,8 @@ class Times(NamedTuple):
             shocks = (*shocks, (self.frames, ratio))
         # One may be chance; of several, the largest but one is to be reckoned with.
         peak = sorted([size for _, size in shocks])[-2] if len(shocks) > 1 else 1.0
+        # One that somebody came upon in its middle shows half of what there is to come.
+        worst = 2 * ratio - self.typical if shocked else max(few)
         return Times(
             ratios,
             steps,
@@ -85,7 +89,7 @@ class Times(NamedTuple):
             typical,
             spread,
             peak,
-            max(few),
+            worst,
         )
 
     def aged(self, now_ms: float) -> "Times":
@@ -99,30 +103,36 @@ class Times(NamedTuple):
 
 
 class Gaps(NamedTuple):
-    """When the last frames of an app came, in ms."""
+    """When the last frames of an app came, in ms, since it has said that it comes every `said_ms`.
 
+    What it says of a period is not believed if it does otherwise.
+    """
+
+    said_ms: float
     times: tuple[float, ...] = ()
 
-    def seen(self, times: Iterable[float]) -> "Gaps":
+    def seen(self, said_ms: float, times: Iterable[float]) -> "Gaps":
         """With what has come since."""
-        last_ms = self.times[-1] if self.times else -math.inf
+        before = self.times if said_ms == self.said_ms else self.times[-1:]
+        last_ms = before[-1] if before else -math.inf
         new = sorted({t_ms for t_ms in times if t_ms > last_ms})
-        return Gaps((*self.times, *new)[-64:]) if new else self
+        return Gaps(said_ms, (*before, *new)[-_ARRIVALS:])
 
-    def period_ms(self, said_ms: float) -> float:
-        """Of an app that says it comes every `said_ms`: what three gaps in a row agree on, if that
-        is something else."""
+    @property
+    def period_ms(self) -> float:
+        """Of an app that comes periodically: what three gaps in a row agree on, if that is
+        something else than it says."""
         if len(self.times) < 4:
-            return said_ms
+            return self.said_ms
         a, b, c, d = self.times[-4:]
-        gaps = b - a, c - b, d - c
-        mean_ms = (d - a) / 3
-        steady = max(gaps) - min(gaps) < 0.02 * mean_ms
-        return mean_ms if steady and abs(mean_ms - said_ms) > 0.02 * said_ms else said_ms
+        gaps, mean_ms = (b - a, c - b, d - c), (d - a) / 3
+        steady = max(gaps) - min(gaps) < _SAME * mean_ms
+        other = abs(mean_ms - self.said_ms) > _SAME * self.said_ms
+        return mean_ms if steady and other else self.said_ms
 
-    def least_ms(self, said_ms: float) -> float:
+    @property
+    def least_ms(self) -> float:
         """Of an app whose frames come at random: the mean gap where they came closest, eight in a
-        row, or `said_ms` if that is less."""
-        starts, ends = self.times[:-8], self.times[8:]
-        gaps = [(end - start) / 8 for start, end in zip(starts, ends, strict=True)]
-        return min(gaps, default=said_ms) if gaps and min(gaps) < said_ms else said_ms
+        row, if that is less than it says."""
+        spans = zip(self.times[:-8], self.times[8:], strict=True)
+        return min([(end - start) / 8 for start, end in spans] + [self.said_ms])

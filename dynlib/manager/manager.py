@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 CLOSED_LOOP = ("single-stream", "multi-stream")
 _STEP = 0.05  # changes of what was learnt that are too small to plan anew
 _SURE = 2.8
+_RETRY_MS = 1000.0
 _DWELL_MS = 500.0  # that a plan lives at least if only what was learnt has changed
 
 
@@ -49,11 +50,13 @@ class Memory(NamedTuple):
 
 
 class _Hand(NamedTuple):
-    """What a unit has to do: frames that run, that wait, and to come."""
+    """What a unit has to do: frames that run, that wait, and to come; and the next frame of each
+    app that gets what time is left, the most important first."""
 
     running: list[Work]
     waiting: list[Work]
     streams: list[Stream]
+    spare: dict[str, Work]
 
 
 class Manager:
@@ -116,8 +119,8 @@ class Manager:
             clocks[name] = pacer.unit.min_mhz
             if name in hands and limits[name]:
                 hand = hands[name]
-                if plan.spare:
-                    held |= self._held(state, plan, pacer, hand, limits[name])
+                if hand.spare:
+                    held |= self._held(state, memory, pacer, hand, limits[name])
                 clocks[name], again_ms = self._clock(state, plan, pacer, hand, limits[name])
                 wake_ms = min(wake_ms, again_ms)
         return Action(
@@ -137,7 +140,8 @@ class Manager:
             came = [frame.arrival_ms for frame in app.waiting]
             if app.last_arrival_ms is not None:
                 came.append(app.last_arrival_ms)
-            gaps[app.name] = gaps.get(app.name, Gaps()).seen(came)
+            before = gaps.get(app.name) or Gaps(app.need.period_ms)
+            gaps[app.name] = before.seen(app.need.period_ms, came)
         if not state.finished:
             return memory._replace(gaps=gaps)
         times = {key: each.aged(state.t_ms) for key, each in memory.times.items()}
@@ -220,7 +224,7 @@ class Manager:
         deadline_ms, period_ms, floor_pct = app.need
         gaps, random = memory.gaps[app.name], app.arrival != "periodic"
         if app.arrival == "periodic":
-            period_ms = gaps.period_ms(period_ms)
+            period_ms = gaps.period_ms
         elif app.arrival in CLOSED_LOOP:
             period_ms, random = deadline_ms, False
         elif app.arrival == "offline":
@@ -233,7 +237,7 @@ class Manager:
                 each_ms = max(max(ends) - max(state.t_ms, app.start_ms), 1.0) / left
                 period_ms = math.exp(math.floor(math.log(each_ms) / _STEP) * _STEP)
         else:
-            period_ms = gaps.least_ms(period_ms)
+            period_ms = gaps.least_ms
         ahead_ms = state.t_ms + deadline_ms + self.longest_lead_ms
         for t_ms, need in app.upcoming:
             if t_ms <= ahead_ms:
@@ -262,13 +266,17 @@ class Manager:
                     worst=work.worst - done,
                     done=done,
                 )
-                hands.setdefault(job.unit, _Hand([], [], [])).running.append(work)
+                hands.setdefault(job.unit, _Hand([], [], [], {})).running.append(work)
             placement = memory.plan.placements.get(app.name)
             if placement is None:
                 continue
             point = points.point(*placement)
             work = self._work(app, point, state, memory)
-            hand = hands.setdefault(placement.unit, _Hand([], [], []))
+            hand = hands.setdefault(placement.unit, _Hand([], [], [], {}))
+            if app.name in memory.plan.spare:
+                due_ms = min([frame.deadline_at_ms for frame in app.waiting], default=math.inf)
+                hand.spare[app.name] = work._replace(deadline_ms=due_ms)
+                continue
             for due_ms, frames in groupby(app.waiting, key=lambda frame: frame.deadline_at_ms):
                 count = len(list(frames))
                 hand.waiting.append(work._replace(deadline_ms=due_ms, count=count))
@@ -286,7 +294,7 @@ class Manager:
         times = memory.times.get((app.name, point.unit))
         worst = speed.typical * max(math.exp(_SURE * speed.spread * point.sigma), speed.peak / speed.typical)
         if times is not None:
-            worst = max(worst, times.recent)
+            worst = max(worst, times.worst)
         scale = 1.0
         if state.emc != 1:  # the most that a slower memory stretches any frame on the unit
             unit = self.units[point.unit]
@@ -294,9 +302,27 @@ class Manager:
         sigma = point.sigma * speed.spread
         return Work(0.0, speed.typical * scale, worst * scale, point, sigma=sigma)
 
-    def _held(self, state: State, plan: Plan, pacer: Pacer, hand: _Hand, limit: float) -> set[str]:
-        """Spare apps whose next frame would be late, or make one of the others late."""
-        return set()
+    def _held(self, state: State, memory: Memory, pacer: Pacer, hand: _Hand, limit: float):
+        """The spare apps whose next frame has to wait, because it would be late itself or make
+        another one late. Frames that need not are added to those that wait.
+
+        One that was measured to be too slow may try again every second.
+        """
+        top, held = pacer.index[limit], set(hand.spare)
+        mhz = state.targets[pacer.unit.name]
+        for app, frame in sorted(hand.spare.items(), key=lambda item: item[1].deadline_ms):
+            if math.isinf(frame.deadline_ms):
+                continue
+            times = memory.times.get((app, pacer.unit.name), Times())
+            if times.typical > 1 and times.last_ms < state.t_ms - _RETRY_MS:
+                frame = frame._replace(deadline_ms=math.inf)
+            likely = frame._replace(worst=frame.typical)
+            waiting = sorted([*hand.waiting, likely], key=lambda work: work.deadline_ms)
+            work = [*hand.running, *waiting]
+            if pacer.in_time(state.t_ms, mhz, work, hand.streams, top):
+                hand.waiting[:] = waiting
+                held.remove(app)
+        return held
 
     def _clock(self, state: State, plan: Plan, pacer: Pacer, hand: _Hand, limit: float):
         """(clock in MHz, time to look again) of one unit."""
@@ -320,6 +346,6 @@ class Manager:
             # What is asked for now acts before the frames are there.
             if start_ms - now_ms >= pacer.switch_ms:
                 mhz = None
-        if self.objective == "latency":
+        if self.objective == "latency" or hand.spare.keys() - plan.hopeless:
             least_mhz = limit
         return pacer.choose(start_ms, mhz, work, streams, least_mhz, limit)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 MAX_FRAMES = 24  # of a busy period; what comes later is left to later decisions
 SAFETY_MS = 0.1
 CHECK = True
+_SHORT = 3
 _PARTS = 8  # equally likely lengths of a frame
 _DRAWS = np.array([NormalDist().inv_cdf((i + 0.5) / _PARTS) for i in range(_PARTS)])
 _DEADLINE = itemgetter(0)
@@ -92,6 +93,10 @@ class Pacer:
             return Pace(limit_mhz)  # overdue: something is slower than anybody knew
         while low < top and not self.in_time(now_ms, now_mhz, work, streams, low):
             low += 1
+        if first.done and now_mhz is not None:
+            before = self.index[now_mhz]
+            if low < before <= top and first.typical * first.point.latency_ms[before] < _SHORT * self.switch_ms:
+                low = before  # nearly done: not worth a change to a lower clock
         end_ms = now_ms + first.worst * first.point.latency_ms[low]
         alone = len(work) == 1 and first.count == 1
         if alone and low > least and all(s.next_ms >= first.deadline_ms for s in streams):
@@ -141,15 +146,10 @@ class Pacer:
         ms, mw = np.array(work.point.latency_ms), np.array(work.point.active_mw)
         slow_ms, slow_mw = ms[least:low], mw[least:low]
         fast_ms, fast_mw = ms[low : top + 1, None], mw[low : top + 1, None]
-        delay_ms = np.zeros(low - least)
         possible = np.ones(low - least, bool)
-        if now_mhz is not None:  # what is asked for now acts later
-            before = self.index[now_mhz]
-            other = np.arange(least, low) != before
-            delay_ms = other * (self.switch_ms - settle_ms / ms[before] * slow_ms)
-            if work.done:
-                possible = ~other  # not worth a change to a slower one
-        window_ms = work.deadline_ms - now_ms - delay_ms - self.switch_ms - unit.stall_ms - SAFETY_MS
+        if now_mhz is not None:  # the frame is there: not worth a change to a slower one
+            possible[:] = np.arange(least, low) == self.index[now_mhz]
+        window_ms = work.deadline_ms - now_ms - self.switch_ms - unit.stall_ms - SAFETY_MS
         wait_ms = window_ms - (work.worst - settle_ms / slow_ms) * fast_ms
         wait_ms /= 1 - fast_ms / slow_ms
         lengths = self._left(work)[:, None, None]
@@ -157,12 +157,12 @@ class Pacer:
         rest_ms = (lengths - first_ms / slow_ms) * fast_ms
         tail_uj = np.where(rest_ms > 1e-9, self.tail_uj[low : top + 1, None], self.tail_uj[least:low])
         uj = (first_ms * slow_mw + rest_ms * fast_mw + tail_uj).mean(axis=0)
-        uj = np.where(possible & (wait_ms > SAFETY_MS), uj, np.inf)
+        uj = np.where(possible & (wait_ms > settle_ms), uj, np.inf)
         steady_uj = (lengths * ms[low] * mw[low]).mean() + self.tail_uj[low]
         then, i = divmod(int(uj.argmin()), low - least)
         check_ms = np.inf
         if uj[then, i] < steady_uj:
-            mhz, ms_i, again_ms = unit.freqs[least + i], slow_ms[i], wait_ms[then, i] + delay_ms[i]
+            mhz, ms_i, again_ms = unit.freqs[least + i], slow_ms[i], wait_ms[then, i]
         else:
             mhz, ms_i, again_ms = unit.freqs[low], ms[low], work.worst * ms[low] + settle_ms
         for left in self._left(work)[_PARTS // 2 :] if not work.done else self._left(work):
