@@ -18,16 +18,15 @@ from typing import TYPE_CHECKING, NamedTuple
 from dynlib.errors import DynlibError, PolicyError, near
 from dynlib.manager.learner import Gaps, Times
 from dynlib.manager.pacer import SAFETY_MS, Pacer, Stream, Work
-from dynlib.manager.planner import OBJECTIVES, Demand, Plan, Planner, Speed, queue_ms
+from dynlib.manager.planner import OBJECTIVES, Demand, Plan, Planner, Speed
 from dynlib.manager.policy import Action, AppState, State, edf, share_done
 
 if TYPE_CHECKING:
     from dynlib.boards.board import Board
-    from dynlib.points import Point, Tables
+    from dynlib.points import Point, PointTable, Tables
 
-CLOSED_LOOP = ("single-stream", "multi-stream")
+_CLOSED_LOOP = ("single-stream", "multi-stream")
 _STEP = 0.05  # changes of what was learnt that are too small to plan anew
-_SURE = 2.8
 _RETRY_MS = 1000.0
 _DWELL_MS = 500.0  # that a plan lives at least if only what was learnt has changed
 
@@ -37,13 +36,14 @@ class Memory(NamedTuple):
 
     Args:
         times, gaps: what was learnt, by (app, unit) and by app.
-        speeds: of it, what the plan was made with, by (app, unit).
-        key: what else it was made for.
+        speeds: what follows from it, by app, at this clock of the memory (`emc`).
+        key: what the plan was made for.
     """
 
     times: Mapping[tuple[str, str], Times] = MappingProxyType({})
     gaps: Mapping[str, Gaps] = MappingProxyType({})
-    speeds: Mapping[tuple[str, str], Speed] = MappingProxyType({})
+    speeds: Mapping[str, tuple[tuple[str, Speed], ...]] = MappingProxyType({})
+    emc: float = 1.0
     key: tuple = ()
     plan: Plan = Plan({}, {})
     since_ms: float = -math.inf
@@ -135,30 +135,59 @@ class Manager:
     # What is learnt.
 
     def _learn(self, memory: Memory, state: State) -> Memory:
-        gaps = dict(memory.gaps)
+        gaps = {}
         for app in state.apps:
             came = [frame.arrival_ms for frame in app.waiting]
             if app.last_arrival_ms is not None:
                 came.append(app.last_arrival_ms)
-            before = gaps.get(app.name) or Gaps(app.need.period_ms)
+            before = memory.gaps.get(app.name) or Gaps(app.need.period_ms)
             gaps[app.name] = before.seen(app.need.period_ms, came)
-        if not state.finished:
-            return memory._replace(gaps=gaps)
+        memory = memory._replace(gaps=gaps)
+        if state.finished:
+            memory = memory._replace(times=self._times(memory, state))
+        elif memory.speeds.keys() == gaps.keys() and memory.emc == state.emc:
+            return memory
+        speeds = {app.name: self._speeds(app, memory, state.emc) for app in state.apps}
+        return memory._replace(speeds=speeds, emc=state.emc)
+
+    def _times(self, memory: Memory, state: State) -> dict[tuple[str, str], Times]:
+        """With the frames that have finished."""
         times = {key: each.aged(state.t_ms) for key, each in memory.times.items()}
         apps = {app.name: app for app in state.apps}
         for frame in state.finished:
             if frame.app not in apps:
                 continue
             point = self._points(apps[frame.app]).point(frame.subnet, frame.unit, frame.setting)
-            ratio = self._done(point, frame.ran, state.emc)
+            ratio = self._done(point, frame.ran) / self._slower(frame.unit, state.emc)
             if math.isfinite(ratio) and ratio > 0:
                 key = frame.app, frame.unit
-                times[key] = times.get(key, Times()).measured(ratio, point.sigma, state.t_ms, self.planner.z)
-        return memory._replace(gaps=gaps, times=times)
+                before = times.get(key, Times())
+                times[key] = before.measured(ratio, point.sigma, state.t_ms, self.planner.z)
+        return times
 
-    def _points(self, app: AppState):
-        table = self._table(app)
-        return self.tables[table]
+    def _speeds(self, app: AppState, memory: Memory, emc: float) -> tuple[tuple[str, Speed], ...]:
+        """Of an app on every unit, as learnt; where it was not lately, what slows all others. Too
+        small a change is none, lest plans change with every frame."""
+        before, speeds = dict(memory.speeds.get(app.name, ())), []
+        for unit in self._points(app).units:
+            times = memory.times.get((app.name, unit))
+            if times is not None and times.frames:
+                found = times.typical, times.spread, max(times.peak, times.typical)
+            else:
+                here = [t.typical for (_, u), t in memory.times.items() if u == unit and t.frames]
+                slow = min(here, default=1.0)
+                found = slow, 1.0, slow
+            scale = self._slower(unit, emc)
+            now = Speed(found[0] * scale, found[1], found[2] * scale)
+            old = before.get(unit, now)
+            same = all(abs(b - a) <= _STEP * a for a, b in zip(old, now, strict=True))
+            speeds.append((unit, old if same else now))
+        return tuple(speeds)
+
+    def _slower(self, unit: str, emc: float) -> float:
+        """The most that a slower memory stretches any frame on a unit."""
+        spec = self.units[unit]
+        return 1.0 if emc == 1 else spec.memory_scale(spec.max_mhz, emc)
 
     def _table(self, app: AppState) -> str:
         name = app.name if app.name in self.tables else app.model
@@ -167,87 +196,67 @@ class Manager:
             raise PolicyError(f"app {app.name!r}: no points of model {name!r}; {known}")
         return name
 
-    def _done(self, point: "Point", ran, emc: float) -> float:
-        """The share of a frame that is done, or how long a finished one took, by the table."""
-        unit = self.units[point.unit]
-        if emc != 1:
-            ran = [(mhz, ms / unit.memory_scale(mhz, emc)) for mhz, ms in ran]
-        return share_done(point, ran, unit.freqs)
+    def _points(self, app: AppState) -> "PointTable":
+        return self.tables[self._table(app)]
 
-    def _speed(self, app: AppState, unit: str, memory: Memory) -> Speed:
-        """As it was learnt; of an app that was not on the unit lately, what slows all others."""
-        times = memory.times.get((app.name, unit))
-        if times is not None and times.ratios:
-            return Speed(times.typical, times.spread, max(times.peak, times.typical))
-        others = [t.typical for (_, u), t in memory.times.items() if u == unit and t.ratios]
-        slow = min(others, default=1.0)
-        return Speed(slow, 1.0, slow)
+    def _done(self, point: "Point", ran) -> float:
+        """The share of a frame that is done, or how long a finished one took, by the table."""
+        return share_done(point, ran, self.units[point.unit].freqs)
 
     # The plan.
 
     def _replan(self, memory: Memory, state: State, limits) -> tuple[Memory, str]:
         """A plan for what is wanted now, and why it is another than before."""
-        speeds = {}
-        for app in state.apps:
-            for unit in self._points(app).units:
-                now, before = self._speed(app, unit, memory), memory.speeds.get((app.name, unit))
-                if before is None or any(
-                    abs(new - old) > _STEP * old for new, old in zip(now, before, strict=True)
-                ):
-                    before = now
-                speeds[app.name, unit] = before
-        demands = tuple([self._demand(app, state, memory) for app in state.apps])
+        demands = tuple([self._demand(app, memory, state) for app in state.apps])
         key = demands, tuple(limits.items()), state.memory_mb
-        same = key == memory.key
-        if same and (speeds == memory.speeds or state.t_ms < memory.since_ms + _DWELL_MS):
+        if key == memory.key:
             return memory, ""
-        emc = {name: unit.memory_scale(unit.max_mhz, state.emc) for name, unit in self.units.items()}
-        known = []
-        for demand in demands:
-            mine = [
-                (unit, each._replace(typical=each.typical * emc[unit], peak=each.peak * emc[unit]))
-                for (app, unit), each in speeds.items()
-                if app == demand.app
-            ]
-            known.append(demand._replace(speeds=tuple(mine)))
+        only_learnt = memory.key and key[1:] == memory.key[1:] and _bare(key) == _bare(memory.key)
+        if only_learnt and state.t_ms < memory.since_ms + _DWELL_MS:
+            return memory, ""
         present = [(app, where.unit) for app, where in memory.plan.placements.items() if where]
-        plan = self.planner.plan(tuple(known), *key[1:], tuple(present))
+        plan = self.planner.plan(*key, tuple(present))
+        if plan.degraded and any(app.upcoming for app in state.apps):
+            # What is to come cannot be prepared for: first of all what is asked for now.
+            demands = tuple([self._demand(app, memory, state, ahead=False) for app in state.apps])
+            plan = self.planner.plan(demands, *key[1:], tuple(present))
         reason = "" if plan == memory.plan else "; ".join(plan.degraded) or "best"
-        return memory._replace(speeds=speeds, key=key, plan=plan, since_ms=state.t_ms), reason
+        return memory._replace(key=key, plan=plan, since_ms=state.t_ms), reason
 
-    def _demand(self, app: AppState, state: State, memory: Memory) -> Demand:
-        """The strictest of what applies now, to frames that wait, and to those about to come.
+    def _demand(self, app: AppState, memory: Memory, state: State, ahead: bool = True) -> Demand:
+        """The strictest of what applies now, to frames that wait, and (`ahead`) to those to come.
 
         A frame that arrives shortly before an announced change still occupies its unit after it,
         so a change counts from one old deadline ahead.
         """
         deadline_ms, period_ms, floor_pct = app.need
-        gaps, random = memory.gaps[app.name], app.arrival != "periodic"
+        random, gaps = False, memory.gaps[app.name]
         if app.arrival == "periodic":
             period_ms = gaps.period_ms
-        elif app.arrival in CLOSED_LOOP:
-            period_ms, random = deadline_ms, False
+        elif app.arrival in _CLOSED_LOOP:
+            period_ms = deadline_ms
         elif app.arrival == "offline":
-            # As many frames as are left, in what is left of the time, in steps of a twentieth.
-            left, random = len(app.waiting) + len(app.running), False
-            ends = [frame.deadline_at_ms for frame in (*app.waiting, *app.running)]
-            if app.last_arrival_ms is None:
-                left, ends = app.frames, [app.start_ms + deadline_ms]
-            if left:
-                each_ms = max(max(ends) - max(state.t_ms, app.start_ms), 1.0) / left
-                period_ms = math.exp(math.floor(math.log(each_ms) / _STEP) * _STEP)
+            period_ms = _share_ms(app, state.t_ms)
         else:
-            period_ms = gaps.least_ms
-        ahead_ms = state.t_ms + deadline_ms + self.longest_lead_ms
-        for t_ms, need in app.upcoming:
-            if t_ms <= ahead_ms:
+            period_ms, random = gaps.least_ms, True
+        until_ms = state.t_ms + deadline_ms + self.longest_lead_ms
+        for t_ms, need in app.upcoming if ahead else ():
+            if t_ms <= until_ms:
                 deadline_ms = min(deadline_ms, need.deadline_ms)
                 period_ms = min(period_ms, need.period_ms)
                 floor_pct = max(floor_pct, need.floor_pct)
         for frame in app.waiting:
             floor_pct = max(floor_pct, frame.floor_pct)
-        table = self._table(app)
-        return Demand(app.name, table, deadline_ms, period_ms, floor_pct, random, app.priority)
+        return Demand(
+            app.name,
+            self._table(app),
+            deadline_ms,
+            period_ms,
+            floor_pct,
+            random,
+            app.priority,
+            memory.speeds[app.name],
+        )
 
     # The clocks.
 
@@ -258,8 +267,8 @@ class Manager:
             points = self._points(app)
             for job in app.running:
                 point = points.point(job.subnet, job.unit, job.setting)
-                work = self._work(app, point, state, memory)
-                done = self._done(point, job.ran, 1.0)
+                work = self._work(app, point, memory)
+                done = self._done(point, job.ran)
                 work = work._replace(
                     deadline_ms=job.deadline_at_ms,
                     typical=work.typical - done,
@@ -271,7 +280,7 @@ class Manager:
             if placement is None:
                 continue
             point = points.point(*placement)
-            work = self._work(app, point, state, memory)
+            work = self._work(app, point, memory)
             hand = hands.setdefault(placement.unit, _Hand([], [], [], {}))
             if app.name in memory.plan.spare:
                 due_ms = min([frame.deadline_at_ms for frame in app.waiting], default=math.inf)
@@ -288,19 +297,14 @@ class Manager:
             hand.waiting.sort(key=lambda work: work.deadline_ms)
         return hands
 
-    def _work(self, app: AppState, point: "Point", state: State, memory: Memory) -> Work:
+    def _work(self, app: AppState, point: "Point", memory: Memory) -> Work:
         """A frame of `app` at `point`, without its deadline."""
-        speed = self._speed(app, point.unit, memory)
+        speed = dict(memory.speeds[app.name])[point.unit]
+        worst = speed.typical * self.planner.margin(point.sigma, speed)
         times = memory.times.get((app.name, point.unit))
-        worst = speed.typical * max(math.exp(_SURE * speed.spread * point.sigma), speed.peak / speed.typical)
         if times is not None:
-            worst = max(worst, times.worst)
-        scale = 1.0
-        if state.emc != 1:  # the most that a slower memory stretches any frame on the unit
-            unit = self.units[point.unit]
-            scale = unit.memory_scale(unit.max_mhz, state.emc)
-        sigma = point.sigma * speed.spread
-        return Work(0.0, speed.typical * scale, worst * scale, point, sigma=sigma)
+            worst = max(worst, times.worst * self._slower(point.unit, memory.emc))
+        return Work(0.0, speed.typical, worst, point, sigma=point.sigma * speed.spread)
 
     def _held(self, state: State, memory: Memory, pacer: Pacer, hand: _Hand, limit: float):
         """The spare apps whose next frame has to wait, because it would be late itself or make
@@ -349,3 +353,17 @@ class Manager:
         if self.objective == "latency" or hand.spare.keys() - plan.hopeless:
             least_mhz = limit
         return pacer.choose(start_ms, mhz, work, streams, least_mhz, limit)
+
+
+def _share_ms(app: AppState, now_ms: float) -> float:
+    """What each frame of a batch that is left may take, in steps of a twentieth."""
+    left, due_ms = app.frames, app.start_ms + app.need.deadline_ms
+    if app.last_arrival_ms is not None:
+        left, now_ms = len(app.waiting) + len(app.running), max(now_ms, app.start_ms)
+    share_ms = max(due_ms - now_ms, 1.0) / max(left, 1)
+    return math.exp(math.floor(math.log(share_ms) / _STEP) * _STEP)
+
+
+def _bare(key: tuple) -> list[Demand]:
+    """The demands of a plan, without what was learnt."""
+    return [demand._replace(speeds=()) for demand in key[0]]

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 OBJECTIVES = ("energy", "accuracy", "latency", "balanced")
 _ACCURACY_MW = 1e6  # per percent: more than any clock costs
+_LIKELY = 0.9  # share of its frames that an app which gets what time is left is given credit for
 _STAY = 0.98  # of its power: what another unit may take at most to be worth moving to
 _SHORTER = 0.95  # an app that leaves room to others takes a point at least so much shorter
 
@@ -155,7 +156,8 @@ class Planner:
     def __init__(self, board: "Board", tables: "Tables", objective: str, target: float):
         self.units = {unit.name: unit for unit in board.units}
         self.objective, self.target = objective, target
-        self.z = NormalDist().inv_cdf(1 - target)
+        # What is known of speed and noise is an estimate too: a quarter of the target is for noise.
+        self.z = NormalDist().inv_cdf(1 - target / 4)
         self.on = {
             (name, unit): _Points(table.on(unit))
             for name, table in tables.items()
@@ -381,7 +383,7 @@ class Planner:
             need = float(ms[i]) / demand.period_ms
             share = min(max(left, 0.0) / need, 1.0) if in_time[i] else 0.0
             left -= share * need
-            lost += 10.0**demand.priority * (1 - share * good[i])
+            lost += 10.0**demand.priority * (1 - _LIKELY * share * bool(good[i]))
             cost += share * float(here.energy_uj[top, i]) * speed.typical / demand.period_ms
             points[demand.app] = here.points[i]
         clock = load.clock if len(hopeless) == len(spare) else top
