@@ -6,6 +6,7 @@ competitor, and a table may be wrong about the noise, so tables are only what it
 
 import math
 from collections.abc import Iterable
+from itertools import pairwise
 from statistics import median
 from typing import NamedTuple
 
@@ -17,7 +18,7 @@ _PRIOR = 10  # frames that the spread of the table counts for
 _LEAST_SIGMA = 0.005  # a table that knows of no noise at all is not believed
 _SLOW = 1.05  # times the table: slow enough to leave a unit
 _FORGET_MS = 10_000.0
-_ARRIVALS = 64  # that are remembered
+_ARRIVALS = 17  # that are remembered
 _SAME = 0.02  # periods that differ by no larger share are the same
 
 
@@ -105,34 +106,31 @@ class Times(NamedTuple):
 class Gaps(NamedTuple):
     """When the last frames of an app came, in ms, since it has said that it comes every `said_ms`.
 
-    What it says of a period is not believed if it does otherwise.
+    What it says is not believed if it does otherwise.
+
+    Args:
+        period_ms: of an app that comes periodically: what three gaps in a row agree on.
+        least_ms: of one whose frames come at random: the mean of the last, if that is less.
     """
 
     said_ms: float
     times: tuple[float, ...] = ()
+    period_ms: float = math.nan
+    least_ms: float = math.nan
 
     def seen(self, said_ms: float, times: Iterable[float]) -> "Gaps":
         """With what has come since."""
         before = self.times if said_ms == self.said_ms else self.times[-1:]
         last_ms = before[-1] if before else -math.inf
         new = sorted({t_ms for t_ms in times if t_ms > last_ms})
-        return Gaps(said_ms, (*before, *new)[-_ARRIVALS:])
-
-    @property
-    def period_ms(self) -> float:
-        """Of an app that comes periodically: what three gaps in a row agree on, if that is
-        something else than it says."""
-        if len(self.times) < 4:
-            return self.said_ms
-        a, b, c, d = self.times[-4:]
-        gaps, mean_ms = (b - a, c - b, d - c), (d - a) / 3
-        steady = max(gaps) - min(gaps) < _SAME * mean_ms
-        other = abs(mean_ms - self.said_ms) > _SAME * self.said_ms
-        return mean_ms if steady and other else self.said_ms
-
-    @property
-    def least_ms(self) -> float:
-        """Of an app whose frames come at random: the mean gap where they came closest, eight in a
-        row, if that is less than it says."""
-        spans = zip(self.times[:-8], self.times[8:], strict=True)
-        return min([(end - start) / 8 for start, end in spans] + [self.said_ms])
+        if before is self.times and not new and self.period_ms > 0:
+            return self
+        times = (*before, *new)[-_ARRIVALS:]
+        gaps = [b - a for a, b in pairwise(times[-4:])]
+        mean_ms = sum(gaps) / 3
+        steady = len(gaps) == 3 and max(gaps) - min(gaps) < _SAME * mean_ms
+        same = not steady or abs(mean_ms - said_ms) <= _SAME * said_ms
+        least_ms = said_ms
+        if len(times) == _ARRIVALS:
+            least_ms = min((times[-1] - times[0]) / (_ARRIVALS - 1), said_ms)
+        return Gaps(said_ms, times, said_ms if same else mean_ms, least_ms)

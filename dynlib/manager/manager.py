@@ -239,6 +239,11 @@ class Manager:
             period_ms = _share_ms(app, state.t_ms)
         else:
             period_ms, random = gaps.least_ms, True
+            if len(app.waiting) > 1:  # those that have come leave each so much time
+                dues = sorted(frame.deadline_at_ms for frame in app.waiting)
+                each_ms = min((due - state.t_ms) / (i + 1) for i, due in enumerate(dues))
+                if each_ms < period_ms:
+                    random, period_ms = False, _step_down(max(each_ms, 1.0))
         until_ms = state.t_ms + deadline_ms + self.longest_lead_ms
         for t_ms, need in app.upcoming if ahead else ():
             if t_ms <= until_ms:
@@ -361,7 +366,12 @@ def _share_ms(app: AppState, now_ms: float) -> float:
     if app.last_arrival_ms is not None:
         left, now_ms = len(app.waiting) + len(app.running), max(now_ms, app.start_ms)
     share_ms = max(due_ms - now_ms, 1.0) / max(left, 1)
-    return math.exp(math.floor(math.log(share_ms) / _STEP) * _STEP)
+    return _step_down(share_ms)
+
+
+def _step_down(value: float) -> float:
+    """In steps of a twentieth, so that plans last."""
+    return math.exp(math.floor(math.log(value) / _STEP) * _STEP)
 
 
 def _bare(key: tuple) -> list[Demand]:
