@@ -65,6 +65,8 @@ class Times(NamedTuple):
         ratios = (*self.ratios, ratio)[-_MANY:]
         few = ratios[-_FEW:]
         typical = median(few + (1.0,) * (_FEW - len(few)))
+        if max(ratios[-2:]) < typical:  # two that agree that it is over
+            typical = max(ratios[-2:])
         steady = median(ratios)
         if abs(math.log(typical / steady)) < _AGREE * spread * sigma:
             typical = steady

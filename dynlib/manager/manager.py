@@ -11,13 +11,15 @@ pure: its memory travels through `Action.memory` and `State.memory`.
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from itertools import groupby
+from operator import attrgetter
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 from dynlib.errors import DynlibError, PolicyError, near
 from dynlib.manager.learner import Gaps, Times
-from dynlib.manager.pacer import SAFETY_MS, Pacer, Stream, Work
+from dynlib.manager.pacer import SAFETY_MS, Pacer, Stream, Work, in_order
 from dynlib.manager.planner import OBJECTIVES, Demand, Plan, Planner, Speed
 from dynlib.manager.policy import Action, AppState, State, edf, share_done
 
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 _CLOSED_LOOP = ("single-stream", "multi-stream")
 _STEP = 0.05  # changes of what was learnt that are too small to plan anew
 _RETRY_MS = 1000.0
+_STALE_MS = 1000.0
 _DWELL_MS = 500.0  # that a plan lives at least if only what was learnt has changed
 
 
@@ -49,14 +52,17 @@ class Memory(NamedTuple):
     since_ms: float = -math.inf
 
 
-class _Hand(NamedTuple):
-    """What a unit has to do: frames that run, that wait, and to come; and the next frame of each
-    app that gets what time is left, the most important first."""
+@dataclass(slots=True)
+class _Hand:
+    """What a unit has to do: when it is done with what runs, at the highest clock; the frames at
+    hand, and those to come; the next frame of each app that gets what time is left; and of which
+    apps frames due before some time are given up."""
 
-    running: list[Work]
-    waiting: list[Work]
-    streams: list[Stream]
-    spare: dict[str, Work]
+    free_ms: float
+    work: list[Work] = field(default_factory=list)
+    streams: list[Stream] = field(default_factory=list)
+    spare: dict[str, Work] = field(default_factory=dict)
+    give_up: dict[str, float] = field(default_factory=dict)
 
 
 class Manager:
@@ -104,7 +110,6 @@ class Manager:
         self.board, self.tables, self.governors = board, tables, governors
         self.objective = objective
         self.units = {unit.name: unit for unit in board.units}
-        self.paced = any(len(unit.freqs) > 1 for unit in board.units)
         self.pacers = {unit.name: Pacer(unit) for unit in board.units}
         self.longest_lead_ms = max(pacer.switch_ms for pacer in self.pacers.values()) + SAFETY_MS
         self.planner = Planner(board, tables, objective, target_miss_pct / 100)
@@ -113,14 +118,14 @@ class Manager:
         """Operating points, clocks, and when to look again."""
         memory = self._learn(state.memory or Memory(), state)
         memory, reason = self._replan(memory, state, limits)
-        plan, clocks, wake_ms, held = memory.plan, {}, math.inf, set()
-        hands = self._at_hand(state, memory) if self.paced or plan.spare else {}
+        plan, clocks, wake_ms, held, late = memory.plan, {}, math.inf, set(), {}
+        hands = self._at_hand(state, memory, limits)
         for name, pacer in self.pacers.items():
-            clocks[name] = pacer.unit.min_mhz
-            if name in hands and limits[name]:
-                hand = hands[name]
+            hand, clocks[name] = hands[name], pacer.unit.min_mhz
+            if limits[name]:
+                late |= hand.give_up
                 if hand.spare:
-                    held |= self._held(state, memory, pacer, hand, limits[name])
+                    held |= self._held(state, pacer, hand, limits[name])
                 clocks[name], again_ms = self._clock(state, plan, pacer, hand, limits[name])
                 wake_ms = min(wake_ms, again_ms)
         return Action(
@@ -130,6 +135,7 @@ class Manager:
             memory=memory,
             reason=reason,
             hold=frozenset(held),
+            give_up=late,
         )
 
     # What is learnt.
@@ -170,13 +176,13 @@ class Manager:
         small a change is none, lest plans change with every frame."""
         before, speeds = dict(memory.speeds.get(app.name, ())), []
         for unit in self._points(app).units:
-            times = memory.times.get((app.name, unit))
-            if times is not None and times.frames:
-                found = times.typical, times.spread, max(times.peak, times.typical)
-            else:
-                here = [t.typical for (_, u), t in memory.times.items() if u == unit and t.frames]
-                slow = min(here, default=1.0)
-                found = slow, 1.0, slow
+            times = memory.times.get((app.name, unit), Times())
+            here = [t for (_, u), t in memory.times.items() if u == unit and t.frames]
+            newer = [t.typical for t in here if t.last_ms > times.last_ms + _STALE_MS]
+            typical = min(newer, default=times.typical)
+            if times.frames:
+                typical = min(typical, times.typical)
+            found = typical, times.spread, max(times.peak, typical)
             scale = self._slower(unit, emc)
             now = Speed(found[0] * scale, found[1], found[2] * scale)
             old = before.get(unit, now)
@@ -265,42 +271,54 @@ class Manager:
 
     # The clocks.
 
-    def _at_hand(self, state: State, memory: Memory) -> dict[str, _Hand]:
+    def _at_hand(self, state: State, memory: Memory, limits) -> dict[str, _Hand]:
         """Unit -> what it has to do now and soon."""
-        hands: dict[str, _Hand] = {}
-        for app, demand in zip(state.apps, memory.key[0], strict=True):
-            points = self._points(app)
+        hands = {unit: _Hand(state.t_ms) for unit in self.units}
+        for app in state.apps:
             for job in app.running:
-                point = points.point(job.subnet, job.unit, job.setting)
-                work = self._work(app, point, memory)
-                done = self._done(point, job.ran)
-                work = work._replace(
+                point = self._points(app).point(job.subnet, job.unit, job.setting)
+                work, done = self._work(app, point, memory), self._done(point, job.ran)
+                left = work._replace(
                     deadline_ms=job.deadline_at_ms,
                     typical=work.typical - done,
                     worst=work.worst - done,
                     done=done,
                 )
-                hands.setdefault(job.unit, _Hand([], [], [], {})).running.append(work)
+                hand = hands[job.unit]
+                hand.work.append(left)
+                hand.free_ms += max(left.typical, 0.0) * self._least_ms(point, limits)
+        for app, demand in zip(state.apps, memory.key[0], strict=True):
             placement = memory.plan.placements.get(app.name)
-            if placement is None:
+            if placement is None or not limits[placement.unit]:
                 continue
-            point = points.point(*placement)
-            work = self._work(app, point, memory)
-            hand = hands.setdefault(placement.unit, _Hand([], [], [], {}))
+            point = self._points(app).point(*placement)
+            work, hand = self._work(app, point, memory), hands[placement.unit]
+            # No frame that is due before it could be done, unless to see whether that still holds.
+            due_ms = hand.free_ms + work.typical * self._least_ms(point, limits)
+            times = memory.times.get((app.name, placement.unit), Times())
+            if work.typical > 1 and times.last_ms < state.t_ms - _RETRY_MS:
+                due_ms = 0.0
+            waiting = [frame for frame in app.waiting if frame.deadline_at_ms >= due_ms]
+            if len(waiting) < len(app.waiting):
+                hand.give_up[app.name] = due_ms
             if app.name in memory.plan.spare:
-                due_ms = min([frame.deadline_at_ms for frame in app.waiting], default=math.inf)
-                hand.spare[app.name] = work._replace(deadline_ms=due_ms)
+                if waiting:
+                    first_ms = min(frame.deadline_at_ms for frame in waiting)
+                    hand.spare[app.name] = work._replace(deadline_ms=first_ms or math.inf)
                 continue
-            for due_ms, frames in groupby(app.waiting, key=lambda frame: frame.deadline_at_ms):
-                count = len(list(frames))
-                hand.waiting.append(work._replace(deadline_ms=due_ms, count=count))
+            for frame_ms, frames in groupby(waiting, key=attrgetter("deadline_at_ms")):
+                alike = work._replace(deadline_ms=frame_ms, count=len(list(frames)))
+                hand.work.append(alike)
             if app.arrival == "periodic":
                 frame = work._replace(deadline_ms=app.need.deadline_ms)
                 next_ms = app.next_arrival_ms(state.t_ms, demand.period_ms)
                 hand.streams.append(Stream(next_ms, demand.period_ms, frame))
-        for hand in hands.values():
-            hand.waiting.sort(key=lambda work: work.deadline_ms)
         return hands
+
+    def _least_ms(self, point: "Point", limits) -> float:
+        """What a frame takes at the highest clock allowed, by the table."""
+        unit = self.units[point.unit]
+        return point.latency_ms[self.pacers[unit.name].index[limits[unit.name] or unit.max_mhz]]
 
     def _work(self, app: AppState, point: "Point", memory: Memory) -> Work:
         """A frame of `app` at `point`, without its deadline."""
@@ -311,33 +329,21 @@ class Manager:
             worst = max(worst, times.worst * self._slower(point.unit, memory.emc))
         return Work(0.0, speed.typical, worst, point, sigma=point.sigma * speed.spread)
 
-    def _held(self, state: State, memory: Memory, pacer: Pacer, hand: _Hand, limit: float):
+    def _held(self, state: State, pacer: Pacer, hand: _Hand, limit: float) -> set[str]:
         """The spare apps whose next frame has to wait, because it would be late itself or make
-        another one late. Frames that need not are added to those that wait.
-
-        One that was measured to be too slow may try again every second.
-        """
-        top, held = pacer.index[limit], set(hand.spare)
-        mhz = state.targets[pacer.unit.name]
+        another one late. Frames that need not are added to the work at hand."""
+        mhz, held = state.targets[pacer.unit.name], set(hand.spare)
         for app, frame in sorted(hand.spare.items(), key=lambda item: item[1].deadline_ms):
-            if math.isinf(frame.deadline_ms):
-                continue
-            times = memory.times.get((app, pacer.unit.name), Times())
-            if times.typical > 1 and times.last_ms < state.t_ms - _RETRY_MS:
-                frame = frame._replace(deadline_ms=math.inf)
-            likely = frame._replace(worst=frame.typical)
-            waiting = sorted([*hand.waiting, likely], key=lambda work: work.deadline_ms)
-            work = [*hand.running, *waiting]
-            if pacer.in_time(state.t_ms, mhz, work, hand.streams, top):
-                hand.waiting[:] = waiting
+            work = in_order([*hand.work, frame._replace(worst=frame.typical)])
+            if pacer.in_time(state.t_ms, mhz, work, hand.streams, pacer.index[limit]):
+                hand.work[:] = work
                 held.remove(app)
         return held
 
     def _clock(self, state: State, plan: Plan, pacer: Pacer, hand: _Hand, limit: float):
         """(clock in MHz, time to look again) of one unit."""
         unit, now_ms = pacer.unit, state.t_ms
-        work, streams = [*hand.running, *hand.waiting], hand.streams
-        start_ms, mhz, least_mhz = now_ms, state.targets[unit.name], unit.min_mhz
+        work, streams, start_ms, mhz = hand.work, hand.streams, now_ms, state.targets[unit.name]
         if not work:
             if not streams:
                 return unit.min_mhz, math.inf
@@ -351,13 +357,12 @@ class Manager:
                 if stream.next_ms <= start_ms + SAFETY_MS:
                     work.append(stream.at(start_ms))
                     streams[i] = stream._replace(next_ms=start_ms + stream.period_ms)
-            work.sort(key=lambda frame: frame.deadline_ms)
             # What is asked for now acts before the frames are there.
             if start_ms - now_ms >= pacer.switch_ms:
                 mhz = None
-        if self.objective == "latency" or hand.spare.keys() - plan.hopeless:
-            least_mhz = limit
-        return pacer.choose(start_ms, mhz, work, streams, least_mhz, limit)
+        fast = self.objective == "latency" or hand.spare.keys() - plan.hopeless
+        least_mhz = limit if fast else unit.min_mhz
+        return pacer.choose(start_ms, mhz, in_order(work), streams, least_mhz, limit)
 
 
 def _share_ms(app: AppState, now_ms: float) -> float:

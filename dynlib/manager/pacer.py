@@ -8,7 +8,7 @@ Lorch and Smith, IEEE Transactions on Computers, 2004).
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from operator import itemgetter
 from statistics import NormalDist
 from typing import TYPE_CHECKING, NamedTuple
@@ -39,6 +39,11 @@ class Work(NamedTuple):
     done: float = 0.0
     sigma: float = 0.0
     count: int = 1
+
+
+def in_order(work: Iterable[Work]) -> list[Work]:
+    """What runs, then by deadline."""
+    return sorted(work, key=lambda frame: (frame.done <= 0, frame.deadline_ms))
 
 
 class Stream(NamedTuple):

@@ -8,7 +8,8 @@ not all can be, the least important apps of a unit get what time is left (`Plan.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
+from itertools import product
 from statistics import NormalDist
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -21,9 +22,10 @@ if TYPE_CHECKING:
     from dynlib.points import Point, Tables
 
 OBJECTIVES = ("energy", "accuracy", "latency", "balanced")
+MAX_ASSIGNMENTS = 128  # of apps to units, that are all tried
 _ACCURACY_MW = 1e6  # per percent: more than any clock costs
 _LIKELY = 0.9  # share of its frames that an app which gets what time is left is given credit for
-_STAY = 0.98  # of its power: what another unit may take at most to be worth moving to
+_STAY = 0.02  # of its power: what moving has to save
 _SHORTER = 0.95  # an app that leaves room to others takes a point at least so much shorter
 
 
@@ -225,7 +227,8 @@ class Planner:
         return best
 
     def _search(self, demands, limits, most_mb: float, present: Mapping[str, str]):
-        """Unit -> load, by moving one app at a time as long as that pays."""
+        """Unit -> load: of all assignments to units if they are few; else by moving one app at a
+        time as long as that pays, from where each would be best off alone."""
         limit = {unit: mhz for unit, mhz in limits if mhz}
         options = {d: [unit for unit in limit if (d.table, unit) in self.on] for d in demands}
         demands = [demand for demand in demands if options[demand]]
@@ -243,28 +246,27 @@ class Planner:
             found = loads(where).values()
             return round(sum(load.lost for load in found), 6), sum(load.cost for load in found)
 
-        def descend(where: dict[Demand, str]):
-            least, improves = score(where), True
-            while improves:
-                improves = False
-                for demand in demands:
-                    for unit in options[demand]:
-                        trial = where | {demand: unit}
-                        if (new := score(trial)) < (least[0], least[1] - 1e-9):
-                            where, least, improves = trial, new, True
-            return least, where
+        def alone(demand: Demand, unit: str) -> tuple[float, float]:
+            load = self.load(unit, (demand,), limit[unit], most_mb)
+            return load.lost, load.cost
 
-        alone = {
-            d: min(options[d], key=lambda u: self.load(u, (d,), limit[u], most_mb)[2:4])
-            for d in demands
-        }
-        least, where = descend(alone)
-        stay = {d: present.get(d.app, alone[d]) for d in demands}
-        if stay != alone and all(stay[d] in options[d] for d in demands):
-            lost, cost = score(stay)
-            if lost <= least[0] and (cost * _STAY if cost > 0 else cost) <= least[1]:
-                where = stay
-        return loads(where)
+        best = {d: min(options[d], key=partial(alone, d)) for d in demands}
+        if math.prod(map(len, options.values())) <= MAX_ASSIGNMENTS:
+            units = product(*(options[demand] for demand in demands))
+            best = min((dict(zip(demands, each, strict=True)) for each in units), key=score)
+        else:
+            improves = True
+            while improves:
+                moves = [best | {d: unit} for d in demands for unit in options[d]]
+                better = min(moves, key=score)
+                improves = score(better) < (score(best)[0], score(best)[1] - 1e-9)
+                best = better if improves else best
+        stay = {d: present.get(d.app, best[d]) for d in demands}
+        if stay != best and all(stay[d] in options[d] for d in demands):
+            (lost, cost), (least_lost, least_cost) = score(stay), score(best)
+            if lost <= least_lost and cost - least_cost <= _STAY * abs(least_cost):
+                best = stay
+        return loads(best)
 
     def _choice(self, demand: Demand, unit: str, limit_mhz: float, most_mb: float, strict: bool):
         """What `demand` could do on `unit` up to a clock, with networks of at most `most_mb`, or

@@ -106,6 +106,7 @@ class Action:
         wake_ms: ask again at this time even when nothing happens; replaces an earlier such wish.
         reason: goes into the log.
         hold: apps none of whose frames shall start before the next decision.
+        give_up: per app, drop its waiting frames that are due before this time (ms).
     """
 
     placements: Mapping[str, Placement | None] = field(default_factory=dict)
@@ -114,6 +115,7 @@ class Action:
     memory: Any = None
     reason: str = ""
     hold: frozenset[str] = frozenset()
+    give_up: Mapping[str, float] = field(default_factory=dict)
 
 
 class Ready(Protocol):

@@ -329,7 +329,7 @@ class Loop(ABC):
         for name in action.clocks:
             if name not in self.limits:
                 raise PolicyError(f"board {self.board.name!r} has no unit {name!r}")
-        for name in action.hold:
+        for name in (*action.hold, *action.give_up):
             if name not in self.apps:
                 raise PolicyError(f"{who}: no app {name!r} to hold; {near(name, self.apps)}")
         return action
@@ -358,6 +358,10 @@ class Loop(ABC):
                 reason = action.reason if now == placement else "switch failed"
                 where = {} if now is None else run.table.point(*now).logged
                 self.log.add(self.now_ms / 1000, "decide", app=name, reason=reason, **where)
+        for name, due_ms in action.give_up.items():
+            run = self.apps[name]
+            for job in [job for job in run.waiting if job.deadline_at_ms < due_ms]:
+                self.drop(job, "given up")
         if self.memory_capped:
             self.fit_memory()
         for name, mhz in action.clocks.items():
