@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 _CLOSED_LOOP = ("single-stream", "multi-stream")
 _STEP = 0.05  # changes of what was learnt that are too small to plan anew
-_RETRY_MS = 1000.0
+_RETRY_MS = 500.0
 _STALE_MS = 1000.0
 _DWELL_MS = 500.0  # that a plan lives at least if only what was learnt has changed
 
@@ -296,7 +296,8 @@ class Manager:
             # No frame that is due before it could be done, unless to see whether that still holds.
             due_ms = hand.free_ms + work.typical * self._least_ms(point, limits)
             times = memory.times.get((app.name, placement.unit), Times())
-            if work.typical > 1 and times.last_ms < state.t_ms - _RETRY_MS:
+            again = work.typical > 1 and times.last_ms < state.t_ms - _RETRY_MS
+            if again:
                 due_ms = 0.0
             waiting = [frame for frame in app.waiting if frame.deadline_at_ms >= due_ms]
             if len(waiting) < len(app.waiting):
@@ -304,11 +305,12 @@ class Manager:
             if app.name in memory.plan.spare:
                 if waiting:
                     first_ms = min(frame.deadline_at_ms for frame in waiting)
-                    hand.spare[app.name] = work._replace(deadline_ms=first_ms or math.inf)
+                    hand.spare[app.name] = work._replace(deadline_ms=math.inf if again else first_ms)
                 continue
             for frame_ms, frames in groupby(waiting, key=attrgetter("deadline_at_ms")):
-                alike = work._replace(deadline_ms=frame_ms, count=len(list(frames)))
-                hand.work.append(alike)
+                # Of those that are due together, each has its share of the time.
+                share_ms = (frame_ms - state.t_ms) / len(list(frames))
+                hand.work.append(work._replace(deadline_ms=state.t_ms + share_ms))
             if app.arrival == "periodic":
                 frame = work._replace(deadline_ms=app.need.deadline_ms)
                 next_ms = app.next_arrival_ms(state.t_ms, demand.period_ms)

@@ -29,8 +29,8 @@ _DEADLINE = itemgetter(0)
 
 
 class Work(NamedTuple):
-    """A frame, or `count` alike: when it has to be done; the shares of its expected work that are
-    left typically and at worst; the share done; the standard deviation of its log noise."""
+    """A frame: when it has to be done; the shares of its expected work that are left typically and
+    at worst; the share done; the standard deviation of its log noise."""
 
     deadline_ms: float
     typical: float
@@ -38,7 +38,6 @@ class Work(NamedTuple):
     point: "Point"
     done: float = 0.0
     sigma: float = 0.0
-    count: int = 1
 
 
 def in_order(work: Iterable[Work]) -> list[Work]:
@@ -103,7 +102,7 @@ class Pacer:
             if low < before <= top and first.typical * first.point.latency_ms[before] < _SHORT * self.switch_ms:
                 low = before  # nearly done: not worth a change to a lower clock
         end_ms = now_ms + first.worst * first.point.latency_ms[low]
-        alone = len(work) == 1 and first.count == 1
+        alone = len(work) == 1
         if alone and low > least and all(s.next_ms >= first.deadline_ms for s in streams):
             return self._alone(now_ms, now_mhz, first, least, low, top)
         # Should it still run when it ought to be done, it is overdue: the highest clock.
@@ -124,9 +123,9 @@ class Pacer:
                 before_ms = frame.point.latency_ms[self.index[now_mhz]]
                 gain = min(self.unit.settle_ms / before_ms, frame.worst)
                 t += self.switch_ms - gain * ms
-            t += max(frame.typical, 0.0) * ms * frame.count
+            t += max(frame.typical, 0.0) * ms
             spread_ms = (frame.worst - max(frame.typical, 0.0)) * ms
-            variance += spread_ms * spread_ms * frame.count
+            variance += spread_ms * spread_ms
             late_ms = frame.deadline_ms - t
             if late_ms < 0 or variance > late_ms * late_ms:
                 return False

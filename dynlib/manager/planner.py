@@ -296,7 +296,15 @@ class Planner:
         return _Choice(here.points, planned_ms, cost, cost.min(axis=1))
 
     def _load(self, unit: str, group: tuple[Demand, ...], limit_mhz: float, most_mb: float):
-        """The best load: as many apps as possible in time, the most important ones."""
+        """The best load: as many apps as possible in time, the most important ones, then those that
+        take least of the unit."""
+        top = self.units[unit].freqs.index(limit_mhz)
+
+        def claim(demand: Demand) -> tuple[float, float, str]:
+            share = self.on[demand.table, unit].time_ms[top].min() / demand.period_ms
+            return -demand.priority, share, demand.app
+
+        group = sorted(group, key=claim)
         tries = [(count, True) for count in range(len(group), 0, -1)]
         for count, strict in [*tries, (1, False)]:
             firm = group[:count]
