@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
 _CLOSED_LOOP = ("single-stream", "multi-stream")
 _STEP = 0.05  # changes of what was learnt that are too small to plan anew
-_RETRY_MS = 500.0
+_NEVER_MS = 1e9
+_RETRY_MS = 300.0
 _STALE_MS = 1000.0
 _DWELL_MS = 500.0  # that a plan lives at least if only what was learnt has changed
 
@@ -368,12 +369,13 @@ class Manager:
 
 
 def _share_ms(app: AppState, now_ms: float) -> float:
-    """What each frame of a batch that is left may take, in steps of a twentieth."""
+    """What each frame of a batch that has not started may take."""
     left, due_ms = app.frames, app.start_ms + app.need.deadline_ms
     if app.last_arrival_ms is not None:
-        left, now_ms = len(app.waiting) + len(app.running), max(now_ms, app.start_ms)
-    share_ms = max(due_ms - now_ms, 1.0) / max(left, 1)
-    return _step_down(share_ms)
+        left, due_ms = len(app.waiting), due_ms - max(now_ms - app.start_ms, 0.0)
+    if not left:
+        return _NEVER_MS
+    return _step_down(max(due_ms - app.start_ms, 1.0) / left)
 
 
 def _step_down(value: float) -> float:

@@ -384,14 +384,15 @@ class Planner:
             ms = here.time_ms[top] * speed.typical
             fits = here.memory_mb <= max(most_mb, here.memory_mb.min())
             in_time = fits & (ms <= demand.deadline_ms)
-            good = in_time & (here.accuracy_pct >= demand.floor_pct - 1e-9)
+            above = fits & (here.accuracy_pct >= demand.floor_pct - 1e-9)
+            good = in_time & above
             if good.any():
                 i = int(np.where(good, ms, np.inf).argmin())
             elif in_time.any():
                 i = int(np.where(in_time, here.accuracy_pct, -np.inf).argmax())
                 below.append(demand.app)
             else:
-                i = int(np.where(fits, ms, np.inf).argmin())
+                i = int(np.where(above if above.any() else fits, ms, np.inf).argmin())
                 hopeless.append(demand.app)
             need = float(ms[i]) / demand.period_ms
             share = min(max(left, 0.0) / need, 1.0) if in_time[i] else 0.0
