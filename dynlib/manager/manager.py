@@ -29,8 +29,9 @@ if TYPE_CHECKING:
 
 _CLOSED_LOOP = ("single-stream", "multi-stream")
 _STEP = 0.05  # changes of what was learnt that are too small to plan anew
+_ROOM = 0.02
 _NEVER_MS = 1e9
-_RETRY_MS = 300.0
+_RETRY_MS = 200.0
 _STALE_MS = 1000.0
 _DWELL_MS = 500.0  # that a plan lives at least if only what was learnt has changed
 
@@ -297,7 +298,8 @@ class Manager:
             # No frame that is due before it could be done, unless to see whether that still holds.
             due_ms = hand.free_ms + work.typical * self._least_ms(point, limits)
             times = memory.times.get((app.name, placement.unit), Times())
-            again = work.typical > 1 and times.last_ms < state.t_ms - _RETRY_MS
+            over = times.frames and times.ratios[-1] < 0.9 * times.typical
+            again = work.typical > 1 and (over or times.last_ms < state.t_ms - _RETRY_MS)
             if again:
                 due_ms = 0.0
             waiting = [frame for frame in app.waiting if frame.deadline_at_ms >= due_ms]
@@ -330,6 +332,7 @@ class Manager:
         times = memory.times.get((app.name, point.unit))
         if times is not None:
             worst = max(worst, times.worst * self._slower(point.unit, memory.emc))
+        worst += _ROOM
         return Work(0.0, speed.typical, worst, point, sigma=point.sigma * speed.spread)
 
     def _held(self, state: State, pacer: Pacer, hand: _Hand, limit: float) -> set[str]:
@@ -338,7 +341,8 @@ class Manager:
         mhz, held = state.targets[pacer.unit.name], set(hand.spare)
         for app, frame in sorted(hand.spare.items(), key=lambda item: item[1].deadline_ms):
             work = in_order([*hand.work, frame._replace(worst=frame.typical)])
-            if pacer.in_time(state.t_ms, mhz, work, hand.streams, pacer.index[limit]):
+            top = pacer.index[limit]
+            if pacer.in_time(state.t_ms, mhz, work, hand.streams, top, top):
                 hand.work[:] = work
                 held.remove(app)
         return held

@@ -95,7 +95,10 @@ class Pacer:
         first, least = work[0], low
         if first.worst <= 0:
             return Pace(limit_mhz)  # overdue: something is slower than anybody knew
-        while low < top and not self.in_time(now_ms, now_mhz, work, streams, low):
+        while low < top and not (
+            self.in_time(now_ms, now_mhz, work, streams, low, low, sure=False)
+            and self.in_time(now_ms, now_mhz, work, streams, low, top)
+        ):
             low += 1
         if first.done and now_mhz is not None:
             before = self.index[now_mhz]
@@ -109,23 +112,34 @@ class Pacer:
         overdue_ms = end_ms + self.unit.settle_ms + SAFETY_MS
         return Pace(self.unit.freqs[low], overdue_ms if low < top else math.inf)
 
-    def in_time(self, now_ms: float, now_mhz, work: Sequence[Work], streams, index: int) -> bool:
-        """Whether all frames at hand, and those that come meanwhile, are in time at one clock."""
+    def in_time(
+        self,
+        now_ms: float,
+        now_mhz: float | None,
+        work: Sequence[Work],
+        streams: Sequence[Stream],
+        index: int,
+        then: int,
+        sure: bool = True,
+    ) -> bool:
+        """Whether all frames at hand, and those that come meanwhile, are in time, the first at one
+        clock and the others at another: at worst, or typically."""
         t, variance = now_ms, 0.0
         ready, coming = list(work), [stream.next_ms for stream in streams]
         for n in range(MAX_FRAMES):
             if n and len(ready) > 1:
                 ready.sort(key=_DEADLINE)
             frame = ready.pop(0)
-            ms = frame.point.latency_ms[index]
+            ms = frame.point.latency_ms[then if n else index]
             if n == 0 and now_mhz not in (self.unit.freqs[index], None):
                 # Until the clock acts the frame runs as it does now.
                 before_ms = frame.point.latency_ms[self.index[now_mhz]]
                 gain = min(self.unit.settle_ms / before_ms, frame.worst)
                 t += self.switch_ms - gain * ms
             t += max(frame.typical, 0.0) * ms
-            spread_ms = (frame.worst - max(frame.typical, 0.0)) * ms
-            variance += spread_ms * spread_ms
+            if sure:
+                spread_ms = (frame.worst - max(frame.typical, 0.0)) * ms
+                variance += spread_ms * spread_ms
             late_ms = frame.deadline_ms - t
             if late_ms < 0 or variance > late_ms * late_ms:
                 return False
