@@ -1,33 +1,45 @@
 """The optimum: what a clairvoyant controller needs at least for the same work.
 
-A linear programme over the whole run, solved by HiGHS. Time is cut at every arrival, deadline and
-change. Variable x[k, u, i, v] is the share of frame k that unit u computes in interval i at vertex
-v of the lower convex hull of (ms, mJ) over the sub-networks and clocks that are allowed there:
+A programme over the whole run, solved by HiGHS. Time is cut into cells at every arrival, deadline
+and change. Variable x[k, u, i, v] is the share of frame k that unit u computes in cell i at vertex v
+of the lower convex hull of (ms, mJ) over the sub-networks and clocks that are allowed there, and
+z[k] is 1 where frame k is not served:
 
-    min  sum mJ x   s.t.  sum over (u, i, v) of x[k] + z[k] = 1,
+    min  sum mJ x   s.t.  sum over (u, i, v) of x[k] + z[k] >= 1,
                           sum over (k, v) of ms x[u, i] <= length[i]   (a unit runs one at a time),
-                          sum over (u, v) of ms x[k, i] <= length[i]   (a frame is in one place)
+                          sum over (u, v) of ms x[k, i] <= length[i]   (a frame is in one place),
+                          sum of z as small as can be
 
-with z[k] the part of a frame that nobody can serve, minimised first. Noise, competitors, caps and
-arrivals are known. It may pre-empt and mix clocks and networks for nothing, a change of clock costs
-no time, and heat caps nothing, with static power as in the coldest air: every schedule of the
-loop is a solution, so none takes less energy.
+and, where memory is capped, m[a, i] >= sum over v of ms MB x[a, u, i] for every app a and unit u,
+with sum over a of m[a, i] <= MB allowed * length[i]: on average over a cell the networks that run
+fit together, and an app counts once, as in the loop. Noise, competitors, caps and arrivals are
+known. It may pre-empt and mix clocks and networks for nothing, a change of clock costs no time, and
+heat caps nothing, with static power as in the coldest air: every schedule of the loop is a
+solution, so none takes less energy and none serves more.
 
-A frame stays on the unit where it starts, which takes a binary variable per frame and kind of unit.
-Where that gives more than `MOST_BINARIES`, or too much to search, it may migrate instead: a lower
-bound all the more.
+A frame is served whole or not at all, and on one kind of unit. The linear programme is solved first
+and is the answer where it does so anyway. Where it does not, binary variables z[k] and y[k, u] say
+so for the frames that need it. What exceeds `MOST_BINARIES`, or the nodes and seconds of a search,
+is left in parts: then `energy_mj` and `served` are what has been proved, still bounds, and `gap`
+says how far the best solution found is from them.
+
+Large cases are relaxed, which only lowers the bound. Many frames of one app with the same window
+and floor are bundles of nearly equal noise, each frame as short as the shortest of its bundle; z
+counts in frames, so that those left out are the longest. Windows over very many cells are cut into
+coarser blocks, whose room is that of their cells together, and a window begins and ends with a
+block.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
-from scipy.optimize import LinearConstraint, linprog, milp
-from scipy.sparse import block_array, csr_array, eye_array
+from scipy.optimize import Bounds, LinearConstraint, milp
+from scipy.sparse import csr_array
 
 from dynlib.boards.board import Board, Unit
 from dynlib.errors import PolicyError, SearchError
@@ -37,9 +49,12 @@ from dynlib.runtime.conditions import Conditions, Setup, conditions, rest_mw, st
 from dynlib.runtime.jobs import AppRun
 from dynlib.workload import CLOSED_LOOP
 
-MOST_BINARIES, MOST_NODES = 400, 1000
+MOST_BINARIES, MOST_NODES = 400, 200
+MOST_CELLS, FEW_CELLS = 20000, 16  # of all windows together, and of any window
+FEW_FRAMES, NEAR = 10, 0.05  # more frames at once are bundles of draws that differ by less
 _SHARE = 1e-6  # of a frame: less than the solver's tolerance is nothing
-_UNSERVED_MJ = 1e6  # dearer than any frame, so that serving comes before saving
+_TIMES = 6  # decimals of a time in ms: what is closer is one
+_SLACK_MS = 3e-6  # that a cell is longer, for times that were rounded, and for a late microsecond
 
 
 class Frame(NamedTuple):
@@ -59,17 +74,18 @@ class Optimum:
     """A lower bound for every policy on this workload, board and seed.
 
     Args:
-        energy_mj: of the board over the horizon, with all frames served that can be.
+        energy_mj: of the board over the horizon, at least, with `served` frames served.
         idle_mj: what idle power takes of it: lowest clocks, competitors included.
-        served: how many frames those are (a share of one counts as such).
-        infeasible: frames that not even the relaxed problem serves whole, as (app, number).
+        served: how many frames are on time at most.
+        infeasible: frames that the best solution found leaves out, as (app, number).
         spans_s: where the windows of those lie.
-        gap: relative distance to the least that the solver has proved; 0 for a linear programme.
+        gap: how far that solution is from what is proved, as a share of its energy above idle or
+            of the frames; 0 where it is the optimum, inf where the search found none.
     """
 
     energy_mj: float
     idle_mj: float
-    served: float
+    served: int
     infeasible: frozenset[tuple[str, int]] = frozenset()
     spans_s: tuple[tuple[float, float], ...] = ()
     gap: float = 0.0
@@ -90,56 +106,84 @@ def offered(case: Setup, seed: int) -> list[Frame]:
     return frames
 
 
-def optimum(case: Setup, seed: int = 0, only: Iterable[tuple[str, int]] | None = None) -> Optimum:
-    """The least energy for a case; with `only`, for these frames, (app, number), alone."""
+def optimum(
+    case: Setup,
+    seed: int = 0,
+    only: Iterable[tuple[str, int]] | None = None,
+    search_s: float = 10.0,
+) -> Optimum:
+    """The least energy for a case; with `only`, for these frames, (app, number), alone.
+
+    Each of at most three searches may take `search_s`: more time gives a tighter bound.
+    """
     frames = offered(case, seed)
     if only is not None:
         wanted = set(only)
         frames = [frame for frame in frames if (frame.app, frame.frame) in wanted]
-    board = case.board
-    under = conditions(case.workload, board)
-    edges = _edges(frames, under, case.workload.horizon_s * 1000)
-    states = _states(under, edges)
-    idle_mj = _idle_mj(board, under, edges, states)
+    horizon_ms = case.workload.horizon_s * 1000
+    under = conditions(case.workload, case.board)
+    hulls = _Hulls(case.board, case.tables)
+    idle_mj = _idle_mj(case.board, under, horizon_ms, hulls)
     if not frames:
-        return Optimum(idle_mj, idle_mj, 0.0)
-    hulls = _Hulls(board, case.tables)
-    share, cost_mj, gap = _solve(frames, edges, states, hulls)
-    bad = [frame for frame, served in zip(frames, share, strict=True) if served < 1 - _SHARE]
+        return Optimum(idle_mj, idle_mj, 0)
+    bundles = _bundles(frames, horizon_ms)
+    fewest, unserved, cost_mj, gap = _solve(_Programme(bundles, under, hulls), search_s)
+    bad = []
+    for bundle, count in zip(bundles, unserved, strict=True):
+        bad += bundle.frames[len(bundle.frames) - count :]
     return Optimum(
         energy_mj=idle_mj + cost_mj,
         idle_mj=idle_mj,
-        served=float(share.sum()),
+        served=len(frames) - fewest,
         infeasible=frozenset((frame.app, frame.frame) for frame in bad),
         spans_s=_spans_s(bad),
         gap=gap,
     )
 
 
-def _states(under, edges: np.ndarray) -> list[Conditions]:
-    """What holds in each interval between two edges."""
-    starts = [t_ms for t_ms, _ in under]
-    behind = np.searchsorted(starts, edges[:-1], side="right")
-    return [under[i - 1][1] for i in behind]
+class _Bundle(NamedTuple):
+    """Frames of one app with the same window (ms) and floor, the shortest first."""
+
+    frames: list[Frame]
+    start_ms: float
+    end_ms: float
+
+    def work(self, sigma: float) -> float:
+        """Noise of all frames together, at least; `sigma`: standard deviation of its logarithm."""
+        shortest = math.exp(sigma * self.frames[0].draw - sigma**2 / 2)
+        return len(self.frames) * shortest
 
 
-def _edges(frames: list[Frame], under, horizon_ms: float) -> np.ndarray:
-    """Where time is cut: at every arrival, deadline and change, and at the horizon."""
-    times = {horizon_ms}
+def _bundles(frames: list[Frame], horizon_ms: float) -> list[_Bundle]:
+    """Each frame for itself, or several of nearly equal noise where many come at once."""
+    alike: dict[tuple, list[Frame]] = {}
     for frame in frames:
-        times |= {frame.start_ms, frame.end_ms}
-    times |= {t_ms for t_ms, _ in under}
-    return np.array(sorted(t_ms for t_ms in times if t_ms <= horizon_ms + _SHARE))
+        start_ms = round(frame.start_ms, _TIMES)
+        end_ms = round(min(frame.end_ms, horizon_ms), _TIMES)
+        alike.setdefault((frame.app, frame.floor_pct, start_ms, end_ms), []).append(frame)
+    bundles: list[_Bundle] = []
+    for (_, _, *window), same in alike.items():
+        near = NEAR if len(same) > FEW_FRAMES else 0.0
+        least = -math.inf
+        for frame in sorted(same, key=lambda frame: frame.draw):
+            if frame.draw < least + near:
+                bundles[-1].frames.append(frame)
+            else:
+                least = frame.draw
+                bundles.append(_Bundle([frame], *window))
+    return bundles
 
 
-def _idle_mj(board: Board, under, edges, states) -> float:
+def _idle_mj(board: Board, under, horizon_ms: float, hulls: "_Hulls") -> float:
     """What flows whatever we do; no board is colder than the coldest air it was in."""
     airs_c = [now.ambient_c for _, now in under if now.ambient_c is not None]
     always_mw = static_mw(board, min(airs_c, default=None))
+    ends_ms = [t_ms for t_ms, _ in under[1:]]
     idle_mj = 0.0
-    for (begin_ms, end_ms), now in zip(pairwise(edges), states, strict=True):
-        units_mw = sum(map(rest_mw, board.units, now.stretch))
-        idle_mj += (always_mw + units_mw) * (end_ms - begin_ms) / 1000
+    for (begin_ms, now), end_ms in zip(under, [*ends_ms, horizon_ms], strict=True):
+        lasts_ms = max(min(end_ms, horizon_ms) - begin_ms, 0.0)
+        units_mw = sum(map(hulls.rest_mw, board.units, now.stretch))
+        idle_mj += (always_mw + units_mw) * lasts_ms / 1000
     return idle_mj
 
 
@@ -156,163 +200,346 @@ def _spans_s(frames: list[Frame]) -> tuple[tuple[float, float], ...]:
     return tuple(spans)
 
 
+class _Kind(NamedTuple):
+    """Units that are alike at a time: `many` of them. The `family` is what they are at all times:
+    a frame that stays on its unit stays in it."""
+
+    family: str
+    unit: Unit
+    stretch: float
+    cap_mhz: float
+    many: int
+
+
+class _Option(NamedTuple):
+    """A column x: all of a bundle on `kind` in the first of `cells`, which is part of the others,
+    takes so long (ms), costs so much (mJ) and holds so much memory (MB)."""
+
+    cells: list[tuple[float, float]]
+    now: Conditions
+    kind: _Kind
+    ms: float
+    mj: float
+    mb: float
+
+
 class _Hulls:
     """Lower hulls of (ms, mJ above idle) per whole frame, under given conditions."""
 
     def __init__(self, board: Board, tables: Tables):
         self.board, self.tables = board, tables
+        self.families = self._families()
         self.of = lru_cache(maxsize=None)(self._of)
         self.kinds = lru_cache(maxsize=None)(self._kinds)
 
-    def _kinds(self, now: Conditions) -> list[tuple[Unit, float, float, int]]:
-        """(unit, stretch, cap, how many are alike): twins are one resource, several times."""
+    def points(self, model: str, unit: Unit) -> list:
+        """All that a policy may run there, larger batches too."""
+        return [p for p in self.tables[model].points.values() if p.unit == unit.name]
+
+    def rest_mw(self, unit: Unit, stretch: float) -> float:
+        """What flows in a unit whatever we do."""
+        cores = [p.cores for model in self.tables for p in self.points(model, unit)]
+        return rest_mw(unit, stretch, min(cores, default=unit.cores))
+
+    def _families(self) -> dict[str, str]:
+        """Unit -> the first one that is like it, with the same operating points."""
+        firsts: dict[tuple, str] = {}
+        families = {}
+        for unit in self.board.units:
+            runs = [
+                (model, p.accuracy_val_pct, p.memory_mb, p.cores, p.noise_cv, p.latency_ms)
+                for model in self.tables
+                for p in self.points(model, unit)
+            ]
+            nameless = replace(unit, name="", cpus=())
+            families[unit.name] = firsts.setdefault((nameless, *runs), unit.name)
+        return families
+
+    def _kinds(self, now: Conditions) -> list[_Kind]:
+        """What there is under these conditions: twins are one resource, several times."""
         alike: dict[tuple, list[Unit]] = {}
         for unit, stretch, cap in zip(self.board.units, now.stretch, now.cap_mhz, strict=True):
             if cap > 0:
-                nameless = replace(unit, name="", cpus=())
-                twins = alike.setdefault((nameless, stretch, cap), [])
-                twins.append(unit)
-        kinds = []
-        for (_, stretch, cap), twins in alike.items():
-            kinds.append((twins[0], stretch, cap, len(twins)))
-        return kinds
+                alike.setdefault((self.families[unit.name], stretch, cap), []).append(unit)
+        return [
+            _Kind(family, twins[0], stretch, cap, len(twins))
+            for (family, stretch, cap), twins in alike.items()
+        ]
 
     def _of(self, model, unit: Unit, floor_pct, stretch, cap_mhz, emc, memory_mb):
-        """[(standard deviation of log noise, ms, mJ)]: a hull per kind of noise."""
-        rest = rest_mw(unit, stretch)
-        corners: dict[float, list] = {}
-        for point in self.tables[model].on(unit.name):
+        """[(standard deviation of log noise, MB, ms, mJ)]: a hull per kind of noise and, where
+        memory is capped, per size."""
+        rest = self.rest_mw(unit, stretch)
+        corners: dict[tuple[float, float], list] = {}
+        for point in self.points(model, unit):
             if point.accuracy_val_pct < floor_pct - 1e-9 or point.memory_mb > memory_mb:
                 continue
+            held_mb = point.memory_mb if math.isfinite(memory_mb) else 0.0
             for mhz, ms in zip(unit.freqs, point.latency_ms, strict=True):
                 if mhz <= cap_mhz:
                     time_ms = ms * stretch * unit.memory_scale(mhz, emc)
                     mj = time_ms * (unit.power_mw(mhz, point.cores) - rest) / 1000
-                    corners.setdefault(point.noise_cv, []).append((time_ms, mj))
-        return [
-            (math.sqrt(math.log1p(cv**2)), *corner)
-            for cv, some in corners.items()
-            for corner in lower_hull(some)
-        ]
+                    corners.setdefault((point.sigma, held_mb), []).append((time_ms, mj))
+        return [(*kind, *corner) for kind, some in corners.items() for corner in lower_hull(some)]
 
 
-def _solve(frames: list[Frame], edges, states, hulls: _Hulls):
-    """(share of every frame that is served, mJ above idle, the solver's relative gap).
+def _solve(programme: "_Programme", search_s: float):
+    """(fewest frames that nobody serves, how many of each bundle the best solution found leaves
+    out, least mJ above idle, gap).
 
     Example: one frame with a window of 0 to 40 ms, which a change at 30 ms cuts in two, on one
-    unit whose hull has the corners (20 ms, 8 mJ) and (40 ms, 4 mJ): four variables x, two for
-    each interval, and z. Constraints: x1 + x2 + x3 + x4 + z = 1; in the first interval
-    20 x1 + 40 x2 <= 30, once for the unit and once for the frame; in the second 20 x3 + 40 x4 <=
-    10. Costs 8, 4, 8, 4 mJ, and 1e6 for z. Solution: x2 = 3/4, x4 = 1/4, 4 mJ.
+    unit whose hull has the corners (20 ms, 8 mJ) and (40 ms, 4 mJ): z and four variables x, two
+    for each cell. Constraints: x1 + x2 + x3 + x4 + z >= 1; in the first cell 20 x1 + 40 x2 <= 30;
+    in the second 20 x3 + 40 x4 <= 10. With z = 0 and costs of 8, 4, 8, 4 mJ the solution is x2 =
+    3/4, x4 = 1/4, 4 mJ: whole, so there is nothing to search. With a window of 15 ms, x1 = 3/4 is
+    all that fits. No solution has z = 0, the least z of the linear programme is 1/4, and of a
+    whole frame 1: it is left out, for 0 mJ.
     """
-    programme = _Programme(frames, edges, states, hulls)
-    room = programme.room
-    shares = len(programme.cost)
-    wholes = len(frames)
-    columns = shares + wholes  # x, then z
-    unserved_mj = np.full(wholes, _UNSERVED_MJ)
-    cost = np.append(programme.cost, unserved_mj)
-    owner = np.array(programme.owner, int)
-    # Shares of a frame, and what nobody serves of it, sum up to 1.
-    frame_of_column = np.append(owner, np.arange(wholes))
-    places = frame_of_column, np.arange(columns)
-    of_frame = csr_array((np.ones(columns), places))
-    # Every x takes time of its unit and of its frame.
-    column_of_time = np.repeat(np.arange(shares), 2)
-    places = programme.rows, column_of_time
-    in_time = csr_array((programme.times, places), (len(room), columns))
-    solved = _staying(cost, in_time, room, of_frame, owner, programme.where)
-    if solved is None:
-        solved = linprog(cost, in_time, room, of_frame, np.ones(wholes), method="highs")
-    if solved.status != 0:
-        raise SearchError(f"the optimum was not found: {solved.message}")
-    gap = float(solved.get("mip_gap") or 0.0)
-    x = solved.x[:shares]
-    served = np.bincount(owner, x, wholes)
-    return served, float(x @ cost[:shares]), gap
+    bundles = programme.bundles
+    energy_mj = np.array(programme.mj)
+    fewest, gap = 0, 0.0
+    best = programme.least(energy_mj, 0, search_s)
+    if best is None:  # not all can be served
+        is_unserved = np.arange(len(energy_mj)) < len(bundles)
+        count = programme.least(is_unserved.astype(float), math.inf, search_s)
+        if count is not None:
+            fewest = math.ceil(count.bound - 1e-3)
+            left_out = np.ceil(count.x[: len(bundles)] - _SHARE).sum()
+            gap = (left_out - fewest) / sum(len(bundle.frames) for bundle in bundles)
+            best = programme.least(energy_mj, fewest, search_s)
+            # Where the search for the fewest had no end, whole frames may not be possible.
+            best = best or programme.least(energy_mj, fewest, 0.0)
+        if best is None:
+            raise SearchError("the optimum was not found: the solver contradicts itself")
+        if count.is_whole and not best.is_whole:
+            best = best._replace(x=count.x, is_whole=True)
+    more = float(energy_mj @ best.x) / max(best.bound, _SHARE) - 1
+    gap = max(gap, more if best.is_whole else math.inf)
+    unserved = np.ceil(best.x[: len(bundles)] - _SHARE).astype(int)
+    return fewest, unserved, best.bound, gap
+
+
+class _Found(NamedTuple):
+    """The solution that a search came to, or, if it is not `is_whole`, one that serves frames in
+    parts; and the cost that none is below."""
+
+    x: np.ndarray
+    bound: float
+    is_whole: bool = True
 
 
 class _Programme:
-    """The variables x of the linear programme, in order, and the room (ms) of its constraints.
+    """The programme of the module's docstring: columns, and rows `entries <= room`.
 
-    `cost` (mJ of a whole frame), `owner` (number of the frame) and `where` (unit) have one entry a
-    variable; `rows` and `times` two: its unit in that interval, and its frame.
+    The columns are z, one a bundle, then x and m as they come; `mj` has the cost of each, `shares`
+    per bundle the columns x of each unit.
     """
 
-    def __init__(self, frames: list[Frame], edges, states, hulls: _Hulls):
-        self.cost: list[float] = []
-        self.owner: list[int] = []
-        self.where: list[str] = []
-        self.rows: list[int] = []
-        self.times: list[float] = []
+    def __init__(self, bundles: list[_Bundle], under, hulls: _Hulls):
+        self.bundles = bundles
+        self.mj = [0.0] * len(bundles)
+        self.shares: list[dict[str, list[int]]] = [{} for _ in bundles]
         self.room: list[float] = []
-        self._capacity: dict[tuple[str, int], int] = {}
-        starts_ms = [frame.start_ms for frame in frames]
-        ends_ms = [frame.end_ms for frame in frames]
-        first = np.searchsorted(edges, starts_ms)
-        last = np.searchsorted(edges, ends_ms)
-        lengths_ms = np.diff(edges)
-        for k, frame in enumerate(frames):
-            stop = min(last[k], len(states))
-            for i in range(first[k], stop):
-                self._add(k, frame, i, lengths_ms[i], states[i], hulls)
+        self.entries: list[tuple[int, int, float]] = []  # row, column, value
+        self._rows: dict[tuple, int] = {}
+        self._held: dict[tuple, int] = {}
+        grid = _Grid(bundles, [t_ms for t_ms, _ in under])
+        for k, bundle in enumerate(bundles):
+            self._enter(("all of", k), -1.0, k, -1 / len(bundle.frames))
+            options: dict[str, list[_Option]] = {}
+            for cells in grid.cells(bundle):
+                _, now = under[grid.change_before(cells[0])]
+                for option in _options(bundle, cells, now, hulls):
+                    options.setdefault(option.kind.family, []).append(option)
+            for some in options.values():
+                if _is_in_time(len(bundle.frames), some):
+                    for option in some:
+                        self._add(k, option, hulls)
 
-    def _add(self, k: int, frame: Frame, i: int, length_ms: float, now: Conditions, hulls):
-        """What frame number `k` can do in interval `i`."""
-        one_place = len(self.room)
-        self.room.append(length_ms)
-        for unit, stretch, cap, many in hulls.kinds(now):
-            corners = hulls.of(
-                frame.model, unit, frame.floor_pct, stretch, cap, now.emc, now.memory_mb
-            )
-            if not corners:
+    def _enter(self, row: tuple, room: float, column: int, value: float) -> None:
+        """One entry of the row of that name."""
+        if row not in self._rows:
+            self._rows[row] = len(self.room)
+            self.room.append(room)
+        self.entries.append((self._rows[row], column, value))
+
+    def _column(self, mj: float = 0.0) -> int:
+        self.mj.append(mj)
+        return len(self.mj) - 1
+
+    def _add(self, k: int, option: _Option, hulls: _Hulls) -> None:
+        """One more column, with its entries in the rows of all that it takes."""
+        cells, now, kind, ms, mj, mb = option
+        frames = self.bundles[k].frames
+        column = self._column(mj)
+        self.shares[k].setdefault(kind.family, []).append(column)
+        self._enter(("all of", k), -1.0, column, -1.0)
+        if len(frames) < sum(other.many for other in hulls.kinds(now)):
+            room_ms = _length_ms(cells[0]) * len(frames)
+            self._enter(("in one place", k, cells[0]), room_ms, column, ms)
+        for cell in cells:
+            self._enter((kind.unit.name, cell), _length_ms(cell) * kind.many, column, ms)
+            if mb:
+                held = self._memory(frames[0].app, kind, cell, now.memory_mb)
+                self._enter(held, 0.0, column, ms * mb)
+
+    def _memory(self, app: str, kind: _Kind, cell: tuple[float, float], cap_mb: float) -> tuple:
+        """The row of what an app holds on a unit in a cell."""
+        if (app, cell) not in self._held:
+            column = self._held[app, cell] = self._column()
+            self._enter(("memory", cell), _length_ms(cell) * cap_mb, column, 1.0)
+        row = app, kind.unit.name, cell
+        if row not in self._rows:
+            self._enter(row, 0.0, self._held[app, cell], -float(kind.many))
+        return row
+
+    def least(self, cost: np.ndarray, unserved: float, search_s: float) -> _Found | None:
+        """The least cost with at most so many frames unserved; None where that is impossible. A
+        search that takes 0 s leaves frames in parts."""
+        count, width = len(self.bundles), len(cost)
+        room = [*self.room, unserved + _SHARE / 2]
+        entries = self.entries + [(len(self.room), k, 1.0) for k in range(count)]
+        most = np.full(width, np.inf)
+        most[:count] = [len(bundle.frames) for bundle in self.bundles]
+        relaxed = _search(cost, entries, room, most, np.zeros(width))
+        if relaxed.x is None:
+            return None
+        undecided = self._undecided(relaxed.x)
+        if not (undecided and search_s):
+            return _Found(relaxed.x, relaxed.fun, not undecided)
+        is_whole = np.isin(np.arange(width), undecided).tolist()
+        for k in undecided:
+            kinds = self._kinds(k)
+            if not kinds:
                 continue
-            row = self._capacity.setdefault((unit.name, i), len(self.room))
-            if row == len(self.room):
-                self.room.append(length_ms * many)
-            for sigma, ms, mj in corners:
-                noise = math.exp(sigma * frame.draw - sigma**2 / 2)
-                self.rows += (row, one_place)
-                self.times += (ms * noise, ms * noise)
-                self.cost.append(mj * noise)
-                self.owner.append(k)
-                self.where.append(unit.name)
+            once = len(room)
+            room.append(1.0)
+            entries.append((once, k, 1.0))
+            for columns in kinds:
+                there, y = len(room), len(is_whole)
+                room.append(0.0)
+                is_whole.append(True)
+                entries += [(there, column, 1.0) for column in columns]
+                entries += [(there, y, -1.0), (once, y, 1.0)]
+        more = len(is_whole) - width
+        cost, most = np.append(cost, np.zeros(more)), np.append(most, np.ones(more))
+        limits = {"node_limit": MOST_NODES, "time_limit": search_s}
+        solved = _search(cost, entries, room, most, is_whole, limits)
+        if solved.status not in (0, 1):  # neither solved nor at its limits
+            return None
+        bound = max(relaxed.fun, solved.mip_dual_bound or 0.0)
+        if solved.x is None:
+            return _Found(relaxed.x, bound, False)
+        return _Found(solved.x[:width], bound)
+
+    def _undecided(self, x: np.ndarray) -> list[int]:
+        """The bundles that a search has to make whole, those first that `x` splits: the others
+        only where all fit into `MOST_BINARIES`, or next to one that is served in part."""
+        count = len(self.bundles)
+        in_part = np.abs(x[:count] - np.round(x[:count])) > _SHARE
+        is_split = in_part.copy()
+        binaries = np.ones(count, int)
+        for k in range(count):
+            kinds = self._kinds(k)
+            binaries[k] += len(kinds)
+            used = [x[columns].sum() > _SHARE for columns in kinds]
+            is_split[k] |= sum(used) > 1
+        if not is_split.any():
+            return []
+        starts_ms, ends_ms = _windows(self.bundles)
+        before = starts_ms[:, None] < ends_ms[in_part]
+        behind = ends_ms[:, None] > starts_ms[in_part]
+        is_near = (before & behind).any(axis=1)
+        rank = np.where(is_split, 0, np.where(is_near, 1, 2))
+        order = np.argsort(rank, kind="stable")
+        if binaries.sum() > MOST_BINARIES:
+            order = order[rank[order] < 2]
+        return order[np.cumsum(binaries[order]) <= MOST_BINARIES].tolist()
+
+    def _kinds(self, k: int) -> list[list[int]]:
+        """The columns x of every kind of unit between which a frame has to be decided; of bundles,
+        whose frames may run in different places, none."""
+        units = self.shares[k].values()
+        return list(units) if len(units) > 1 == len(self.bundles[k].frames) else []
 
 
-def _staying(cost, in_time, room, of_frame, owner, where: list[str]):
-    """The optimum in which no frame migrates; None if there is but one kind of unit, or too much
-    to decide.
+class _Grid:
+    """Time in cells: small ones, from each edge of a window or change to the next, and, where there
+    are windows over too many of those, blocks of them."""
 
-    Binary variable y[k, u] says that frame k runs on unit u: sum over u of y[k, u] <= 1, and the
-    shares of k on u sum up to at most y[k, u]. `where`: the unit of every variable x, `owner` its
-    frame.
-    """
-    frames = of_frame.shape[0]
-    who = list(zip(owner.tolist(), where, strict=True))
-    pairs = sorted(set(who))
-    if len(set(where)) < 2 or len(pairs) > MOST_BINARIES:
-        return None
-    number = {pair: i for i, pair in enumerate(pairs)}
-    shares = len(owner)
-    binaries = len(pairs)
-    columns = shares + frames
-    of_pair = [number[pair] for pair in who]
-    places = of_pair, np.arange(shares)
-    used = csr_array((np.ones(shares), places), (binaries, columns))
-    frame_of_pair = [frame for frame, _ in pairs]
-    places = frame_of_pair, np.arange(binaries)
-    chosen = csr_array((np.ones(binaries), places), (frames, binaries))
-    limits = block_array([[in_time, None], [used, -eye_array(binaries)], [None, chosen]])
-    at_most = np.concatenate([room, np.zeros(binaries), np.ones(frames)])
-    whole = block_array([[of_frame, csr_array((frames, binaries))]])
-    free = np.zeros(columns)
-    solved = milp(
-        np.append(cost, np.zeros(binaries)),
-        integrality=np.append(free, np.ones(binaries)),
-        constraints=[
-            LinearConstraint(whole, 1, 1),
-            LinearConstraint(limits, -np.inf, at_most),
-        ],
-        options={"node_limit": MOST_NODES},
-    )
-    return solved if solved.status == 0 else None
+    def __init__(self, bundles: list[_Bundle], changes_ms: list[float]):
+        self.changes_ms = np.round(changes_ms, _TIMES)
+        starts_ms, ends_ms = _windows(bundles)
+        edges = np.unique(np.concatenate([starts_ms, ends_ms, self.changes_ms]))
+        self.edges = self.cuts = edges
+        self.most = max(FEW_CELLS, MOST_CELLS // len(bundles))
+        is_long = np.searchsorted(edges, ends_ms) - np.searchsorted(edges, starts_ms) > self.most
+        if not is_long.any():
+            return
+        # Every change, and the edges of long windows that are not too close to another.
+        apart_ms = (ends_ms - starts_ms)[is_long].min() / FEW_CELLS
+        cuts = np.unique([edges[0], *self.changes_ms, edges[-1]])
+        for t_ms in np.unique([starts_ms[is_long], ends_ms[is_long]]):
+            if np.abs(cuts - t_ms).min() >= apart_ms:
+                cuts = np.append(cuts, t_ms)
+        self.cuts = np.sort(cuts)
+
+    def cells(self, bundle: _Bundle) -> list[list[tuple[float, float]]]:
+        """The cells of a window, each with the block that it is part of."""
+        first, last = np.searchsorted(self.edges, bundle[1:])
+        if last - first > self.most:
+            first = np.searchsorted(self.cuts, bundle.start_ms, side="right") - 1
+            last = np.searchsorted(self.cuts, bundle.end_ms)
+            return [[cell] for cell in pairwise(self.cuts[first : last + 1].tolist())]
+        found = []
+        for cell in pairwise(self.edges[first : last + 1].tolist()):
+            end = np.searchsorted(self.cuts, cell[0], side="right")
+            block = tuple(self.cuts[end - 1 : end + 1].tolist())
+            found.append([cell] if cell == block else [cell, block])
+        return found
+
+    def change_before(self, cell: tuple[float, float]) -> int:
+        """Number of the conditions that hold in a cell."""
+        return int(np.searchsorted(self.changes_ms, cell[0], side="right")) - 1
+
+
+def _windows(bundles: list[_Bundle]) -> tuple[np.ndarray, np.ndarray]:
+    """Starts and ends in ms."""
+    starts_ms = [bundle.start_ms for bundle in bundles]
+    ends_ms = [bundle.end_ms for bundle in bundles]
+    return np.array(starts_ms), np.array(ends_ms)
+
+
+def _options(bundle: _Bundle, cells, now: Conditions, hulls: _Hulls) -> Iterator[_Option]:
+    """All that a bundle can do in a cell."""
+    frame = bundle.frames[0]
+    for kind in hulls.kinds(now):
+        for sigma, mb, ms, mj in hulls.of(
+            frame.model, kind.unit, frame.floor_pct, kind.stretch, kind.cap_mhz, *now[2:4]
+        ):
+            work = bundle.work(sigma)
+            yield _Option(cells, now, kind, ms * work, mj * work, mb)
+
+
+def _is_in_time(frames: int, options: list[_Option]) -> bool:
+    """Whether a unit that does nothing else serves one of so many frames with these options."""
+    share: dict[tuple[float, float], float] = {}
+    for option in options:
+        cell = option.cells[0]
+        most = _length_ms(cell) * frames / option.ms
+        share[cell] = max(share.get(cell, 0.0), most)
+    return sum(share.values()) >= 1
+
+
+def _length_ms(cell: tuple[float, float]) -> float:
+    return cell[1] - cell[0] + _SLACK_MS
+
+
+def _search(cost, entries, room, most, is_whole, options=None):
+    """HiGHS: the least cost with rows of `entries` (row, column, value) <= `room`, columns from 0
+    to `most`, those of `is_whole` whole numbers."""
+    rows, columns, values = zip(*entries, strict=True)
+    matrix = csr_array((values, (rows, columns)), (len(room), len(cost)))
+    limits = LinearConstraint(matrix, -np.inf, room)
+    between = Bounds(0, most)
+    return milp(cost, integrality=is_whole, bounds=between, constraints=limits, options=options)
