@@ -37,11 +37,12 @@ from suite.studies.scenarios import scenario
 GPU = NOISY.unit("gpu")
 
 
-def bound(workload, log, seed=0, on=NOISY, points=NOISY_TABLES):
+def bound(workload, log, seed=0, on=NOISY, points=NOISY_TABLES, **options):
     """Optimum for the frames that a run served in time."""
     frames = frames_of(log, workload, points)
     done = frames[frames["on_time"]]
-    return optimum(workload, on, points, seed, zip(done["app"], done["frame"], strict=True))
+    only = zip(done["app"], done["frame"], strict=True)
+    return optimum(workload, on, points, seed, only, **options)
 
 
 @settings(deadline=None, max_examples=20)
@@ -64,13 +65,14 @@ def test_no_policy_takes_less(needs, subnet, mhz, governed, stretch, seed):
     governors = {"gpu": "simple_ondemand"} if governed else {}
     rivals = (Manager(NOISY, NOISY_TABLES), Manager(NOISY, NOISY_TABLES, objective="accuracy"),
               Static("fixed", placed, {"gpu": mhz}, governors, choose=edf))  # fmt: skip
-    best = optimum(workload, NOISY, NOISY_TABLES, seed)
+    # What a search has proved when it stops is a bound, too; others let it end.
+    best = optimum(workload, NOISY, NOISY_TABLES, seed, search_s=0.1)
     for policy in rivals:
         log = run(workload, NOISY, NOISY_TABLES, policy, seed)
-        assert energy_mj(log) >= bound(workload, log, seed).energy_mj * (1 - 1e-9)
+        least = bound(workload, log, seed, search_s=0.1)
+        assert energy_mj(log) >= least.energy_mj * (1 - 1e-9)
         served = int(frames_of(log, workload, NOISY_TABLES)["on_time"].sum())
-        # What it calls infeasible nobody serves; what it serves in part counts in part.
-        assert served <= best.served + 1e-6
+        assert served <= best.served
 
 
 @settings(deadline=None, max_examples=5)
@@ -89,7 +91,7 @@ def test_heat_only_adds_to_it(air_c, period_ms, subnet):
         log = run(workload, warm, NOISY_TABLES, policy)
         assert energy_mj(log) >= bound(workload, log, 0, warm).energy_mj * (1 - 1e-9)
         served = int(frames_of(log, workload, NOISY_TABLES)["on_time"].sum())
-        assert served <= best.served + 1e-6
+        assert served <= best.served
     coldest_c = min(air_c, 25.0)
     nobody = optimum(replace(workload, apps=()), warm, NOISY_TABLES)
     assert nobody.energy_mj == pytest.approx(8 * warm.power_mw({}, {}, coldest_c))
@@ -125,18 +127,26 @@ def test_a_window_between_two_clocks_mixes_them():
 
 
 def test_a_frame_stays_on_its_unit_where_that_can_be_decided(monkeypatch):
-    # The CPU is ten times slower and takes a fraction of the power: it alone is too late, the GPU
-    # alone dear, and half a frame on each would be in time and cheap.
+    # The CPU is ten times slower, takes a fraction of the power and is in time for one of two
+    # frames: 150 ms of the other half there and the rest on the GPU would be cheaper still.
     on = board(unit(settle_ms=0.0, c_uw_mhz_v2=40000.0), unit("cpu", "cpu", c_uw_mhz_v2=1.0))
     points = tables(on, nets=(("large", 80.0, 20.0),), units=("gpu", "cpu"))
-    workload = periodic(1000.0, deadline_ms=150.0, horizon_s=10.0)
-    on_gpu = tables(on, nets=(("large", 80.0, 20.0),))
-    stays, alone = optimum(workload, on, points), optimum(workload, on, on_gpu)
-    assert stays.energy_mj == pytest.approx(alone.energy_mj)
+    apps = tuple(App(name, "net", 300.0, period_ms=1000.0) for name in "ab")
+    workload = Workload("w", 5.0, apps)
+    one = optimum(replace(workload, apps=apps[:1]), on, points)
+    stays = optimum(workload, on, points)
+    at_250_mj = 80.0 * (on.unit("gpu").power_mw(250.0) - on.unit("gpu").idle_mw(250.0)) / 1000
+    assert stays.energy_mj == pytest.approx(one.energy_mj + 5 * at_250_mj, rel=1e-5)
     assert stays.served == 10
     assert 0 <= stays.gap <= 1e-4
-    monkeypatch.setattr(oracle_module, "MOST_BINARIES", 0)
-    assert optimum(workload, on, points).energy_mj < stays.energy_mj - 1
+    loose = [optimum(workload, on, points, search_s=0.0)]
+    for limit in ("MOST_BINARIES", "MOST_COLUMNS"):
+        with monkeypatch.context() as patch:
+            patch.setattr(oracle_module, limit, 0)
+            loose.append(optimum(workload, on, points))
+    for best in loose:
+        assert best.energy_mj < stays.energy_mj - 1
+        assert best.served == 10
 
 
 def test_only_the_optimum_says_what_is_infeasible():

@@ -1,8 +1,8 @@
 """The optimum: what a clairvoyant controller needs at least for the same work.
 
 A programme over the whole run, solved by HiGHS. Time is cut into cells at every arrival, deadline
-and change. Variable x[k, u, i, v] is the share of frame k that unit u computes in cell i at vertex v
-of the lower convex hull of (ms, mJ) over the sub-networks and clocks that are allowed there, and
+and change. Variable x[k, u, i, v] is the share of frame k that unit u computes in cell i at vertex
+v of the lower convex hull of (ms, mJ) over the sub-networks and clocks that are allowed there, and
 z[k] is 1 where frame k is not served:
 
     min  sum mJ x   s.t.  sum over (u, i, v) of x[k] + z[k] >= 1,
@@ -19,9 +19,9 @@ solution, so none takes less energy and none serves more.
 
 A frame is served whole or not at all, and on one kind of unit. The linear programme is solved first
 and is the answer where it does so anyway. Where it does not, binary variables z[k] and y[k, u] say
-so for the frames that need it. What exceeds `MOST_BINARIES`, or the nodes and seconds of a search,
-is left in parts: then `energy_mj` and `served` are what has been proved, still bounds, and `gap`
-says how far the best solution found is from them.
+so for the frames that need it. What exceeds `MOST_COLUMNS` and `MOST_BINARIES`, or the nodes and
+seconds of a search, is left in parts: then `energy_mj` and `served` are what has been proved, still
+bounds, and `gap` says how far the best solution found is from them.
 
 Large cases are relaxed, which only lowers the bound. Many frames of one app with the same window
 and floor are bundles of nearly equal noise, each frame as short as the shortest of its bundle; z
@@ -38,7 +38,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
-from scipy.optimize import Bounds, LinearConstraint, milp
+from scipy.optimize import Bounds, LinearConstraint, linprog, milp
 from scipy.sparse import csr_array
 
 from dynlib.boards.board import Board, Unit
@@ -49,7 +49,7 @@ from dynlib.runtime.conditions import Conditions, Setup, conditions, rest_mw, st
 from dynlib.runtime.jobs import AppRun
 from dynlib.workload import CLOSED_LOOP
 
-MOST_BINARIES, MOST_NODES = 400, 200
+MOST_COLUMNS, MOST_BINARIES, MOST_NODES = 50000, 1000, 200
 MOST_CELLS, FEW_CELLS = 20000, 16  # of all windows together, and of any window
 FEW_FRAMES, NEAR = 10, 0.05  # more frames at once are bundles of draws that differ by less
 _SHARE = 1e-6  # of a frame: less than the solver's tolerance is nothing
@@ -297,15 +297,16 @@ def _solve(programme: "_Programme", search_s: float):
     """
     bundles = programme.bundles
     energy_mj = np.array(programme.mj)
+    frames = sum(len(bundle.frames) for bundle in bundles)
     fewest, gap = 0, 0.0
     best = programme.least(energy_mj, 0, search_s)
     if best is None:  # not all can be served
         is_unserved = np.arange(len(energy_mj)) < len(bundles)
-        count = programme.least(is_unserved.astype(float), math.inf, search_s)
+        count = programme.least(is_unserved.astype(float), frames, search_s)
         if count is not None:
             fewest = math.ceil(count.bound - 1e-3)
             left_out = np.ceil(count.x[: len(bundles)] - _SHARE).sum()
-            gap = (left_out - fewest) / sum(len(bundle.frames) for bundle in bundles)
+            gap = (left_out - fewest) / frames
             best = programme.least(energy_mj, fewest, search_s)
             # Where the search for the fewest had no end, whole frames may not be possible.
             best = best or programme.least(energy_mj, fewest, 0.0)
@@ -401,11 +402,11 @@ class _Programme:
         entries = self.entries + [(len(self.room), k, 1.0) for k in range(count)]
         most = np.full(width, np.inf)
         most[:count] = [len(bundle.frames) for bundle in self.bundles]
-        relaxed = _search(cost, entries, room, most, np.zeros(width))
+        relaxed = _search(cost, entries, room, most)
         if relaxed.x is None:
             return None
         undecided = self._undecided(relaxed.x)
-        if not (undecided and search_s):
+        if not undecided or not search_s or width > MOST_COLUMNS:
             return _Found(relaxed.x, relaxed.fun, not undecided)
         is_whole = np.isin(np.arange(width), undecided).tolist()
         for k in undecided:
@@ -535,11 +536,15 @@ def _length_ms(cell: tuple[float, float]) -> float:
     return cell[1] - cell[0] + _SLACK_MS
 
 
-def _search(cost, entries, room, most, is_whole, options=None):
+def _search(cost, entries, room, most, is_whole=None, limits=None):
     """HiGHS: the least cost with rows of `entries` (row, column, value) <= `room`, columns from 0
     to `most`, those of `is_whole` whole numbers."""
     rows, columns, values = zip(*entries, strict=True)
     matrix = csr_array((values, (rows, columns)), (len(room), len(cost)))
-    limits = LinearConstraint(matrix, -np.inf, room)
-    between = Bounds(0, most)
-    return milp(cost, integrality=is_whole, bounds=between, constraints=limits, options=options)
+    if is_whole is None:  # the interior-point method is the faster one for large cases
+        bounds = np.column_stack([np.zeros(len(cost)), most])
+        return linprog(cost, matrix, room, bounds=bounds, method="highs-ipm")
+    at_most = LinearConstraint(matrix, -np.inf, room)
+    return milp(
+        cost, integrality=is_whole, bounds=Bounds(0, most), constraints=at_most, options=limits
+    )
