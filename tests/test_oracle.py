@@ -1,6 +1,7 @@
 from dataclasses import replace
 from itertools import pairwise, product
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -25,6 +26,7 @@ from dynlib.errors import DynlibError
 from dynlib.machine.bind import load_board
 from dynlib.manager.manager import Manager
 from dynlib.manager.policy import Placement, edf
+from dynlib.points import PointTable
 from dynlib.runtime import oracle as oracle_module
 from dynlib.runtime.case import Case
 from dynlib.runtime.oracle import offered
@@ -193,6 +195,8 @@ def test_the_manager_is_near_and_linux_is_not_below(name):
     near = against_optimum([name], on, points, seeds=[200]).iloc[0]
     assert 1 <= near["energy_over_oracle"] <= 1.15
     assert near["above_idle_over_oracle"] <= 1.35
+    assert 1 <= near["energy_over_oracle_same_frames"] <= 1.15
+    assert 0.9 <= near["served_of_optimum"] <= 1
     assert near["deadline_miss_pct"] <= 1.0
     assert (near["infeasible_pct"] > 5) == (name == "T6")
     linux = linux_default(cases(make, on, points), seeds=[9001])
@@ -200,3 +204,62 @@ def test_the_manager_is_near_and_linux_is_not_below(name):
     assert energy_mj(log) >= bound(make(200), log, 200, on, points).energy_mj
     times = [e["t_s"] for e in log]
     assert all(a <= b for a, b in pairwise(times))
+
+
+def test_networks_that_run_together_fit_the_memory_together():
+    # On either unit alone both frames are in time; next to each other only without the cap.
+    units = unit("gpu", settle_ms=0.0), unit("other", settle_ms=0.0)
+    on = board(*units)
+    sized = tables(on, nets=(("large", 80.0, 20.0),), units=("gpu", "other"))["net"].frame
+    points = {"net": PointTable(sized.assign(memory_mb=60.0), on)}
+    apps = tuple(App(name, "net", 20.0, period_ms=100.0) for name in "ab")
+
+    def served(apps, cap_mb):
+        workload = Workload("w", 1.0, apps, (Change(0.0, memory_mb=cap_mb),))
+        return optimum(workload, on, points).served
+
+    assert served(apps, 120.0) == 20
+    assert served(apps, 119.0) == 10
+    assert served(apps[:1], 60.0) == 10
+    # Frames of one app run the same network.
+    twice = (replace(apps[0], arrival="offline", frames=2),)
+    assert served(twice, 60.0) == 2
+
+
+def test_a_frame_may_stay_on_the_twin_that_is_left():
+    # Halfway one of two equal clusters is taken away: the other is the same unit as before.
+    on = board(unit("a", settle_ms=0.0), unit("b", settle_ms=0.0))
+    points = tables(on, units=("a", "b"))
+    workload = periodic(100.0, horizon_s=0.1, accuracy_floor_pct=75.0,
+                        changes=[Change(0.05, unit="a", lost=True)])  # fmt: skip
+    best = optimum(workload, on, points)
+    assert best.served == 1
+    gpu = on.unit("a")
+    slow_mj = 80.0 * (gpu.power_mw(250.0) - gpu.idle_mw(250.0)) / 1000
+    assert best.energy_mj - best.idle_mj == pytest.approx(slow_mj, rel=1e-5)
+    # A twin that nobody has operating points for is no twin.
+    only_b = tables(on, units=("b",))
+    assert optimum(workload, on, only_b).served == 1
+
+
+@pytest.mark.parametrize("deadline_ms", [1000.0, 8000.0])
+def test_a_batch_is_bundled_and_the_shortest_frames_are_served(deadline_ms, monkeypatch):
+    on = board(unit(noise_cv=0.3))
+    points = tables(on, nets=(("large", 80.0, 20.0),))
+    batch = App("batch", "net", deadline_ms, "offline", frames=200)
+    workload = Workload("w", deadline_ms / 1000, (batch,))
+    case = Case(workload, on, points)
+    times = sorted(20 * points["net"].point("large", "gpu").noise(f.draw) for f in offered(case, 0))
+    most = int((np.cumsum(times) <= deadline_ms).sum())
+    best = optimum(workload, on, points)
+    assert most <= best.served <= most * 1.02
+    assert len(best.infeasible) >= 200 - best.served
+    # Beside a camera there are blocks of time; one frame at a time it is the same, and slower.
+    camera = App("camera", "net", 90.0, period_ms=100.0)
+    both = replace(workload, apps=(replace(batch, frames=40), camera))
+    bundled = optimum(both, on, points, search_s=0.0)
+    monkeypatch.setattr(oracle_module, "FEW_FRAMES", 40)
+    monkeypatch.setattr(oracle_module, "FEW_CELLS", 10**6)
+    each = optimum(both, on, points, search_s=0.0)
+    assert bundled.served >= each.served >= bundled.served * 0.98
+    assert each.energy_mj * 0.98 <= bundled.energy_mj <= each.energy_mj * (1 + 1e-6)

@@ -10,18 +10,19 @@ z[k] is 1 where frame k is not served:
                           sum over (u, v) of ms x[k, i] <= length[i]   (a frame is in one place),
                           sum of z as small as can be
 
-and, where memory is capped, m[a, i] >= sum over v of ms MB x[a, u, i] for every app a and unit u,
-with sum over a of m[a, i] <= MB allowed * length[i]: on average over a cell the networks that run
-fit together, and an app counts once, as in the loop. Noise, competitors, caps and arrivals are
-known. It may pre-empt and mix clocks and networks for nothing, a change of clock costs no time, and
-heat caps nothing, with static power as in the coldest air: every schedule of the loop is a
+and, where memory is capped, m[a, i] >= sum of ms MB x[a, i] on every unit, and of every frame, of
+app a, with sum over a of m[a, i] <= MB allowed * length[i]: on average over a cell the networks
+that run fit together, and an app counts once, as in the loop. Noise, competitors, caps and arrivals
+are known. It may pre-empt and mix clocks and networks for nothing, a change of clock costs no time,
+and heat caps nothing, with static power as in the coldest air: every schedule of the loop is a
 solution, so none takes less energy and none serves more.
 
-A frame is served whole or not at all, and on one kind of unit. The linear programme is solved first
-and is the answer where it does so anyway. Where it does not, binary variables z[k] and y[k, u] say
-so for the frames that need it. What exceeds `MOST_COLUMNS` and `MOST_BINARIES`, or the nodes and
-seconds of a search, is left in parts: then `energy_mj` and `served` are what has been proved, still
-bounds, and `gap` says how far the best solution found is from them.
+A frame is served whole or not at all, and on one kind of unit: a kind that does nothing else and
+still is too late has no variables. The linear programme is solved first and is the answer where it
+is whole anyway. Where it is not, binary variables z[k] and y[k, u] say so for the frames that it
+splits, and for others as far as `MOST_BINARIES` go. What exceeds this or `MOST_COLUMNS`, or the
+nodes and seconds of a search, is left in parts: then `energy_mj` and `served` are what has been
+proved, still bounds, and `gap` says how far the best solution found is from them.
 
 Large cases are relaxed, which only lowers the bound. Many frames of one app with the same window
 and floor are bundles of nearly equal noise, each frame as short as the shortest of its bundle; z
@@ -31,6 +32,7 @@ block.
 """
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -211,18 +213,6 @@ class _Kind(NamedTuple):
     many: int
 
 
-class _Option(NamedTuple):
-    """A column x: all of a bundle on `kind` in the first of `cells`, which is part of the others,
-    takes so long (ms), costs so much (mJ) and holds so much memory (MB)."""
-
-    cells: list[tuple[float, float]]
-    now: Conditions
-    kind: _Kind
-    ms: float
-    mj: float
-    mb: float
-
-
 class _Hulls:
     """Lower hulls of (ms, mJ above idle) per whole frame, under given conditions."""
 
@@ -266,9 +256,19 @@ class _Hulls:
             for (family, stretch, cap), twins in alike.items()
         ]
 
-    def _of(self, model, unit: Unit, floor_pct, stretch, cap_mhz, emc, memory_mb):
-        """[(standard deviation of log noise, MB, ms, mJ)]: a hull per kind of noise and, where
-        memory is capped, per size."""
+    def corners(self, bundle: _Bundle, kind: _Kind, now: Conditions) -> list[tuple]:
+        """[(ms, mJ, MB)] of all of a bundle."""
+        model, floor_pct = bundle.frames[0].model, bundle.frames[0].floor_pct
+        found = []
+        for sigma, mb, ms, mj in self.of(model, floor_pct, kind, now.emc, now.memory_mb):
+            work = bundle.work(sigma)
+            found.append((ms * work, mj * work, mb))
+        return found
+
+    def _of(self, model: str, floor_pct: float, kind: _Kind, emc: float, memory_mb: float):
+        """[(standard deviation of log noise, MB, ms, mJ)] of a frame: a hull per kind of noise and,
+        where memory is capped, per size."""
+        unit, stretch = kind.unit, kind.stretch
         rest = self.rest_mw(unit, stretch)
         corners: dict[tuple[float, float], list] = {}
         for point in self.points(model, unit):
@@ -276,11 +276,11 @@ class _Hulls:
                 continue
             held_mb = point.memory_mb if math.isfinite(memory_mb) else 0.0
             for mhz, ms in zip(unit.freqs, point.latency_ms, strict=True):
-                if mhz <= cap_mhz:
+                if mhz <= kind.cap_mhz:
                     time_ms = ms * stretch * unit.memory_scale(mhz, emc)
                     mj = time_ms * (unit.power_mw(mhz, point.cores) - rest) / 1000
                     corners.setdefault((point.sigma, held_mb), []).append((time_ms, mj))
-        return [(*kind, *corner) for kind, some in corners.items() for corner in lower_hull(some)]
+        return [(*size, *corner) for size, some in corners.items() for corner in lower_hull(some)]
 
 
 def _solve(programme: "_Programme", search_s: float):
@@ -304,12 +304,13 @@ def _solve(programme: "_Programme", search_s: float):
         is_unserved = np.arange(len(energy_mj)) < len(bundles)
         count = programme.least(is_unserved.astype(float), frames, search_s)
         if count is not None:
-            fewest = math.ceil(count.bound - 1e-3)
+            fewest = max(1, math.ceil(count.bound - 1e-4))
+            most = max(fewest, count.bound)
             left_out = np.ceil(count.x[: len(bundles)] - _SHARE).sum()
             gap = (left_out - fewest) / frames
-            best = programme.least(energy_mj, fewest, search_s)
+            best = programme.least(energy_mj, most, search_s)
             # Where the search for the fewest had no end, whole frames may not be possible.
-            best = best or programme.least(energy_mj, fewest, 0.0)
+            best = best or programme.least(energy_mj, most, 0.0)
         if best is None:
             raise SearchError("the optimum was not found: the solver contradicts itself")
         if count.is_whole and not best.is_whole:
@@ -344,18 +345,23 @@ class _Programme:
         self.entries: list[tuple[int, int, float]] = []  # row, column, value
         self._rows: dict[tuple, int] = {}
         self._held: dict[tuple, int] = {}
-        grid = _Grid(bundles, [t_ms for t_ms, _ in under])
+        grid = _Grid(bundles, under)
         for k, bundle in enumerate(bundles):
             self._enter(("all of", k), -1.0, k, -1 / len(bundle.frames))
-            options: dict[str, list[_Option]] = {}
-            for cells in grid.cells(bundle):
-                _, now = under[grid.change_before(cells[0])]
-                for option in _options(bundle, cells, now, hulls):
-                    options.setdefault(option.kind.family, []).append(option)
-            for some in options.values():
-                if _is_in_time(len(bundle.frames), some):
-                    for option in some:
-                        self._add(k, option, hulls)
+            alone: Counter[str] = Counter()  # share of one frame that a family can serve at most
+            found = []
+            for cells, now in grid.cells(bundle):
+                for kind in hulls.kinds(now):
+                    corners = hulls.corners(bundle, kind, now)
+                    if corners:
+                        fastest_ms = min(ms for ms, _, _ in corners) / len(bundle.frames)
+                        alone[kind.family] += _length_ms(cells[0]) / fastest_ms
+                        found.append((cells, now, kind, corners))
+            for cells, now, kind, corners in found:
+                if alone[kind.family] >= 1:
+                    places = sum(other.many for other in hulls.kinds(now))
+                    for corner in corners:
+                        self._add(k, cells, kind, places, now.memory_mb, *corner)
 
     def _enter(self, row: tuple, room: float, column: int, value: float) -> None:
         """One entry of the row of that name."""
@@ -368,31 +374,31 @@ class _Programme:
         self.mj.append(mj)
         return len(self.mj) - 1
 
-    def _add(self, k: int, option: _Option, hulls: _Hulls) -> None:
-        """One more column, with its entries in the rows of all that it takes."""
-        cells, now, kind, ms, mj, mb = option
+    def _add(self, k: int, cells, kind: _Kind, places: int, cap_mb: float, ms, mj, mb) -> None:
+        """A column x: all of bundle `k` on `kind` in the first of `cells`, which is part of the
+        others, with its entries in the rows of all that it takes."""
         frames = self.bundles[k].frames
         column = self._column(mj)
         self.shares[k].setdefault(kind.family, []).append(column)
         self._enter(("all of", k), -1.0, column, -1.0)
-        if len(frames) < sum(other.many for other in hulls.kinds(now)):
+        if len(frames) < places:
             room_ms = _length_ms(cells[0]) * len(frames)
             self._enter(("in one place", k, cells[0]), room_ms, column, ms)
         for cell in cells:
-            self._enter((kind.unit.name, cell), _length_ms(cell) * kind.many, column, ms)
-            if mb:
-                held = self._memory(frames[0].app, kind, cell, now.memory_mb)
-                self._enter(held, 0.0, column, ms * mb)
-
-    def _memory(self, app: str, kind: _Kind, cell: tuple[float, float], cap_mb: float) -> tuple:
-        """The row of what an app holds on a unit in a cell."""
-        if (app, cell) not in self._held:
-            column = self._held[app, cell] = self._column()
-            self._enter(("memory", cell), _length_ms(cell) * cap_mb, column, 1.0)
-        row = app, kind.unit.name, cell
-        if row not in self._rows:
-            self._enter(row, 0.0, self._held[app, cell], -float(kind.many))
-        return row
+            length_ms = _length_ms(cell)
+            self._enter((kind.unit.name, cell), length_ms * kind.many, column, ms)
+            if not mb:
+                continue
+            app = frames[0].app
+            if (app, cell) not in self._held:
+                self._held[app, cell] = self._column()
+                self._enter(("memory", cell), length_ms * cap_mb, self._held[app, cell], 1.0)
+            # As much as on each unit, and as for each frame; twins and bundles are several.
+            for where, many in ((kind.unit.name, kind.many), (k, len(frames))):
+                row = app, where, cell
+                if row not in self._rows:
+                    self._enter(row, 0.0, self._held[app, cell], -float(many))
+                self._enter(row, 0.0, column, ms * mb)
 
     def least(self, cost: np.ndarray, unserved: float, search_s: float) -> _Found | None:
         """The least cost with at most so many frames unserved; None where that is impossible. A
@@ -434,11 +440,10 @@ class _Programme:
         return _Found(solved.x[:width], bound)
 
     def _undecided(self, x: np.ndarray) -> list[int]:
-        """The bundles that a search has to make whole, those first that `x` splits: the others
-        only where all fit into `MOST_BINARIES`, or next to one that is served in part."""
+        """The bundles that a search has to make whole, if any: `MOST_BINARIES` of them at most,
+        those first that `x` splits."""
         count = len(self.bundles)
-        in_part = np.abs(x[:count] - np.round(x[:count])) > _SHARE
-        is_split = in_part.copy()
+        is_split = np.abs(x[:count] - np.round(x[:count])) > _SHARE
         binaries = np.ones(count, int)
         for k in range(count):
             kinds = self._kinds(k)
@@ -447,14 +452,7 @@ class _Programme:
             is_split[k] |= sum(used) > 1
         if not is_split.any():
             return []
-        starts_ms, ends_ms = _windows(self.bundles)
-        before = starts_ms[:, None] < ends_ms[in_part]
-        behind = ends_ms[:, None] > starts_ms[in_part]
-        is_near = (before & behind).any(axis=1)
-        rank = np.where(is_split, 0, np.where(is_near, 1, 2))
-        order = np.argsort(rank, kind="stable")
-        if binaries.sum() > MOST_BINARIES:
-            order = order[rank[order] < 2]
+        order = np.argsort(~is_split, kind="stable")
         return order[np.cumsum(binaries[order]) <= MOST_BINARIES].tolist()
 
     def _kinds(self, k: int) -> list[list[int]]:
@@ -468,9 +466,11 @@ class _Grid:
     """Time in cells: small ones, from each edge of a window or change to the next, and, where there
     are windows over too many of those, blocks of them."""
 
-    def __init__(self, bundles: list[_Bundle], changes_ms: list[float]):
-        self.changes_ms = np.round(changes_ms, _TIMES)
-        starts_ms, ends_ms = _windows(bundles)
+    def __init__(self, bundles: list[_Bundle], under):
+        self.states = [now for _, now in under]
+        self.changes_ms = np.round([t_ms for t_ms, _ in under], _TIMES)
+        starts_ms = np.array([bundle.start_ms for bundle in bundles])
+        ends_ms = np.array([bundle.end_ms for bundle in bundles])
         edges = np.unique(np.concatenate([starts_ms, ends_ms, self.changes_ms]))
         self.edges = self.cuts = edges
         self.most = max(FEW_CELLS, MOST_CELLS // len(bundles))
@@ -485,51 +485,19 @@ class _Grid:
                 cuts = np.append(cuts, t_ms)
         self.cuts = np.sort(cuts)
 
-    def cells(self, bundle: _Bundle) -> list[list[tuple[float, float]]]:
-        """The cells of a window, each with the block that it is part of."""
-        first, last = np.searchsorted(self.edges, bundle[1:])
+    def cells(self, bundle: _Bundle) -> Iterator[tuple[list[tuple[float, float]], Conditions]]:
+        """The cells of a window, each with the block that it is part of, and what holds there."""
+        times = self.edges
+        first, last = np.searchsorted(times, bundle[1:])
         if last - first > self.most:
-            first = np.searchsorted(self.cuts, bundle.start_ms, side="right") - 1
-            last = np.searchsorted(self.cuts, bundle.end_ms)
-            return [[cell] for cell in pairwise(self.cuts[first : last + 1].tolist())]
-        found = []
-        for cell in pairwise(self.edges[first : last + 1].tolist()):
+            times = self.cuts
+            first = np.searchsorted(times, bundle.start_ms, side="right") - 1
+            last = np.searchsorted(times, bundle.end_ms)
+        for cell in pairwise(times[first : last + 1].tolist()):
             end = np.searchsorted(self.cuts, cell[0], side="right")
             block = tuple(self.cuts[end - 1 : end + 1].tolist())
-            found.append([cell] if cell == block else [cell, block])
-        return found
-
-    def change_before(self, cell: tuple[float, float]) -> int:
-        """Number of the conditions that hold in a cell."""
-        return int(np.searchsorted(self.changes_ms, cell[0], side="right")) - 1
-
-
-def _windows(bundles: list[_Bundle]) -> tuple[np.ndarray, np.ndarray]:
-    """Starts and ends in ms."""
-    starts_ms = [bundle.start_ms for bundle in bundles]
-    ends_ms = [bundle.end_ms for bundle in bundles]
-    return np.array(starts_ms), np.array(ends_ms)
-
-
-def _options(bundle: _Bundle, cells, now: Conditions, hulls: _Hulls) -> Iterator[_Option]:
-    """All that a bundle can do in a cell."""
-    frame = bundle.frames[0]
-    for kind in hulls.kinds(now):
-        for sigma, mb, ms, mj in hulls.of(
-            frame.model, kind.unit, frame.floor_pct, kind.stretch, kind.cap_mhz, *now[2:4]
-        ):
-            work = bundle.work(sigma)
-            yield _Option(cells, now, kind, ms * work, mj * work, mb)
-
-
-def _is_in_time(frames: int, options: list[_Option]) -> bool:
-    """Whether a unit that does nothing else serves one of so many frames with these options."""
-    share: dict[tuple[float, float], float] = {}
-    for option in options:
-        cell = option.cells[0]
-        most = _length_ms(cell) * frames / option.ms
-        share[cell] = max(share.get(cell, 0.0), most)
-    return sum(share.values()) >= 1
+            change = np.searchsorted(self.changes_ms, cell[0], side="right") - 1
+            yield [cell] if cell == block else [cell, block], self.states[change]
 
 
 def _length_ms(cell: tuple[float, float]) -> float:
