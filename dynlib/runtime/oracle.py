@@ -52,6 +52,7 @@ from dynlib.runtime.jobs import AppRun
 from dynlib.workload import CLOSED_LOOP
 
 MOST_COLUMNS, MOST_BINARIES, MOST_NODES = 50000, 1000, 200
+GOOD_GAP = 1e-3  # at which a search stops
 MOST_CELLS, FEW_CELLS = 20000, 16  # of all windows together, and of any window
 FEW_FRAMES, NEAR = 10, 0.05  # more frames at once are bundles of draws that differ by less
 _SHARE = 1e-6  # of a frame: less than the solver's tolerance is nothing
@@ -430,7 +431,7 @@ class _Programme:
                 entries += [(there, y, -1.0), (once, y, 1.0)]
         more = len(is_whole) - width
         cost, most = np.append(cost, np.zeros(more)), np.append(most, np.ones(more))
-        limits = {"node_limit": MOST_NODES, "time_limit": search_s}
+        limits = {"node_limit": MOST_NODES, "time_limit": search_s, "mip_rel_gap": GOOD_GAP}
         solved = _search(cost, entries, room, most, is_whole, limits)
         if solved.status not in (0, 1):  # neither solved nor at its limits
             return None
