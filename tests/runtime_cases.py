@@ -70,8 +70,8 @@ def cases(make, on, points):
     return lambda seed: Case(make(seed), on, points)
 
 
-def optimum(workload, on, points, seed=0, only=None):
-    return oracle.optimum(Case(workload, on, points), seed, only)
+def optimum(workload, on, points, seed=0, only=None, **options):
+    return oracle.optimum(Case(workload, on, points), seed, only, **options)
 
 
 def energy_mj(log):

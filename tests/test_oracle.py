@@ -1,6 +1,7 @@
 from dataclasses import replace
 from itertools import pairwise, product
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -25,6 +26,7 @@ from dynlib.errors import DynlibError
 from dynlib.machine.bind import load_board
 from dynlib.manager.manager import Manager
 from dynlib.manager.policy import Placement, edf
+from dynlib.points import PointTable
 from dynlib.runtime import oracle as oracle_module
 from dynlib.runtime.case import Case
 from dynlib.runtime.oracle import offered
@@ -37,11 +39,12 @@ from suite.studies.scenarios import scenario
 GPU = NOISY.unit("gpu")
 
 
-def bound(workload, log, seed=0, on=NOISY, points=NOISY_TABLES):
+def bound(workload, log, seed=0, on=NOISY, points=NOISY_TABLES, **options):
     """Optimum for the frames that a run served in time."""
     frames = frames_of(log, workload, points)
     done = frames[frames["on_time"]]
-    return optimum(workload, on, points, seed, zip(done["app"], done["frame"], strict=True))
+    only = zip(done["app"], done["frame"], strict=True)
+    return optimum(workload, on, points, seed, only, **options)
 
 
 @settings(deadline=None, max_examples=20)
@@ -64,13 +67,14 @@ def test_no_policy_takes_less(needs, subnet, mhz, governed, stretch, seed):
     governors = {"gpu": "simple_ondemand"} if governed else {}
     rivals = (Manager(NOISY, NOISY_TABLES), Manager(NOISY, NOISY_TABLES, objective="accuracy"),
               Static("fixed", placed, {"gpu": mhz}, governors, choose=edf))  # fmt: skip
-    best = optimum(workload, NOISY, NOISY_TABLES, seed)
+    # What a search has proved when it stops is a bound, too; others let it end.
+    best = optimum(workload, NOISY, NOISY_TABLES, seed, search_s=0.1)
     for policy in rivals:
         log = run(workload, NOISY, NOISY_TABLES, policy, seed)
-        assert energy_mj(log) >= bound(workload, log, seed).energy_mj * (1 - 1e-9)
+        least = bound(workload, log, seed, search_s=0.1)
+        assert energy_mj(log) >= least.energy_mj * (1 - 1e-9)
         served = int(frames_of(log, workload, NOISY_TABLES)["on_time"].sum())
-        # What it calls infeasible nobody serves; what it serves in part counts in part.
-        assert served <= best.served + 1e-6
+        assert served <= best.served
 
 
 @settings(deadline=None, max_examples=5)
@@ -89,7 +93,7 @@ def test_heat_only_adds_to_it(air_c, period_ms, subnet):
         log = run(workload, warm, NOISY_TABLES, policy)
         assert energy_mj(log) >= bound(workload, log, 0, warm).energy_mj * (1 - 1e-9)
         served = int(frames_of(log, workload, NOISY_TABLES)["on_time"].sum())
-        assert served <= best.served + 1e-6
+        assert served <= best.served
     coldest_c = min(air_c, 25.0)
     nobody = optimum(replace(workload, apps=()), warm, NOISY_TABLES)
     assert nobody.energy_mj == pytest.approx(8 * warm.power_mw({}, {}, coldest_c))
@@ -125,18 +129,26 @@ def test_a_window_between_two_clocks_mixes_them():
 
 
 def test_a_frame_stays_on_its_unit_where_that_can_be_decided(monkeypatch):
-    # The CPU is ten times slower and takes a fraction of the power: it alone is too late, the GPU
-    # alone dear, and half a frame on each would be in time and cheap.
+    # The CPU is ten times slower, takes a fraction of the power and is in time for one of two
+    # frames: 150 ms of the other half there and the rest on the GPU would be cheaper still.
     on = board(unit(settle_ms=0.0, c_uw_mhz_v2=40000.0), unit("cpu", "cpu", c_uw_mhz_v2=1.0))
     points = tables(on, nets=(("large", 80.0, 20.0),), units=("gpu", "cpu"))
-    workload = periodic(1000.0, deadline_ms=150.0, horizon_s=10.0)
-    on_gpu = tables(on, nets=(("large", 80.0, 20.0),))
-    stays, alone = optimum(workload, on, points), optimum(workload, on, on_gpu)
-    assert stays.energy_mj == pytest.approx(alone.energy_mj)
+    apps = tuple(App(name, "net", 300.0, period_ms=1000.0) for name in "ab")
+    workload = Workload("w", 5.0, apps)
+    one = optimum(replace(workload, apps=apps[:1]), on, points)
+    stays = optimum(workload, on, points)
+    at_250_mj = 80.0 * (on.unit("gpu").power_mw(250.0) - on.unit("gpu").idle_mw(250.0)) / 1000
+    assert stays.energy_mj == pytest.approx(one.energy_mj + 5 * at_250_mj, rel=1e-5)
     assert stays.served == 10
     assert 0 <= stays.gap <= 1e-4
-    monkeypatch.setattr(oracle_module, "MOST_BINARIES", 0)
-    assert optimum(workload, on, points).energy_mj < stays.energy_mj - 1
+    loose = [optimum(workload, on, points, search_s=0.0)]
+    for limit in ("MOST_BINARIES", "MOST_COLUMNS"):
+        with monkeypatch.context() as patch:
+            patch.setattr(oracle_module, limit, 0)
+            loose.append(optimum(workload, on, points))
+    for best in loose:
+        assert best.energy_mj < stays.energy_mj - 1
+        assert best.served == 10
 
 
 def test_only_the_optimum_says_what_is_infeasible():
@@ -146,7 +158,7 @@ def test_only_the_optimum_says_what_is_infeasible():
     assert {frame for _, frame in best.infeasible} == set(range(10, 20))
     assert best.spans_s[0][0] == pytest.approx(1.0)
     assert best.spans_s[-1][1] == pytest.approx(1.915)
-    assert best.served == pytest.approx(20 + 10 * 15 / 20)
+    assert best.served == 20  # whole frames: 10 in three quarters are none
 
 
 def test_two_frames_at_once_share_the_unit():
@@ -183,6 +195,8 @@ def test_the_manager_is_near_and_linux_is_not_below(name):
     near = against_optimum([name], on, points, seeds=[200]).iloc[0]
     assert 1 <= near["energy_over_oracle"] <= 1.15
     assert near["above_idle_over_oracle"] <= 1.35
+    assert 1 <= near["energy_over_oracle_same_frames"] <= 1.15
+    assert 0.9 <= near["served_of_optimum"] <= 1
     assert near["deadline_miss_pct"] <= 1.0
     assert (near["infeasible_pct"] > 5) == (name == "T6")
     linux = linux_default(cases(make, on, points), seeds=[9001])
@@ -190,3 +204,62 @@ def test_the_manager_is_near_and_linux_is_not_below(name):
     assert energy_mj(log) >= bound(make(200), log, 200, on, points).energy_mj
     times = [e["t_s"] for e in log]
     assert all(a <= b for a, b in pairwise(times))
+
+
+def test_networks_that_run_together_fit_the_memory_together():
+    # On either unit alone both frames are in time; next to each other only without the cap.
+    units = unit("gpu", settle_ms=0.0), unit("other", settle_ms=0.0)
+    on = board(*units)
+    sized = tables(on, nets=(("large", 80.0, 20.0),), units=("gpu", "other"))["net"].frame
+    points = {"net": PointTable(sized.assign(memory_mb=60.0), on)}
+    apps = tuple(App(name, "net", 20.0, period_ms=100.0) for name in "ab")
+
+    def served(apps, cap_mb):
+        workload = Workload("w", 1.0, apps, (Change(0.0, memory_mb=cap_mb),))
+        return optimum(workload, on, points).served
+
+    assert served(apps, 120.0) == 20
+    assert served(apps, 119.0) == 10
+    assert served(apps[:1], 60.0) == 10
+    # Frames of one app run the same network.
+    twice = (replace(apps[0], arrival="offline", frames=2),)
+    assert served(twice, 60.0) == 2
+
+
+def test_a_frame_may_stay_on_the_twin_that_is_left():
+    # Halfway one of two equal clusters is taken away: the other is the same unit as before.
+    on = board(unit("a", settle_ms=0.0), unit("b", settle_ms=0.0))
+    points = tables(on, units=("a", "b"))
+    workload = periodic(100.0, horizon_s=0.1, accuracy_floor_pct=75.0,
+                        changes=[Change(0.05, unit="a", lost=True)])  # fmt: skip
+    best = optimum(workload, on, points)
+    assert best.served == 1
+    gpu = on.unit("a")
+    slow_mj = 80.0 * (gpu.power_mw(250.0) - gpu.idle_mw(250.0)) / 1000
+    assert best.energy_mj - best.idle_mj == pytest.approx(slow_mj, rel=1e-5)
+    # A twin that nobody has operating points for is no twin.
+    only_b = tables(on, units=("b",))
+    assert optimum(workload, on, only_b).served == 1
+
+
+@pytest.mark.parametrize("deadline_ms", [1000.0, 8000.0])
+def test_a_batch_is_bundled_and_the_shortest_frames_are_served(deadline_ms, monkeypatch):
+    on = board(unit(noise_cv=0.3))
+    points = tables(on, nets=(("large", 80.0, 20.0),))
+    batch = App("batch", "net", deadline_ms, "offline", frames=200)
+    workload = Workload("w", deadline_ms / 1000, (batch,))
+    case = Case(workload, on, points)
+    times = sorted(20 * points["net"].point("large", "gpu").noise(f.draw) for f in offered(case, 0))
+    most = int((np.cumsum(times) <= deadline_ms).sum())
+    best = optimum(workload, on, points)
+    assert most <= best.served <= most * 1.02
+    assert len(best.infeasible) >= 200 - best.served
+    # Beside a camera there are blocks of time; one frame at a time it is the same, and slower.
+    camera = App("camera", "net", 90.0, period_ms=100.0)
+    both = replace(workload, apps=(replace(batch, frames=40), camera))
+    bundled = optimum(both, on, points, search_s=0.0)
+    monkeypatch.setattr(oracle_module, "FEW_FRAMES", 40)
+    monkeypatch.setattr(oracle_module, "FEW_CELLS", 10**6)
+    each = optimum(both, on, points, search_s=0.0)
+    assert bundled.served >= each.served >= bundled.served * 0.98
+    assert each.energy_mj * 0.98 <= bundled.energy_mj <= each.energy_mj * (1 + 1e-6)

@@ -126,11 +126,12 @@ def static_mw(board: Board, temp_c: float | None = None) -> float:
     return board.static_mw + board.power_mw({}, {}, temp_c) - board.power_mw({}, {})
 
 
-def rest_mw(unit: Unit, stretch: float) -> float:
-    """What flows in a unit at its lowest clock whatever we do: waiting, or one busy core, which
-    may be less than a competitor makes of it, so that no frame ever has a negative price."""
-    waiting = unit.power_mw(unit.min_mhz, (1 - 1 / stretch) * unit.cores)
-    return min(waiting, unit.power_mw(unit.min_mhz, 1.0))
+def rest_mw(unit: Unit, stretch: float, cores: float) -> float:
+    """What flows in a unit at its lowest clock whatever we do: waiting, or a frame that keeps
+    `cores` busy, which may be less than a competitor makes of it, so that no frame ever has a
+    negative price."""
+    competing = (1 - 1 / stretch) * unit.cores
+    return unit.power_mw(unit.min_mhz, min(competing, cores))
 
 
 def _within(board: Board, power_mw: float) -> dict[str, float]:

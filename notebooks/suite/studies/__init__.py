@@ -4,6 +4,7 @@ from suite.lazy import lazily
 
 __getattr__ = lazily(__name__, {
     "ablation": ["compare_alone", "compare_recipes", "single"],
+    "bound": ["attackers", "below_optimum"],
     "compare": ["compare_policies", "headline", "published_ladder", "reductions"],
     "contention": ["judged_cases"],
     "judge_boards": ["clock_models", "find_data", "published_grid", "queues", "resolutions"],

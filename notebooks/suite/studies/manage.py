@@ -146,7 +146,9 @@ def against_optimum(
     optimum), above_idle_over_oracle (energy above idle, for the frames that the policy served in
     time), above_idle_least (the least of it without foreknowledge of the noise, see `foresight`;
     NaN where that does not apply), deadline_miss_pct (outside the spans that the optimum calls
-    infeasible), infeasible_pct (frames in these spans), optimum_gap, source.
+    infeasible), infeasible_pct (frames in these spans), energy_over_oracle_same_frames (board
+    energy over the least for the frames served in time), served_of_optimum (these over the most
+    that anybody serves), optimum_gap, source.
     """
     rows = []
     for name, make in _makers(scenarios, board, tables).items():
@@ -172,7 +174,10 @@ def against_optimum(
                 / max(same.energy_mj - same.idle_mj, 1e-9),
                 "above_idle_least": least,
                 "deadline_miss_pct": 100 * (~outside["on_time"]).mean() if len(outside) else 0.0,
-                "infeasible_pct": 100 * inside.mean(), "optimum_gap": max(best.gap, same.gap),
+                "infeasible_pct": 100 * inside.mean(),
+                "energy_over_oracle_same_frames": summary["energy_mj"] / same.energy_mj,
+                "served_of_optimum": len(served) / best.served if best.served else math.nan,
+                "optimum_gap": max(best.gap, same.gap),
                 "source": summary["source"],
             })  # fmt: skip
     return pd.DataFrame(rows)
