@@ -162,33 +162,44 @@ class Pacer:
         """
         unit, settle_ms = self.unit, self.unit.settle_ms
         ms, mw = np.array(work.point.latency_ms), np.array(work.point.active_mw)
-        slow_ms, slow_mw = ms[least:low], mw[least:low]
+        clocks = np.arange(least, low + 1)
+        possible = clocks < low
+        late_ms = ahead = np.zeros(len(clocks))
+        ahead_uj = 0.0
+        if now_mhz is not None:  # what is asked for now acts later: until then it runs as it does
+            before = self.index[now_mhz]
+            other = clocks != before
+            late_ms, ahead = other * self.switch_ms, other * (settle_ms / ms[before])
+            ahead_uj = other * (settle_ms * mw[before])
+            if work.done:
+                possible &= ~other  # it is too late for a change to a slower one
+        slow_ms, slow_mw = ms[clocks], mw[clocks]
         fast_ms, fast_mw = ms[low : top + 1, None], mw[low : top + 1, None]
-        possible = np.ones(low - least, bool)
-        if now_mhz is not None:  # the frame is there: not worth a change to a slower one
-            possible[:] = np.arange(least, low) == self.index[now_mhz]
-        window_ms = work.deadline_ms - now_ms - self.switch_ms - unit.stall_ms - SAFETY_MS
-        wait_ms = window_ms - (work.worst - settle_ms / slow_ms) * fast_ms
-        wait_ms /= 1 - fast_ms / slow_ms
-        lengths = self._left(work)[:, None, None]
-        first_ms = np.minimum(lengths * slow_ms, wait_ms + settle_ms)
-        rest_ms = (lengths - first_ms / slow_ms) * fast_ms
-        tail_uj = np.where(rest_ms > 1e-9, self.tail_uj[low : top + 1, None], self.tail_uj[least:low])
-        uj = (first_ms * slow_mw + rest_ms * fast_mw + tail_uj).mean(axis=0)
-        uj = np.where(possible & (wait_ms > settle_ms), uj, np.inf)
-        steady_uj = (lengths * ms[low] * mw[low]).mean() + self.tail_uj[low]
-        then, i = divmod(int(uj.argmin()), low - least)
-        check_ms = np.inf
-        if uj[then, i] < steady_uj:
-            mhz, ms_i, again_ms = unit.freqs[least + i], slow_ms[i], wait_ms[then, i]
-        else:
-            mhz, ms_i, again_ms = unit.freqs[low], ms[low], work.worst * ms[low] + settle_ms
-        for left in self._left(work)[_PARTS // 2 :] if not work.done else self._left(work):
-            check_ms = left * ms_i
+        window_ms = work.deadline_ms - now_ms - late_ms - self.switch_ms - unit.stall_ms - SAFETY_MS
+        with np.errstate(divide="ignore", invalid="ignore"):
+            wait_ms = window_ms - (work.worst - ahead - settle_ms / slow_ms) * fast_ms
+            wait_ms = np.where(fast_ms < slow_ms, wait_ms / (1 - fast_ms / slow_ms), -np.inf)
+        wait_ms = np.where(possible & (wait_ms > settle_ms), wait_ms, -settle_ms)
+        lengths = self._left(work)
+        left = np.maximum(lengths[:, None, None] - ahead, 0.0)
+        first_ms = np.minimum(left * slow_ms, wait_ms + settle_ms)
+        rest_ms = (left - first_ms / slow_ms) * fast_ms
+        tails_uj = self.tail_uj[low : top + 1, None], self.tail_uj[clocks]
+        tail_uj = np.where(rest_ms > 1e-9, *tails_uj)
+        uj = (first_ms * slow_mw + rest_ms * fast_mw + tail_uj).mean(axis=0) + ahead_uj
+        uj = np.where(wait_ms > 0, uj, np.inf)
+        uj[0, -1] = (left[:, 0, -1] * ms[low] * mw[low]).mean() + self.tail_uj[low]
+        uj[0, -1] += 0.0 if now_mhz is None else ahead_uj[-1]
+        then, i = divmod(int(uj.argmin()), len(clocks))
+        again_ms = late_ms[i] + wait_ms[then, i]
+        if i == len(clocks) - 1:  # the steady clock, which needs no raise
+            again_ms = work.worst * ms[low] + settle_ms
+        for length in lengths[_PARTS // 2 :] if not work.done else lengths:
+            check_ms = length * slow_ms[i]
             if check_ms > 2 * settle_ms:
                 again_ms = min(again_ms, check_ms)
                 break
-        return Pace(mhz, now_ms + max(float(again_ms), SAFETY_MS))
+        return Pace(unit.freqs[least + i], now_ms + max(float(again_ms), SAFETY_MS))
 
     def _left(self, work: Work) -> np.ndarray:
         """Equally likely shares of work left of a frame that has got so far."""
