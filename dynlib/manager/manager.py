@@ -289,6 +289,7 @@ class Manager:
                 hand = hands[job.unit]
                 hand.work.append(left)
                 hand.free_ms += max(left.typical, 0.0) * self._least_ms(point, limits)
+        placed = [each.unit for each in memory.plan.placements.values() if each]
         for app, demand in zip(state.apps, memory.key[0], strict=True):
             placement = memory.plan.placements.get(app.name)
             if placement is None or not limits[placement.unit]:
@@ -305,7 +306,7 @@ class Manager:
             waiting = [frame for frame in app.waiting if frame.deadline_at_ms >= due_ms]
             if len(waiting) < len(app.waiting):
                 hand.give_up[app.name] = due_ms
-            if app.name in memory.plan.spare:
+            if app.name in memory.plan.spare and placed.count(placement.unit) > 1:
                 if waiting:
                     first_ms = min(frame.deadline_at_ms for frame in waiting)
                     hand.spare[app.name] = work._replace(deadline_ms=math.inf if again else first_ms)
