@@ -126,9 +126,11 @@ class Manager:
             hand, clocks[name] = hands[name], pacer.unit.min_mhz
             if limits[name]:
                 late |= hand.give_up
-                if hand.spare:
-                    held |= self._held(state, pacer, hand, limits[name])
-                clocks[name], again_ms = self._clock(state, plan, pacer, hand, limits[name])
+                held |= self._held(state, pacer, hand, limits[name])
+                # For those that get what time is left a unit makes room as fast as it can.
+                fast = self.objective == "latency" or hand.spare.keys() - plan.hopeless
+                least_mhz = limits[name] if fast else pacer.unit.min_mhz
+                clocks[name], again_ms = self._clock(state, pacer, hand, least_mhz, limits[name])
                 wake_ms = min(wake_ms, again_ms)
         return Action(
             placements=plan.placements,
@@ -269,6 +271,7 @@ class Manager:
             random,
             app.priority,
             memory.speeds[app.name],
+            app.arrival == "offline",
         )
 
     # The clocks.
@@ -348,7 +351,7 @@ class Manager:
                 held.remove(app)
         return held
 
-    def _clock(self, state: State, plan: Plan, pacer: Pacer, hand: _Hand, limit: float):
+    def _clock(self, state: State, pacer: Pacer, hand: _Hand, least_mhz: float, limit: float):
         """(clock in MHz, time to look again) of one unit."""
         unit, now_ms = pacer.unit, state.t_ms
         work, streams, start_ms, mhz = hand.work, hand.streams, now_ms, state.targets[unit.name]
@@ -368,8 +371,6 @@ class Manager:
             # What is asked for now acts before the frames are there.
             if start_ms - now_ms >= pacer.switch_ms:
                 mhz = None
-        fast = self.objective == "latency" or hand.spare.keys() - plan.hopeless
-        least_mhz = limit if fast else unit.min_mhz
         return pacer.choose(start_ms, mhz, in_order(work), streams, least_mhz, limit)
 
 

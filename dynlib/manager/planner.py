@@ -40,7 +40,8 @@ class Speed(NamedTuple):
 
 class Demand(NamedTuple):
     """What one app wants. `table`: the name of its points; `random`: its frames do not come at
-    known times; `speeds`: by unit, where another one than the table's."""
+    known times; `speeds`: by unit, where another one than the table's; `batch`: many are due together,
+    so that their noise averages out."""
 
     app: str
     table: str
@@ -50,6 +51,7 @@ class Demand(NamedTuple):
     random: bool = False
     priority: int = 0
     speeds: tuple[tuple[str, Speed], ...] = ()
+    batch: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,7 +278,7 @@ class Planner:
         clocks = spec.freqs.index(limit_mhz) + 1
         times_ms = here.time_ms[:clocks] * speed.typical
         planned_ms = times_ms
-        if strict:
+        if strict and not demand.batch:
             planned_ms = times_ms * [self.margin(sigma, speed) for sigma in here.sigma]
         allowed = here.accuracy_pct >= demand.floor_pct - 1e-9
         allowed &= here.memory_mb <= max(most_mb, here.memory_mb.min())
@@ -305,8 +307,11 @@ class Planner:
             return -demand.priority, share, demand.app
 
         group = sorted(group, key=claim)
-        tries = [(count, True) for count in range(len(group), 0, -1)]
-        for count, strict in [*tries, (1, False)]:
+        ranks = [demand.priority for demand in group]
+        # Equals share what there is: none of them is given up for another.
+        tries = [(ranks.index(rank), True) for rank in {*ranks} if rank < ranks[0]]
+        tries = sorted([*tries, (len(group), True)], reverse=True)
+        for count, strict in [*tries, (ranks.count(ranks[0]), False)]:
             firm = group[:count]
             choices = [self.choice(demand, unit, limit_mhz, most_mb, strict) for demand in firm]
             found = self._together(firm, choices, strict)
