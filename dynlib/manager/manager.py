@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 _CLOSED_LOOP = ("single-stream", "multi-stream")
 _STEP = 0.05  # changes of what was learnt that are too small to plan anew
 _ROOM = 0.02
+EXP = 0.36
 _NEVER_MS = 1e9
 _RETRY_MS = 200.0
 _STALE_MS = 1000.0
@@ -284,7 +285,7 @@ class Manager:
                 point = self._points(app).point(job.subnet, job.unit, job.setting)
                 work, done = self._work(app, point, memory), self._done(point, job.ran)
                 left = work._replace(
-                    deadline_ms=job.deadline_at_ms,
+                    deadline_ms=job.deadline_at_ms - self._sooner_ms(app, point, limits),
                     typical=work.typical - done,
                     worst=work.worst - done,
                     done=done,
@@ -314,12 +315,13 @@ class Manager:
                     first_ms = min(frame.deadline_at_ms for frame in waiting)
                     hand.spare[app.name] = work._replace(deadline_ms=math.inf if again else first_ms)
                 continue
+            sooner_ms = self._sooner_ms(app, point, limits)
             for frame_ms, frames in groupby(waiting, key=attrgetter("deadline_at_ms")):
                 # Of those that are due together, each has its share of the time.
                 share_ms = (frame_ms - state.t_ms) / len(list(frames))
-                hand.work.append(work._replace(deadline_ms=state.t_ms + share_ms))
+                hand.work.append(work._replace(deadline_ms=state.t_ms + share_ms - sooner_ms))
             if app.arrival == "periodic":
-                frame = work._replace(deadline_ms=app.need.deadline_ms)
+                frame = work._replace(deadline_ms=app.need.deadline_ms - sooner_ms)
                 next_ms = app.next_arrival_ms(state.t_ms, demand.period_ms)
                 hand.streams.append(Stream(next_ms, demand.period_ms, frame))
         return hands
@@ -328,6 +330,13 @@ class Manager:
         """What a frame takes at the highest clock allowed, by the table."""
         unit = self.units[point.unit]
         return point.latency_ms[self.pacers[unit.name].index[limits[unit.name] or unit.max_mhz]]
+
+    def _sooner_ms(self, app: AppState, point: "Point", limits) -> float:
+        """How much earlier than at its deadline a frame shall be done."""
+        if self.objective != "balanced" or app.arrival == "offline":
+            return 0.0
+        least_ms, deadline_ms = self._least_ms(point, limits), app.need.deadline_ms
+        return max(deadline_ms - least_ms ** (1 - EXP) * deadline_ms**EXP, 0.0)
 
     def _work(self, app: AppState, point: "Point", memory: Memory) -> Work:
         """A frame of `app` at `point`, without its deadline."""
