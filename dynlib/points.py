@@ -12,12 +12,13 @@ from itertools import accumulate
 from pathlib import Path
 from statistics import fmean, median
 from types import MappingProxyType
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 import pandas as pd
 
 from dynlib.errors import TableError, near
+from dynlib.setting import PLAIN, Setting
 from dynlib.source import Source, weakest
 
 # What stands a floor above, in `dynlib.boards`.
@@ -140,26 +141,6 @@ def read_table(path: str | Path) -> pd.DataFrame:
     return check_table(table, path)
 
 
-class Setting(NamedTuple):
-    """How a sub-network runs on its unit; None where the table does not say.
-
-    Args:
-        exit_threshold: confidence from which on an image leaves at an exit, 0 to 1.
-        backend, precision: the engine, and the numbers it computes with.
-        threads: of the engine; how many cores they keep busy is the point's `cores`.
-        quota: share of one core that the process may use, in percent.
-        batch: images that run together.
-    """
-
-    exit_threshold: float | None = None
-    backend: str | None = None
-    precision: str | None = None
-    threads: float | None = None
-    quota: float | None = None
-    batch: float = 1
-
-
-PLAIN = Setting()
 _LOGGED = ("subnet", "unit", "cores", *(name for name in Setting._fields if name != "threads"))
 
 

@@ -108,17 +108,13 @@ class Times(NamedTuple):
 class Gaps(NamedTuple):
     """When the last frames of an app came, in ms, since it has said that it comes every `said_ms`.
 
-    What it says is not believed if it does otherwise.
-
-    Args:
-        period_ms: of an app that comes periodically: what three gaps in a row agree on.
-        least_ms: of one whose frames come at random: the mean of the last, if that is less.
+    What it says is not believed if it does otherwise: `period_ms` is what the last three gaps agree
+    on, else the mean of the last sixteen if that is less.
     """
 
     said_ms: float
     times: tuple[float, ...] = ()
     period_ms: float = math.nan
-    least_ms: float = math.nan
 
     def seen(self, said_ms: float, times: Iterable[float]) -> "Gaps":
         """With what has come since."""
@@ -128,11 +124,11 @@ class Gaps(NamedTuple):
         if before is self.times and not new and self.period_ms > 0:
             return self
         times = (*before, *new)[-_ARRIVALS:]
-        gaps = [b - a for a, b in pairwise(times[-4:])]
-        mean_ms = sum(gaps) / 3
-        steady = len(gaps) == 3 and max(gaps) - min(gaps) < _SAME * mean_ms
-        same = not steady or abs(mean_ms - said_ms) <= _SAME * said_ms
-        least_ms = said_ms
+        period_ms = said_ms
         if len(times) == _ARRIVALS:
-            least_ms = min((times[-1] - times[0]) / (_ARRIVALS - 1), said_ms)
-        return Gaps(said_ms, times, said_ms if same else mean_ms, least_ms)
+            period_ms = min((times[-1] - times[0]) / (_ARRIVALS - 1), said_ms)
+        gaps = [b - a for a, b in pairwise(times[-4:])]
+        if len(gaps) == 3 and max(gaps) - min(gaps) < _SAME * min(gaps):
+            mean_ms = sum(gaps) / 3
+            period_ms = said_ms if abs(mean_ms - said_ms) < _SAME * said_ms else mean_ms
+        return Gaps(said_ms, times, period_ms)

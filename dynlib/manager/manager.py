@@ -29,12 +29,11 @@ if TYPE_CHECKING:
 
 _CLOSED_LOOP = ("single-stream", "multi-stream")
 _STEP = 0.05  # changes of what was learnt that are too small to plan anew
-_ROOM = 0.02
-EXP = 0.36
+_ROOM = 0.02  # of a frame, for what the model of a board leaves out
+_BALANCE = 0.36  # between the shortest time and the deadline, on a logarithmic scale
+_RETRY_MS = 200.0  # after so long a frame that should be late is tried again
+_STALE_MS = 1000.0  # what others measured so much later counts more
 _NEVER_MS = 1e9
-_RETRY_MS = 200.0
-_STALE_MS = 1000.0
-_DWELL_MS = 500.0  # that a plan lives at least if only what was learnt has changed
 
 
 class Memory(NamedTuple):
@@ -42,17 +41,16 @@ class Memory(NamedTuple):
 
     Args:
         times, gaps: what was learnt, by (app, unit) and by app.
-        speeds: what follows from it, by app, at this clock of the memory (`emc`).
+        speeds: what follows from it, by app and unit, at this clock of the memory (`emc`).
         key: what the plan was made for.
     """
 
     times: Mapping[tuple[str, str], Times] = MappingProxyType({})
     gaps: Mapping[str, Gaps] = MappingProxyType({})
-    speeds: Mapping[str, tuple[tuple[str, Speed], ...]] = MappingProxyType({})
+    speeds: Mapping[str, Mapping[str, Speed]] = MappingProxyType({})
     emc: float = 1.0
     key: tuple = ()
-    plan: Plan = Plan({}, {})
-    since_ms: float = -math.inf
+    plan: Plan = Plan({})
 
 
 @dataclass(slots=True)
@@ -75,7 +73,8 @@ class Manager:
         tables: model -> points; under the name of an app, the points that this app may use.
         objective: `energy` (default): least board energy such that every floor and deadline is met;
             `accuracy`: highest accuracy such that every deadline is met, then least energy;
-            `latency`: the networks of least energy, at the highest clock while a frame is there.
+            `latency`: the networks of least energy, at the highest clock while a frame is there;
+            `balanced`: the same, at clocks between those for latency and for energy.
         target_miss_pct: frames that may be late, of those that can be in time.
         governors: units whose clocks it leaves to the kernel.
 
@@ -146,54 +145,47 @@ class Manager:
     # What is learnt.
 
     def _learn(self, memory: Memory, state: State) -> Memory:
+        """With the frames that came and that finished."""
         gaps = {}
         for app in state.apps:
-            came = [frame.arrival_ms for frame in app.waiting]
-            if app.last_arrival_ms is not None:
-                came.append(app.last_arrival_ms)
             before = memory.gaps.get(app.name) or Gaps(app.need.period_ms)
-            gaps[app.name] = before.seen(app.need.period_ms, came)
+            came = [frame.arrival_ms for frame in app.waiting]
+            gaps[app.name] = before.seen(app.need.period_ms, [*came, app.last_arrival_ms or 0.0])
         memory = memory._replace(gaps=gaps)
-        if state.finished:
-            memory = memory._replace(times=self._times(memory, state))
-        elif memory.speeds.keys() == gaps.keys() and memory.emc == state.emc:
+        if not state.finished and memory.speeds.keys() == gaps.keys() and memory.emc == state.emc:
             return memory
-        speeds = {app.name: self._speeds(app, memory, state.emc) for app in state.apps}
-        return memory._replace(speeds=speeds, emc=state.emc)
-
-    def _times(self, memory: Memory, state: State) -> dict[tuple[str, str], Times]:
-        """With the frames that have finished."""
         times = {key: each.aged(state.t_ms) for key, each in memory.times.items()}
         apps = {app.name: app for app in state.apps}
         for frame in state.finished:
-            if frame.app not in apps:
-                continue
-            point = self._points(apps[frame.app]).point(frame.subnet, frame.unit, frame.setting)
-            ratio = self._done(point, frame.ran) / self._slower(frame.unit, state.emc)
-            if math.isfinite(ratio) and ratio > 0:
-                key = frame.app, frame.unit
-                before = times.get(key, Times())
-                times[key] = before.measured(ratio, point.sigma, state.t_ms, self.planner.z)
-        return times
+            if frame.app in apps:
+                point = self._points(apps[frame.app]).point(frame.subnet, frame.unit, frame.setting)
+                ratio = self._done(point, frame.ran) / self._slower(frame.unit, state.emc)
+                if math.isfinite(ratio) and ratio > 0:
+                    key, z = (frame.app, frame.unit), self.planner.z
+                    before = times.get(key, Times())
+                    times[key] = before.measured(ratio, point.sigma, state.t_ms, z)
+        memory = memory._replace(times=times, emc=state.emc)
+        speeds = {app.name: self._speeds(app, memory) for app in state.apps}
+        return memory._replace(speeds=speeds)
 
-    def _speeds(self, app: AppState, memory: Memory, emc: float) -> tuple[tuple[str, Speed], ...]:
+    def _speeds(self, app: AppState, memory: Memory) -> dict[str, Speed]:
         """Of an app on every unit, as learnt; where it was not lately, what slows all others. Too
         small a change is none, lest plans change with every frame."""
-        before, speeds = dict(memory.speeds.get(app.name, ())), []
+        speeds = {}
         for unit in self._points(app).units:
-            times = memory.times.get((app.name, unit), Times())
-            here = [t for (_, u), t in memory.times.items() if u == unit and t.frames]
-            newer = [t.typical for t in here if t.last_ms > times.last_ms + _STALE_MS]
-            typical = min(newer, default=times.typical)
-            if times.frames:
-                typical = min(typical, times.typical)
-            found = typical, times.spread, max(times.peak, typical)
-            scale = self._slower(unit, emc)
-            now = Speed(found[0] * scale, found[1], found[2] * scale)
-            old = before.get(unit, now)
-            same = all(abs(b - a) <= _STEP * a for a, b in zip(old, now, strict=True))
-            speeds.append((unit, old if same else now))
-        return tuple(speeds)
+            mine = memory.times.get((app.name, unit), Times())
+            newer = [
+                times.typical
+                for (_, where), times in memory.times.items()
+                if where == unit and times.frames and times.last_ms > mine.last_ms + _STALE_MS
+            ]
+            typical = min([mine.typical, *newer] if mine.frames else newer, default=1.0)
+            slower = self._slower(unit, memory.emc)
+            now = Speed(typical * slower, mine.spread, max(mine.peak, typical) * slower)
+            before = memory.speeds.get(app.name, {}).get(unit, now)
+            same = all(abs(b - a) <= _STEP * a for a, b in zip(before, now, strict=True))
+            speeds[unit] = before if same else now
+        return speeds
 
     def _slower(self, unit: str, emc: float) -> float:
         """The most that a slower memory stretches any frame on a unit."""
@@ -222,56 +214,44 @@ class Manager:
         key = demands, tuple(limits.items()), state.memory_mb
         if key == memory.key:
             return memory, ""
-        only_learnt = memory.key and key[1:] == memory.key[1:] and _bare(key) == _bare(memory.key)
-        if only_learnt and state.t_ms < memory.since_ms + _DWELL_MS:
-            return memory, ""
-        present = [(app, where.unit) for app, where in memory.plan.placements.items() if where]
-        plan = self.planner.plan(*key, tuple(present))
+        plan = self.planner.plan(*key)
         if plan.degraded and any(app.upcoming for app in state.apps):
             # What is to come cannot be prepared for: first of all what is asked for now.
-            demands = tuple([self._demand(app, memory, state, ahead=False) for app in state.apps])
-            plan = self.planner.plan(demands, *key[1:], tuple(present))
+            apps = [app._replace(upcoming=()) for app in state.apps]
+            demands = tuple([self._demand(app, memory, state) for app in apps])
+            plan = self.planner.plan(demands, *key[1:])
         reason = "" if plan == memory.plan else "; ".join(plan.degraded) or "best"
-        return memory._replace(key=key, plan=plan, since_ms=state.t_ms), reason
+        return memory._replace(key=key, plan=plan), reason
 
-    def _demand(self, app: AppState, memory: Memory, state: State, ahead: bool = True) -> Demand:
-        """The strictest of what applies now, to frames that wait, and (`ahead`) to those to come.
+    def _demand(self, app: AppState, memory: Memory, state: State) -> Demand:
+        """The strictest of what applies now, to frames that wait, and to those about to come.
 
         A frame that arrives shortly before an announced change still occupies its unit after it,
         so a change counts from one old deadline ahead.
         """
-        deadline_ms, period_ms, floor_pct = app.need
-        random, gaps = False, memory.gaps[app.name]
-        if app.arrival == "periodic":
-            period_ms = gaps.period_ms
-        elif app.arrival in _CLOSED_LOOP:
+        deadline_ms, _, floor_pct = app.need
+        random = app.arrival in ("server", "trace")
+        if app.arrival in _CLOSED_LOOP:
             period_ms = deadline_ms
         elif app.arrival == "offline":
             period_ms = _share_ms(app, state.t_ms)
         else:
-            period_ms, random = gaps.least_ms, True
-            if len(app.waiting) > 1:  # those that have come leave each so much time
-                dues = sorted(frame.deadline_at_ms for frame in app.waiting)
-                each_ms = min((due - state.t_ms) / (i + 1) for i, due in enumerate(dues))
-                if each_ms < period_ms:
-                    random, period_ms = False, _step_down(max(each_ms, 1.0))
+            period_ms = memory.gaps[app.name].period_ms
         until_ms = state.t_ms + deadline_ms + self.longest_lead_ms
-        for t_ms, need in app.upcoming if ahead else ():
+        for t_ms, need in app.upcoming:
             if t_ms <= until_ms:
                 deadline_ms = min(deadline_ms, need.deadline_ms)
                 period_ms = min(period_ms, need.period_ms)
                 floor_pct = max(floor_pct, need.floor_pct)
-        for frame in app.waiting:
-            floor_pct = max(floor_pct, frame.floor_pct)
         return Demand(
             app.name,
             self._table(app),
             deadline_ms,
             period_ms,
-            floor_pct,
+            max([floor_pct, *(frame.floor_pct for frame in app.waiting)]),
             random,
             app.priority,
-            memory.speeds[app.name],
+            tuple(memory.speeds[app.name].items()),
             app.arrival == "offline",
         )
 
@@ -313,7 +293,9 @@ class Manager:
             if app.name in memory.plan.spare and placed.count(placement.unit) > 1:
                 if waiting:
                     first_ms = min(frame.deadline_at_ms for frame in waiting)
-                    hand.spare[app.name] = work._replace(deadline_ms=math.inf if again else first_ms)
+                    hand.spare[app.name] = work._replace(
+                        deadline_ms=math.inf if again else first_ms
+                    )
                 continue
             sooner_ms = self._sooner_ms(app, point, limits)
             for frame_ms, frames in groupby(waiting, key=attrgetter("deadline_at_ms")):
@@ -335,12 +317,13 @@ class Manager:
         """How much earlier than at its deadline a frame shall be done."""
         if self.objective != "balanced" or app.arrival == "offline":
             return 0.0
-        least_ms, deadline_ms = self._least_ms(point, limits), app.need.deadline_ms
-        return max(deadline_ms - least_ms ** (1 - EXP) * deadline_ms**EXP, 0.0)
+        deadline_ms = app.need.deadline_ms
+        room = max(deadline_ms / self._least_ms(point, limits), 1.0)
+        return deadline_ms - deadline_ms * room ** (_BALANCE - 1)
 
     def _work(self, app: AppState, point: "Point", memory: Memory) -> Work:
         """A frame of `app` at `point`, without its deadline."""
-        speed = dict(memory.speeds[app.name])[point.unit]
+        speed = memory.speeds[app.name][point.unit]
         worst = speed.typical * self.planner.margin(point.sigma, speed)
         times = memory.times.get((app.name, point.unit))
         if times is not None:
@@ -384,20 +367,12 @@ class Manager:
 
 
 def _share_ms(app: AppState, now_ms: float) -> float:
-    """What each frame of a batch that has not started may take."""
-    left, due_ms = app.frames, app.start_ms + app.need.deadline_ms
+    """What each frame of a batch that has not started may take, in steps of a twentieth, so that
+    plans last."""
+    left, spent_ms = app.frames, 0.0
     if app.last_arrival_ms is not None:
-        left, due_ms = len(app.waiting), due_ms - max(now_ms - app.start_ms, 0.0)
+        left, spent_ms = len(app.waiting), max(now_ms - app.start_ms, 0.0)
     if not left:
         return _NEVER_MS
-    return _step_down(max(due_ms - app.start_ms, 1.0) / left)
-
-
-def _step_down(value: float) -> float:
-    """In steps of a twentieth, so that plans last."""
-    return math.exp(math.floor(math.log(value) / _STEP) * _STEP)
-
-
-def _bare(key: tuple) -> list[Demand]:
-    """The demands of a plan, without what was learnt."""
-    return [demand._replace(speeds=()) for demand in key[0]]
+    share_ms = max(app.need.deadline_ms - spent_ms, 1.0) / left
+    return math.exp(math.floor(math.log(share_ms) / _STEP) * _STEP)

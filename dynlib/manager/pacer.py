@@ -72,9 +72,6 @@ class Pacer:
         self.unit = unit
         self.index = {mhz: i for i, mhz in enumerate(unit.freqs)}
         self.switch_ms = unit.settle_ms + unit.stall_ms
-        # After the last frame the clock stays until a lower one acts.
-        rest_mw = unit.idle_mw(unit.min_mhz)
-        self.tail_uj = [(unit.idle_mw(f) - rest_mw) * unit.settle_ms for f in unit.freqs]
 
     def choose(
         self,
@@ -163,7 +160,7 @@ class Pacer:
         ms, mw, settle_ms = work.point.latency_ms, work.point.active_mw, self.unit.settle_ms
         lengths = work.lengths()
         mean = sum(lengths) / len(lengths)
-        best_uj, best = mean * ms[low] * mw[low] + self.tail_uj[low], low
+        best_uj, best = mean * ms[low] * mw[low], low
         again_ms = work.worst * ms[low] + settle_ms
         window_ms = work.deadline_ms - now_ms - self.switch_ms - self.unit.stall_ms - SAFETY_MS
         for i in range(least, low):
@@ -180,9 +177,8 @@ class Pacer:
                 uj = 0.0
                 for left in lengths:
                     first_ms = min(left * ms[i], wait_ms + settle_ms)
-                    rest = left - first_ms / ms[i]
-                    uj += first_ms * mw[i] + rest * ms[then] * mw[then]
-                    uj += self.tail_uj[then if rest > 1e-9 else i]
+                    rest_ms = (left - first_ms / ms[i]) * ms[then]
+                    uj += first_ms * mw[i] + rest_ms * mw[then]
                 if uj / len(lengths) < best_uj:
                     best_uj, best, again_ms = uj / len(lengths), i, late_ms + wait_ms
         # Look again whenever it has become clear that it is none of the shorter ones.

@@ -11,10 +11,13 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from dynlib.points import PLAIN, Point, Setting
-from dynlib.workload import Requirement
+from dynlib.setting import PLAIN, Setting
+
+if TYPE_CHECKING:
+    from dynlib.points import Point
+    from dynlib.workload import Requirement
 
 
 class Placement(NamedTuple):
@@ -59,7 +62,7 @@ class AppState(NamedTuple):
 
     name: str
     model: str
-    need: Requirement
+    need: "Requirement"
     arrival: str
     priority: int
     start_unit: str
@@ -67,7 +70,7 @@ class AppState(NamedTuple):
     last_arrival_ms: float | None
     waiting: tuple[Waiting, ...]
     running: tuple[Running, ...]
-    upcoming: tuple[tuple[float, Requirement], ...]
+    upcoming: tuple[tuple[float, "Requirement"], ...]
     frames: int = 1  # of an offline batch, or at a time in a closed loop
 
     def next_arrival_ms(self, now_ms: float, period_ms: float | None = None) -> float:
@@ -129,12 +132,12 @@ class Ready(Protocol):
     priority: int
     arrival_ms: float
     deadline_at_ms: float
-    point: Point | None
+    point: "Point | None"
     segment: int
     ran: Mapping[float, float]
 
 
-def share_done(point: Point, ran: Iterable[tuple[float, float]], freqs: Sequence[float]) -> float:
+def share_done(point: "Point", ran: Iterable[tuple[float, float]], freqs: Sequence[float]) -> float:
     """The part of a frame that is done after it `ran`, at the speed of the table.
 
     Of a finished frame it is the measured over the expected time: 1.5 where it took half as long
