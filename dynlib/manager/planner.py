@@ -261,10 +261,13 @@ class Planner:
     def _small(here: _Points, most_mb: float) -> np.ndarray:
         return here.memory_mb <= max(most_mb, here.memory_mb.min())
 
+    def _least_share(self, demand: Demand, unit: str) -> float:
+        return self.on[demand.table, unit].time_ms.min() / demand.period_ms
+
     def _load(self, unit: str, group: tuple[Demand, ...], limit_mhz: float, most_mb: float):
         """The best load: the most important apps in time; those of one importance that are not
         share what is left, so that none of them is given up for another."""
-        group = sorted(group, key=lambda demand: -demand.priority)
+        group = sorted(group, key=lambda d: (-d.priority, self._least_share(d, unit), d.app))
         ranks = [demand.priority for demand in group]
         counts = sorted({len(group), *map(ranks.index, ranks)} - {0}, reverse=True)
         for count, strict in [*((count, True) for count in counts), (counts[-1], False)]:
@@ -351,6 +354,7 @@ class Planner:
             need, served = ms[i] / demand.period_ms, 0.0
             if not in_time[i]:
                 hopeless.add(demand.app)
+                lost += 1e-3 * min(ms[i] / demand.deadline_ms, 100.0)  # the nearer the better
             else:
                 served = min(max(left, 0.0) / need, 1.0)
                 left -= served * need
