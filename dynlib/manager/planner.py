@@ -364,5 +364,6 @@ class Planner:
                 served = 0.0
             lost += 10.0**demand.priority * (1 - _LIKELY * served)
             points[demand.app] = here.points[i]
-        names = frozenset(demand.app for demand in spare)
+        # Where all fit, but for margins, nobody has to make room for anybody.
+        names = frozenset(demand.app for demand in spare) if left <= 0 or hopeless else frozenset()
         return _Load(lost, cost, points, names, frozenset(hopeless), frozenset(below - hopeless))
