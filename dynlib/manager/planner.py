@@ -75,15 +75,35 @@ class Plan:
 
 
 class _Points:
-    """The points of one table on one unit, as arrays (clocks, points)."""
+    """The points of one table on one unit, fastest first, as arrays (points, clocks).
+
+    `beaten_pct`: accuracy of the best point that beats one in time and energy at every clock, and
+    takes no more memory.
+    """
 
     def __init__(self, points: Sequence["Point"]):
         self.points = points
-        self.time_ms = np.array([p.latency_ms for p in points]).T
-        self.energy_uj = self.time_ms * np.array([p.active_mw for p in points]).T
-        self.accuracy_pct = np.array([p.accuracy_val_pct for p in points])
-        self.memory_mb = np.array([p.memory_mb for p in points])
-        self.sigma = np.array([p.sigma for p in points])
+        self.time_ms = np.array([p.latency_ms for p in points])
+        self.energy_uj = self.time_ms * np.array([p.active_mw for p in points])
+        columns = ("accuracy_val_pct", "memory_mb", "sigma")
+        arrays = [np.array([getattr(p, name) for p in points]) for name in columns]
+        self.accuracy_pct, self.memory_mb, self.sigma = arrays
+        costs = np.column_stack([self.time_ms, self.energy_uj, self.memory_mb, self.sigma])
+        beats = [(costs[:i] <= costs[i]).all(axis=1) for i in range(len(points))]
+        self.beaten_pct = np.array(
+            [self.accuracy_pct[: len(each)][each].max(initial=-1.0) for each in beats]
+        )
+
+    def allowed(self, floor_pct: float, most_mb: float, *, unbeaten: bool) -> np.ndarray:
+        """Indices of the points above a floor, of at most such a size, or the smallest; `unbeaten`,
+        where energy alone counts: that no other one of these beats."""
+        floor_pct -= 1e-9
+        kept = self.accuracy_pct >= floor_pct
+        if unbeaten:
+            kept &= self.beaten_pct < floor_pct
+        if most_mb < math.inf:
+            kept &= self.memory_mb <= max(most_mb, self.memory_mb.min())
+        return kept.nonzero()[0]
 
 
 class _Load(NamedTuple):
@@ -159,9 +179,9 @@ class Planner:
         self.load = lru_cache(maxsize=4096)(self._load)
         self.choice = lru_cache(maxsize=1024)(self._choice)
 
-    def margin(self, sigma: float, speed: Speed) -> float:
+    def margin(self, sigma, speed: Speed):
         """Longest to typical time of a frame, but for the target."""
-        return max(math.exp(self.z * speed.spread * sigma), speed.peak / speed.typical)
+        return np.maximum(np.exp(self.z * speed.spread * sigma), speed.peak / speed.typical)
 
     def _plan(
         self,
@@ -233,33 +253,30 @@ class Planner:
         return loads(best)
 
     def _choice(self, demand: Demand, unit: str, limit_mhz: float, most_mb: float, strict: bool):
-        """(planned times, costs) of what `demand` could do on `unit` up to a clock, arrays (clocks,
-        points), costs inf where it could not; with networks of at most `most_mb`, or its smallest;
-        `strict`: with the margin, else the fastest alone."""
+        """(points, planned times, costs, least costs): what `demand` could do on `unit` up to a
+        clock; arrays (clocks, points), costs inf where it could not. With networks of at most
+        `most_mb`, or the smallest; `strict`: with the margin, else the fastest alone."""
         here, spec = self.on[demand.table, unit], self.units[unit]
         speed = dict(demand.speeds).get(unit, Speed())
         clocks = spec.freqs.index(limit_mhz) + 1
-        needed_ms = planned_ms = here.time_ms[:clocks] * speed.typical
-        allowed = self._small(here, most_mb) & (here.accuracy_pct >= demand.floor_pct - 1e-9)
+        unbeaten = self.objective != "accuracy"
+        kept = here.allowed(demand.floor_pct, most_mb, unbeaten=unbeaten)
         if not strict:
-            fastest = np.where(allowed, planned_ms[-1], np.inf).argmin()
-            allowed &= np.arange(len(here.points)) == fastest
-        elif not demand.batch:
-            planned_ms = planned_ms * [self.margin(sigma, speed) for sigma in here.sigma]
-            needed_ms = planned_ms
+            kept = kept[:1]
+        planned_ms = here.time_ms[kept, :clocks].T * speed.typical
+        if strict and not demand.batch:
+            planned_ms *= self.margin(here.sigma[kept], speed)
+        needed_ms = planned_ms
         if demand.random:  # such a frame finds the clock low, and others before it
             needed_ms = planned_ms + spec.settle_ms + spec.stall_ms
             if strict:
                 last_ms = planned_ms[-1]
                 needed_ms += [queue_ms(ms, demand.period_ms, self.target) for ms in last_ms]
-        cost = here.energy_uj[:clocks] * (speed.typical / demand.period_ms)
+        cost = here.energy_uj[kept, :clocks].T * (speed.typical / demand.period_ms)
         if self.objective == "accuracy":
-            cost = cost - _ACCURACY_MW * here.accuracy_pct
-        return planned_ms, np.where(allowed & (needed_ms <= demand.deadline_ms), cost, np.inf)
-
-    @staticmethod
-    def _small(here: _Points, most_mb: float) -> np.ndarray:
-        return here.memory_mb <= max(most_mb, here.memory_mb.min())
+            cost -= _ACCURACY_MW * here.accuracy_pct[kept]
+        cost = np.where(needed_ms <= demand.deadline_ms, cost, np.inf)
+        return [here.points[i] for i in kept], planned_ms, cost, cost.min(axis=1, initial=np.inf)
 
     def _least_share(self, demand: Demand, unit: str) -> float:
         return self.on[demand.table, unit].time_ms.min() / demand.period_ms
@@ -273,40 +290,36 @@ class Planner:
         for count, strict in [*((count, True) for count in counts), (counts[-1], False)]:
             firm = group[:count]
             choices = [self.choice(demand, unit, limit_mhz, most_mb, strict) for demand in firm]
-            points, cost = self._together(unit, firm, choices, strict)
+            points, cost = self._together(firm, choices, strict)
             if points:
                 break
         else:
             firm, cost = [], 0.0
         return self._with_spare(unit, points, cost, firm, group[len(firm) :], limit_mhz, most_mb)
 
-    def _together(self, unit: str, demands, choices, strict: bool):
+    def _together(self, demands, choices, strict: bool):
         """({app: point}, cost): the cheapest at which all are in time; nothing without."""
-        least = np.sum([cost.min(axis=1) for _, cost in choices], axis=0)
+        least = sum(best for *_, best in choices).tolist()
         points, best = {}, math.inf
-        for clock in np.argsort(least) if strict else [len(least) - 1]:
+        clocks = sorted(range(len(least)), key=least.__getitem__) if strict else [-1]
+        for clock in clocks:
             if least[clock] >= best:
                 break
-            picks = self._at(clock, demands, choices, strict)
-            cost = sum(cost[clock, i] for (_, cost), i in zip(choices, picks, strict=False))
+            times = [planned_ms[clock] for _, planned_ms, *_ in choices]
+            costs = [cost[clock] for _, _, cost, _ in choices]
+            picks = self._at(demands, times, costs, strict)
+            cost = sum(cost[clock, i] for (*_, cost, _), i in zip(choices, picks, strict=False))
             if picks and cost < best:
-                best = float(cost)
-                points = {
-                    demand.app: self.on[demand.table, unit].points[i]
-                    for demand, i in zip(demands, picks, strict=True)
-                }
+                pairs = zip(demands, choices, picks, strict=True)
+                points, best = {demand.app: some[i] for demand, (some, *_), i in pairs}, cost
         return points, best
 
-    def _at(self, clock: int, demands, choices, strict: bool) -> list[int]:
+    def _at(self, demands, times, costs, strict: bool) -> list[int]:
         """The best point of each app at one clock such that all are in time; none without.
 
         Each begins with its cheapest. While they are not in time together, the one that takes most
         of the unit takes its cheapest among those that are shorter.
         """
-        costs = [cost[clock] for _, cost in choices]
-        if not all(np.isfinite(cost).any() for cost in costs):
-            return []
-        times = [planned_ms[clock] for planned_ms, _ in choices]
         while True:
             picks = [int(cost.argmin()) for cost in costs]
             tasks = [self._task(d, ms[i]) for d, ms, i in zip(demands, times, picks, strict=True)]
@@ -332,11 +345,13 @@ class Planner:
     def _with_spare(self, unit: str, points, cost: float, firm, spare, limit_mhz, most_mb: float):
         """The load with the apps that get what time those in `firm` leave at the highest clock:
         each its fastest network above its floor, else the best below it that is in time."""
+        if not spare:
+            return _Load(0.0, cost, points)
         top = self.units[unit].freqs.index(limit_mhz)
 
         def times_ms(demand: Demand) -> np.ndarray:
             speed = dict(demand.speeds).get(unit, Speed())
-            return self.on[demand.table, unit].time_ms[top] * speed.typical
+            return self.on[demand.table, unit].time_ms[:, top] * speed.typical
 
         left, lost, points = 1.0, 0.0, dict(points)
         for demand in firm:
@@ -345,7 +360,7 @@ class Planner:
         hopeless, below = set(), set()
         for demand in spare:
             here, ms = self.on[demand.table, unit], times_ms(demand)
-            small = self._small(here, most_mb)
+            small = here.memory_mb <= max(most_mb, here.memory_mb.min())
             above = small & (here.accuracy_pct >= demand.floor_pct - 1e-9)
             in_time = small & (ms <= demand.deadline_ms)
             i = int(np.where(above if above.any() else small, ms, np.inf).argmin())
@@ -358,7 +373,7 @@ class Planner:
             else:
                 served = min(max(left, 0.0) / need, 1.0)
                 left -= served * need
-                cost += served * here.energy_uj[top, i] / demand.period_ms
+                cost += served * here.energy_uj[i, top] / demand.period_ms
             if not above[i]:
                 below.add(demand.app)
                 served = 0.0
