@@ -113,15 +113,15 @@ class Gaps(NamedTuple):
     """
 
     said_ms: float
-    times: tuple[float, ...] = ()
-    period_ms: float = math.nan
+    times: tuple[float, ...]
+    period_ms: float
 
     def seen(self, said_ms: float, times: Iterable[float]) -> "Gaps":
         """With what has come since."""
         before = self.times if said_ms == self.said_ms else self.times[-1:]
         last_ms = before[-1] if before else -math.inf
         new = sorted({t_ms for t_ms in times if t_ms > last_ms})
-        if before is self.times and not new and self.period_ms > 0:
+        if before is self.times and not new:
             return self
         times = (*before, *new)[-_ARRIVALS:]
         period_ms = said_ms

@@ -12,6 +12,7 @@ pure: its memory travels through `Action.memory` and `State.memory`.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import groupby
 from operator import attrgetter
 from types import MappingProxyType
@@ -34,6 +35,7 @@ _BALANCE = 0.36  # between the shortest time and the deadline, on a logarithmic 
 _RETRY_MS = 200.0  # after so long a frame that should be late is tried again
 _STALE_MS = 1000.0  # what others measured so much later counts more
 _NEVER_MS = 1e9
+_NO_TIMES = Times()
 
 
 class Memory(NamedTuple):
@@ -115,6 +117,7 @@ class Manager:
         self.pacers = {unit.name: Pacer(unit) for unit in board.units}
         self.longest_lead_ms = max(pacer.switch_ms for pacer in self.pacers.values()) + SAFETY_MS
         self.planner = Planner(board, tables, objective, target_miss_pct / 100)
+        self.work = lru_cache(maxsize=1024)(self._make_work)
 
     def decide(self, state: State, limits: Mapping[str, float]) -> Action:
         """Operating points, clocks, and when to look again."""
@@ -148,9 +151,12 @@ class Manager:
         """With the frames that came and that finished."""
         gaps = {}
         for app in state.apps:
-            before = memory.gaps.get(app.name) or Gaps(app.need.period_ms)
-            came = [frame.arrival_ms for frame in app.waiting]
-            gaps[app.name] = before.seen(app.need.period_ms, [*came, app.last_arrival_ms or 0.0])
+            said_ms = app.need.period_ms
+            before = memory.gaps.get(app.name) or Gaps(said_ms, (), said_ms)
+            if app.last_arrival_ms is not None:
+                came = [frame.arrival_ms for frame in app.waiting]
+                before = before.seen(said_ms, [*came, app.last_arrival_ms])
+            gaps[app.name] = before
         memory = memory._replace(gaps=gaps)
         if not state.finished and memory.speeds.keys() == gaps.keys() and memory.emc == state.emc:
             return memory
@@ -162,7 +168,7 @@ class Manager:
                 ratio = self._done(point, frame.ran) / self._slower(frame.unit, state.emc)
                 if math.isfinite(ratio) and ratio > 0:
                     key, z = (frame.app, frame.unit), self.planner.z
-                    before = times.get(key, Times())
+                    before = times.get(key, _NO_TIMES)
                     times[key] = before.measured(ratio, point.sigma, state.t_ms, z)
         memory = memory._replace(times=times, emc=state.emc)
         speeds = {app.name: self._speeds(app, memory) for app in state.apps}
@@ -173,7 +179,7 @@ class Manager:
         small a change is none, lest plans change with every frame."""
         speeds = {}
         for unit in self._points(app).units:
-            mine = memory.times.get((app.name, unit), Times())
+            mine = memory.times.get((app.name, unit), _NO_TIMES)
             newer = [
                 times.typical
                 for (_, where), times in memory.times.items()
@@ -282,7 +288,7 @@ class Manager:
             work, hand = self._work(app, point, memory), hands[placement.unit]
             # No frame that is due before it could be done, unless to see whether that still holds.
             due_ms = hand.free_ms + work.typical * self._least_ms(point, limits)
-            times = memory.times.get((app.name, placement.unit), Times())
+            times = memory.times.get((app.name, placement.unit), _NO_TIMES)
             over = times.frames and times.ratios[-1] < 0.9 * times.typical
             again = work.typical > 1 and (over or times.last_ms < state.t_ms - _RETRY_MS)
             if again:
@@ -323,13 +329,14 @@ class Manager:
 
     def _work(self, app: AppState, point: "Point", memory: Memory) -> Work:
         """A frame of `app` at `point`, without its deadline."""
-        speed = memory.speeds[app.name][point.unit]
-        worst = speed.typical * self.planner.margin(point.sigma, speed)
-        times = memory.times.get((app.name, point.unit))
-        if times is not None:
-            worst = max(worst, times.worst * self._slower(point.unit, memory.emc))
-        worst += _ROOM
-        return Work(0.0, speed.typical, worst, point, sigma=point.sigma * speed.spread)
+        times = memory.times.get((app.name, point.unit), _NO_TIMES)
+        least = times.worst * self._slower(point.unit, memory.emc)
+        return self.work(point, memory.speeds[app.name][point.unit], least)
+
+    def _make_work(self, point: "Point", speed: Speed, least: float) -> Work:
+        worst = max(speed.typical * self.planner.margin(point.sigma, speed), least)
+        sigma = point.sigma * speed.spread
+        return Work(0.0, speed.typical, worst + _ROOM, point, sigma=sigma)
 
     def _held(self, state: State, pacer: Pacer, hand: _Hand, limit: float) -> set[str]:
         """The spare apps whose next frame has to wait, because it would be late itself or make

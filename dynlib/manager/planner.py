@@ -179,9 +179,9 @@ class Planner:
         self.load = lru_cache(maxsize=4096)(self._load)
         self.choice = lru_cache(maxsize=1024)(self._choice)
 
-    def margin(self, sigma, speed: Speed):
+    def margin(self, sigma: float, speed: Speed) -> float:
         """Longest to typical time of a frame, but for the target."""
-        return np.maximum(np.exp(self.z * speed.spread * sigma), speed.peak / speed.typical)
+        return max(math.exp(self.z * speed.spread * sigma), speed.peak / speed.typical)
 
     def _plan(
         self,
@@ -195,7 +195,6 @@ class Planner:
         not even the smallest ones fit together, the least important app is not served.
         """
         kept = sorted(demands, key=lambda d: (-d.priority, d.period_ms, d.app))
-        sizes = {mb for points in self.on.values() for mb in points.memory_mb.tolist()}
 
         def needed_mb(most_mb: float) -> float:
             return sum(load.memory_mb for load in self._search(kept, limits, most_mb).values())
@@ -205,8 +204,8 @@ class Planner:
             most_mb = 0.0
             while kept and needed_mb(most_mb) > memory_mb:
                 degraded.append(f"{kept.pop().app} refused: memory")
-            allowed = sorted(sizes)
-            most_mb = [0.0, *allowed][bisect(allowed, memory_mb, key=needed_mb)]
+            sizes = sorted({mb for some in self.on.values() for mb in some.memory_mb.tolist()})
+            most_mb = [0.0, *sizes][bisect(sizes, memory_mb, key=needed_mb)]
         loads = self._search(kept, limits, most_mb)
         placements: dict[str, Placement | None] = dict.fromkeys(demand.app for demand in demands)
         for unit, load in loads.items():
@@ -238,15 +237,14 @@ class Planner:
 
         def score(where: Mapping[Demand, str]) -> tuple[float, float]:
             found = loads(where).values()
-            lost, cost = (sum(load[i] for load in found) for i in range(2))
-            return round(lost, 6), round(cost, 6)
+            return round(sum([load.lost for load in found]), 6), sum([load.cost for load in found])
 
         best = {
             d: min(units, key=lambda u, d=d: score({d: u})) for d, units in options.items() if units
         }
         while best:
-            moves = [best | {demand: unit} for demand in best for unit in options[demand]]
-            better = min(moves, key=score)
+            moves = [best | {d: unit} for d in best for unit in options[d] if unit != best[d]]
+            better = min(moves, key=score, default=best)
             if score(better) >= score(best):
                 break
             best = better
@@ -265,12 +263,12 @@ class Planner:
             kept = kept[:1]
         planned_ms = here.time_ms[kept, :clocks].T * speed.typical
         if strict and not demand.batch:
-            planned_ms *= self.margin(here.sigma[kept], speed)
+            planned_ms *= [self.margin(sigma, speed) for sigma in here.sigma[kept].tolist()]
         needed_ms = planned_ms
         if demand.random:  # such a frame finds the clock low, and others before it
             needed_ms = planned_ms + spec.settle_ms + spec.stall_ms
             if strict:
-                last_ms = planned_ms[-1]
+                last_ms = planned_ms[-1].tolist()
                 needed_ms += [queue_ms(ms, demand.period_ms, self.target) for ms in last_ms]
         cost = here.energy_uj[kept, :clocks].T * (speed.typical / demand.period_ms)
         if self.objective == "accuracy":
@@ -311,7 +309,8 @@ class Planner:
             cost = sum(cost[clock, i] for (*_, cost, _), i in zip(choices, picks, strict=False))
             if picks and cost < best:
                 pairs = zip(demands, choices, picks, strict=True)
-                points, best = {demand.app: some[i] for demand, (some, *_), i in pairs}, cost
+                points = {demand.app: some[i] for demand, (some, *_), i in pairs}
+                best = float(cost)
         return points, best
 
     def _at(self, demands, times, costs, strict: bool) -> list[int]:
@@ -373,11 +372,11 @@ class Planner:
             else:
                 served = min(max(left, 0.0) / need, 1.0)
                 left -= served * need
-                cost += served * here.energy_uj[i, top] / demand.period_ms
+                cost += float(served * here.energy_uj[i, top] / demand.period_ms)
             if not above[i]:
                 below.add(demand.app)
                 served = 0.0
-            lost += 10.0**demand.priority * (1 - _LIKELY * served)
+            lost += 10.0**demand.priority * float(1 - _LIKELY * served)
             points[demand.app] = here.points[i]
         # Where all fit, but for margins, nobody has to make room for anybody.
         names = frozenset(demand.app for demand in spare) if left <= 0 or hopeless else frozenset()
