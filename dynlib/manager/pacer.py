@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from dynlib.boards.board import Unit
     from dynlib.points import Point
 
-MAX_FRAMES = 24  # of a busy period; what comes later is left to later decisions
+MAX_FRAMES = 24  # looked ahead in a busy period, or all that are there if those are more
 SAFETY_MS = 0.1
 _DRAWS = [NormalDist().inv_cdf((i + 0.5) / 6) for i in range(6)]  # equally likely lengths
 _DEADLINE = itemgetter(0)
@@ -125,7 +125,7 @@ class Pacer:
         """
         t, variance = now_ms, 0.0
         ready, coming = list(work), [stream.next_ms for stream in streams]
-        for n in range(MAX_FRAMES):
+        for n in range(max(MAX_FRAMES, len(work))):
             if n and len(ready) > 1:
                 ready.sort(key=_DEADLINE)
             frame = ready.pop(0)
@@ -140,10 +140,10 @@ class Pacer:
             late_ms = frame.deadline_ms - t
             if late_ms < 0 or variance > late_ms * late_ms:
                 return False
-            for i, stream in enumerate(streams):
-                while coming[i] <= t:
-                    ready.append(stream.at(coming[i]))
-                    coming[i] += stream.period_ms
+            while coming and (next_ms := min(coming)) <= t:
+                i = coming.index(next_ms)
+                ready.append(streams[i].at(next_ms))
+                coming[i] += streams[i].period_ms
             if not ready:
                 break
         return True

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 OBJECTIVES = ("energy", "accuracy", "latency", "balanced")
 _ACCURACY_MW = 1e6  # per percent: more than any clock costs
+_FEW = 6  # apps
 _LIKELY = 0.9  # of its frames that an app which gets what time is left is given credit for
 _SHORTER = 0.95  # an app that leaves room to others takes a point at least so much shorter
 
@@ -242,7 +243,8 @@ class Planner:
         best = {
             d: min(units, key=lambda u, d=d: score({d: u})) for d, units in options.items() if units
         }
-        while best:
+        # With many apps a search pays only where not all are in time.
+        while len(best) <= _FEW or score(best)[0]:
             moves = [best | {d: unit} for d in best for unit in options[d] if unit != best[d]]
             better = min(moves, key=score, default=best)
             if score(better) >= score(best):
