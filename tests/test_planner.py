@@ -54,7 +54,7 @@ tasks = st.lists(
 )  # fmt: skip
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(tasks)
 def test_what_is_schedulable_is_never_late(tasks):
     points = tables(BOARD)
@@ -105,7 +105,7 @@ def test_the_queue_grows_with_the_load(ms, period_ms, target):
 
 
 @given(NETS, st.floats(5, 150), st.integers(50, 90), st.floats(1, 2), st.sampled_from(MHZ))
-@settings(max_examples=80)
+@settings(max_examples=40)
 def test_one_app_gets_the_best_of_all_points_and_clocks(nets, deadline_ms, floor_pct, slow, cap):
     table = table_of(nets)
     points = table.on("gpu")
@@ -176,7 +176,7 @@ def test_where_nothing_is_in_time_the_plan_says_so():
 
 
 @given(NETS, st.floats(10, 150), st.floats(10, 150), st.integers(50, 80), st.floats(40, 200))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_two_apps_of_one_unit_against_all_pairs_of_points(nets, one_ms, two_ms, floor, period_ms):
     table = table_of(nets, memory=False)
     wanted = (demand(one_ms, floor, "a"), demand(two_ms, 0, "b", period_ms))
@@ -302,7 +302,7 @@ def test_networks_that_fill_a_cap_to_the_last_byte_are_served():
 
 
 @given(NETS, st.floats(0.5, 12), st.integers(1, 3))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_networks_fit_together_and_whoever_is_refused_matters_least(nets, cap_mb, count):
     table = table_of(nets)
     apps = tuple(demand(100.0, 0, f"a{i}", priority=i) for i in range(count))
