@@ -48,9 +48,13 @@ def test_another_speed_is_believed_after_three_frames_and_left_after_two(much, b
     assert learn([1.0] * 2, up).typical == pytest.approx(1.0)
 
 
-@given(st.floats(0.2, 30.0), st.integers(0, 50), st.integers(0, 50))
+@given(st.floats(0.2, 1.0))
+def test_a_first_frame_that_is_short_is_no_speed(odd):
+    assert learn([odd]).typical == pytest.approx(1.0)
+
+
+@given(st.floats(0.2, 30.0), st.integers(1, 50), st.integers(0, 50))
 def test_one_odd_frame_is_neither_a_speed_nor_noise(odd, before, after):
-    """Nor are two of them a shock to be ready for, if they are far apart."""
     times = learn([1.0] * before + [odd] + [1.0] * after)
     assert times.typical == pytest.approx(1.0)
     assert times.spread <= 1.5
@@ -91,11 +95,18 @@ def test_a_slow_speed_is_forgotten_on_a_unit_left_alone_later_each_time(much):
             times = times.aged(now_ms)
         waits.append(now_ms - start_ms)
     assert waits == sorted({*waits})
+
+
+@given(st.floats(1.1, 20.0))
+def test_a_slow_speed_is_remembered_as_long_as_frames_confirm_it(much):
+    slow = learn([much] * 5)
+    assert slow.aged(slow.last_ms + 5000.0) == slow
+    assert slow.aged(slow.last_ms + 15_000.0).typical == 1.0
     # Once it is fast again, nothing is held against it.
-    calm = learn([1.0] * 10, times, now_ms)
+    calm = learn([1.0] * 10, slow, slow.last_ms)
     assert calm.aged(calm.last_ms + 1e6) == calm
     slow = learn([much] * 5, calm, calm.last_ms)
-    assert slow.aged(slow.last_ms + waits[0]).typical == 1.0
+    assert slow.aged(slow.last_ms + 15_000.0).typical == 1.0
 
 
 def test_a_usual_speed_is_never_forgotten():
