@@ -75,16 +75,15 @@ def test_what_cannot_be_met_is_given_up_in_the_declared_order():
     apps = tuple(App(n, "net", 30.0, period_ms=30.0, accuracy_floor_pct=75.0, priority=p)
                  for n, p in (("low", 0), ("high", 1)))  # fmt: skip
     log = run(Workload("w", 1.0, apps), BOARD, TABLES, Manager(BOARD, TABLES))
-    first = {e["app"]: e for e in events(log, "decide")}
-    assert "infeasible: low refused" in first["high"]["reason"]
-    assert set(first) == {"high"}  # the other never got a network
-    done = {e["app"] for e in events(log, "finish")}
-    assert done == {"high"}
+    assert {e["reason"] for e in events(log, "decide")} == {"low now and then"}
+    assert {e["app"] for e in events(log, "finish")} == {"high"}  # no gap is long enough for both
     apps = tuple(App(n, "net", 45.0, period_ms=45.0, accuracy_floor_pct=75.0) for n in "abc")
     log = run(Workload("w", 1.0, apps[:2]), BOARD, TABLES, Manager(BOARD, TABLES))
-    assert all("infeasible" not in e["reason"] for e in events(log, "decide"))
+    assert {e["reason"] for e in events(log, "decide")} == {"best"}
     log = run(Workload("w", 1.0, apps), BOARD, TABLES, Manager(BOARD, TABLES))
-    assert {e["reason"] for e in events(log, "decide")} == {"infeasible: c refused"}
+    assert {e["reason"] for e in events(log, "decide")} == {
+        "a now and then; b now and then; c now and then"
+    }
     # Said once, not at every frame.
     assert len(events(log, "decide")) <= 3
 

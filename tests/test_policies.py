@@ -1,12 +1,12 @@
 import pytest
-from runtime_cases import board, cases, fixed, periodic, run, summarise, tables, unit
+from runtime_cases import board, cases, fixed, frames_of, periodic, run, summarise, tables, unit
 
 from dynlib.errors import PolicyError, TableError
 from dynlib.machine.bind import load_board
 from dynlib.manager.policy import Placement
 from dynlib.points import PointTable, make_table
 from dynlib.runtime import rivals
-from dynlib.runtime.rivals import Static, best_static, linux_default
+from dynlib.runtime.rivals import JustInTime, Static, best_static, linux_default
 from dynlib.workload import App, Change, Workload
 from suite.papers.dynamic_ofa import published_frame, published_tables
 from suite.studies.compare import compare_policies
@@ -278,3 +278,69 @@ def test_a_table_of_another_board_or_setting_is_refused(rows, message):
 def test_missing_points_are_named():
     with pytest.raises(TableError, match=r"'huge'.*'gpu'"):
         TABLES["net"].point("huge", "gpu")
+
+
+# Just in time.
+
+
+def just_in_time(workload, seed=0, on=BOARD, points=TABLES):
+    log = run(workload, on, points, JustInTime(on, points), seed)
+    return log, summarise(log, workload, points, on)
+
+
+def test_just_in_time_serves_s1_without_misses():
+    on = load_board("jetson-xavier-nx")
+    points = published_tables(on)
+    for seed in range(2):
+        workload = scenario("S1", on, points, seed).workload
+        _, summary = just_in_time(workload, seed, on, points)
+        assert summary["missed"] == 0
+
+
+@pytest.mark.parametrize(("floor_pct", "chosen"), [(0.0, "xs"), (72.0, "s"), (79.8, "xl"),
+                                                   (90.0, "xs")])  # fmt: skip
+def test_just_in_time_uses_the_smallest_network_over_the_floor(floor_pct, chosen):
+    workload = periodic(100.0, horizon_s=3.0, accuracy_floor_pct=floor_pct)
+    log, summary = just_in_time(workload, points=LADDER_TABLES)
+    assert {e["subnet"] for e in log if e["event"] == "start"} == {chosen}
+    assert summary["late"] == 0
+
+
+def test_just_in_time_recovers_after_a_competitor():
+    changes = [Change(t, unit="gpu", stretch=x, announced=False) for t, x in ((2, 2.0), (5, 1.0))]
+    workload = periodic(60.0, horizon_s=10.0, changes=changes, accuracy_floor_pct=75.0)
+    log, _ = just_in_time(workload)
+    frames = frames_of(log, workload, TABLES)
+    missed = frames[~frames["on_time"]]
+    assert len(missed) <= 3
+    assert missed["arrival_s"].between(1.9, 2.3).all()
+    # And then it saves again.
+    clocks = [(e["t_s"], e["gpu_mhz"]) for e in log
+              if e["event"] == "set" and e["reason"] == "acts"]  # fmt: skip
+    assert max(mhz for t_s, mhz in clocks if 2.5 < t_s < 5) == 1000.0
+    assert max(mhz for t_s, mhz in clocks if t_s > 6) < 1000.0
+
+
+def test_just_in_time_takes_less_energy_than_the_highest_clock():
+    workload = periodic(60.0, horizon_s=5.0)
+    _, summary = just_in_time(workload)
+    fast = summarise(run(workload, BOARD, TABLES, fixed("small")), workload, TABLES, BOARD)
+    assert summary["missed"] == 0
+    assert summary["energy_mj"] < fast["energy_mj"]
+
+
+def test_just_in_time_goes_elsewhere_while_a_unit_is_lost():
+    on = board(unit(), unit("cpu", "cpu", cores=2))
+    points = tables(on, units=("gpu", "cpu"))
+    changes = [Change(t, unit="gpu", lost=t == 2.0, announced=False) for t in (2.0, 4.0)]
+    workload = periodic(500.0, horizon_s=8.0, changes=changes)
+    log, summary = just_in_time(workload, 0, on, points)
+    units = {e["frame"]: e["unit"] for e in log if e["event"] == "start"}
+    assert [units[i] for i in (0, 3, 5, 7, 9, 12)] == ["gpu"] * 2 + ["cpu"] * 2 + ["gpu"] * 2
+    assert summary["missed"] == 0
+
+
+def test_just_in_time_of_two_apps():
+    apps = tuple(App(n, "net", 80.0, period_ms=80.0, accuracy_floor_pct=75.0) for n in "ab")
+    _, summary = just_in_time(Workload("w", 8.0, apps), 1)
+    assert summary["deadline_miss_pct"] <= 1

@@ -56,7 +56,7 @@ def test_fault_01_sensors_are_lost_while_frames_are_served(clock, caplog):
     with knobbed(share, sensors=sensors) as knobs:
         _, frames = go(clock, managed, stretch=loaded, knobs=knobs)
         assert knobs.level == "blind"
-    assert frames["on_time"].sum() >= len(frames) - 2
+    assert frames["on_time"].sum() >= len(frames) - 6  # three in each load
     assert [m for m in reported(caplog) if "blind" in m] == ["fake: from control to blind"]
 
 
@@ -70,7 +70,7 @@ def test_fault_05_permission_is_lost_while_frames_are_served(clock, caplog):
     assert share.writes == 2  # and never again
     assert done.problems == {"quota_pct": "not permitted"}
     assert reported(caplog).count("quota_pct: not permitted") == 1
-    assert frames["on_time"].sum() >= len(frames) - 2
+    assert frames["on_time"].sum() >= len(frames) - 6  # three in each load
 
 
 @pytest.mark.parametrize("number", [errno.EBUSY, errno.EINVAL, errno.EIO])
@@ -79,7 +79,7 @@ def test_fault_06_a_knob_fails_while_frames_are_served(clock, caplog, number, ti
     share = quota(error=OSError(number, os.strerror(number)), after=1, times=times)
     with knobbed(share) as knobs:
         done, frames = go(clock, managed, stretch=loaded, knobs=knobs)
-    assert frames["on_time"].sum() >= len(frames) - 2
+    assert frames["on_time"].sum() >= len(frames) - 6  # three in each load
     if times == 2:  # it was tried again
         assert (done.problems, said(done, "set")) == ({}, ["quota_pct"] * 5)
         assert share.history == [83, 20, 83, 20, 83]
@@ -108,7 +108,7 @@ def test_fault_08_a_number_of_threads_that_the_knob_has_not(clock, caplog):
     assert event["cores"] == 4  # in force all the while
     assert "process.threads: 1; expected one of (2, 4)" in done.problems["threads"]
     assert len([m for m in reported(caplog) if m.startswith("threads")]) == 1
-    assert frames["on_time"].sum() >= len(frames) - 2
+    assert frames["on_time"].sum() >= len(frames) - 6  # three in each load
 
 
 class Failing(Manager):
@@ -131,7 +131,7 @@ def test_fault_09_the_policy_fails(clock, caplog):
     assert frames["on_time"].all()  # what it decided last goes on
     assert len(frames) == 250
     assert done.problems == {"policy": "ZeroDivisionError('a bug')"}
-    assert said(done, "decide") == ["apps", "policy failed: ZeroDivisionError('a bug')"]
+    assert said(done, "decide") == ["best", "policy failed: ZeroDivisionError('a bug')"]
     assert reported(caplog) == ["policy: ZeroDivisionError('a bug')"]
 
 
@@ -177,7 +177,7 @@ def test_fault_15_another_tool_sets_the_quota(clock, caplog):
     taken = "another program set process.quota_pct to 60.0: left to it"
     assert done.problems == {"quota_pct": taken}
     assert said(done, "set") == ["quota_pct", taken]
-    assert frames["on_time"].sum() >= len(frames) - 2
+    assert frames["on_time"].sum() >= len(frames) - 6  # three in each load
 
 
 def test_fault_16_the_files_of_a_knob_vanish(clock, memory):
@@ -192,7 +192,7 @@ def test_fault_16_the_files_of_a_knob_vanish(clock, memory):
     with knobbed(knob) as knobs:
         done, frames = go(clock, managed, stretch=loaded, knobs=knobs)
     assert said(done, "set") == ["quota_pct", "No such device"]
-    assert frames["on_time"].sum() >= len(frames) - 2
+    assert frames["on_time"].sum() >= len(frames) - 6  # three in each load
     again = DecisionLog.read(done.log.write(memory / "log.jsonl"))  # nobody knows the value
     assert again.events == done.log.events
 
@@ -239,7 +239,7 @@ def test_fault_18_the_machine_is_suspended(monkeypatch):
     assert frames["on_time"].all()
     assert [e["frame"] for e in events(done.log, "finish") if "reason" in e] == [50]
     assert len(seeing.policy.seen) == len(frames) - 1  # all but that one
-    assert said(done, "decide") == ["apps"]
+    assert said(done, "decide") == ["best"]
 
 
 def test_fault_18_the_program_is_stopped(clock):
@@ -253,14 +253,19 @@ def test_fault_18_the_program_is_stopped(clock):
     done, frames = go(clock, seeing, camera(horizon_s=40.0), make=Stopped)
     late = frames[~frames["on_time"]]
     assert late["arrival_s"].between(50 * 0.024, 50 * 0.024 + 30.05).all()
-    assert said(done, "decide") == ["apps"]
-    assert seeing.policy.last.memory.slowdowns["cpu"].used < 1.1
+    assert said(done, "decide") == ["best"]
+    assert set(frames["subnet"].dropna()) == {"large"}  # nothing is held against the unit
 
 
-def test_fault_18_slower_by_any_amount_is_believed_when_two_frames_agree(clock):
-    done, _ = go(clock, seeing, camera(horizon_s=30.0), lambda t_s: 40.0 if t_s > 3 else 1.0)
-    assert seeing.policy.last.memory.slowdowns["cpu"].mean == pytest.approx(40, rel=0.1)
-    assert said(done, "decide") == ["apps", "infeasible: cam late"]
+@pytest.mark.parametrize("factor", [4.0, 40.0])
+def test_fault_18_slower_by_any_amount_is_believed_when_three_frames_agree(clock, factor):
+    workload = camera(horizon_s=30.0)
+    done, frames = go(clock, managed, workload, lambda t_s: factor if t_s > 3 else 1.0)
+    switched = [(e["subnet"], e["t_s"]) for e in events(done.log, "decide")]
+    assert [subnet for subnet, _ in switched] == ["large", "small"]
+    assert switched[1][1] < 3.5 + 3 * MS["large"] * factor / 1000
+    settled = frames[frames["arrival_s"] > 6]
+    assert settled["on_time"].all() == (factor < 6)
 
 
 def test_fault_23_every_frame_is_late_for_a_minute_live(clock):
@@ -270,23 +275,23 @@ def test_fault_23_every_frame_is_late_for_a_minute_live(clock):
     done, frames = go(clock, managed, camera(horizon_s=75.0), stretch)
     assert frames[frames["arrival_s"].between(5.1, 64.9)]["on_time"].sum() == 0
     decided = [(round(e["t_s"]), e["subnet"]) for e in events(done.log, "decide")]
-    assert decided == [(0, "large"), (5, "small"), (65, "large")]
+    assert decided == [(0, "large"), (6, "small"), (65, "large")]
     assert max(queue_lengths(done.log)) <= (12 + 15 * MS["large"]) / 24 + 1
     assert frames[frames["arrival_s"] > 66]["on_time"].all()
 
 
 def test_fault_24_no_network_is_fast_enough_live(clock):
     done, frames = go(clock, managed, camera(deadline_ms=1.0))
-    assert said(done, "decide") == ["infeasible: cam late"]
-    assert set(frames["subnet"]) == {"small"}
-    assert set(frames["reason"]) == {"late"}
+    assert said(done, "decide") == ["cam late"]
+    assert set(frames["subnet"].dropna()) <= {"small"}
+    assert set(frames["reason"]) <= {"late", "given up"}
 
 
 def test_fault_25_a_burst_of_a_hundred_frames_live(clock):
     app = App("cam", "net", 100.0, "trace", trace_ms=(1000.0,) * 100)
     done, frames = go(clock, managed, Workload("burst", 2.0, (app,)))
     assert len(frames) == 100
-    assert set(frames["reason"]) <= {"", "late", "deadline passed"}
+    assert set(frames["reason"]) <= {"", "late", "deadline passed", "given up"}
     assert 9 <= frames["on_time"].sum() <= len(done.answers) <= frames["on_time"].sum() + 1
 
 

@@ -37,8 +37,8 @@ ELSEWHERE = {
          "faults/test_machine_faults.py::test_fault_20_wrap_of_unknown_range_or_reset"],
     21: ["faults/test_machine_faults.py::test_fault_21_two_wraps"],
     23: ["test_manager.py::test_a_deadline_storm_does_not_make_it_oscillate"],
-    24: ["test_manager.py::test_infeasible_demands_fall_back_to_the_fastest_point_at_the_highest_"
-         "clock", "test_conditions.py::test_what_cannot_be_met_is_given_up_in_the_declared_order",
+    24: ["test_manager.py::test_where_nothing_can_be_in_time_nothing_is_spent",
+         "test_conditions.py::test_what_cannot_be_met_is_given_up_in_the_declared_order",
          "test_manager.py::test_any_demand_gets_an_answer"],
     28: ["test_supernet.py::test_a_bad_checkpoint_is_refused_before_a_weight_is_touched",
          "test_training.py::test_a_foreign_or_broken_state_is_refused"],
@@ -85,7 +85,7 @@ def test_fault_16_every_unit_is_lost_for_a_while():
     assert missed["arrival_s"].between(0.9, 2.0).all()
     assert 9 <= len(missed) <= 11
     reasons = [e["reason"] for e in events(log, "decide")]
-    assert reasons == ["apps", "infeasible: app late", "saves"]
+    assert reasons == ["best", "best", "best"]
 
 
 def test_fault_22_thermal_ramp():
@@ -120,8 +120,7 @@ def test_fault_23_every_frame_is_late_for_a_minute():
     assert not [d for d in decided if 6 < d[0] < 65]  # it has settled
     served = [e for e in events(log, "start") if 6 < e["t_s"] < 65]
     assert {(e["subnet"], e["unit"]) for e in served} == {("small", "gpu")}
-    asked = [e["gpu_mhz"] for e in events(log, "set") if 6 < e["t_s"] < 65 and e["unit"] == "gpu"]
-    assert set(asked) <= {1000.0}
+    assert len(served) <= 5 * 60  # nothing is spent on what cannot be in time but to see if it can
     assert max(queue_lengths(log)) <= (60 + 8 * 20) / 25 + 1  # what comes while one runs
     frames = frames_of(log, workload, NOISY_TABLES)
     assert frames[frames["arrival_s"] > 66]["on_time"].all()
