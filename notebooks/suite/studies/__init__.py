@@ -5,6 +5,7 @@ from suite.lazy import lazily
 __getattr__ = lazily(__name__, {
     "ablation": ["compare_alone", "compare_recipes", "single"],
     "bound": ["attackers", "below_optimum"],
+    "code_size": ["manager_tokens"],
     "compare": ["compare_policies", "headline", "published_ladder", "reductions"],
     "contention": ["judged_cases"],
     "judge_boards": ["clock_models", "find_data", "published_grid", "queues", "resolutions"],
@@ -16,6 +17,7 @@ __getattr__ = lazily(__name__, {
         "rivals", "sensitivity", "simulate_many", "simulation_speed", "tables_by_work",
     ],
     "panel": ["Panel"],
+    "parallel": ["in_parallel"],
     "random_workloads": ["noise_wrong", "random_case"],
     "scenarios": ["scenario"],
     "search": ["compare_archives", "compare_samplers", "gains", "record_front", "replayed"],

@@ -1,6 +1,5 @@
 """Many runs at once: policies against scenarios over seeds, and how much guesses matter."""
 
-import gc
 import math
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
@@ -13,6 +12,7 @@ import pandas as pd
 from dynlib.boards.board import Board
 from dynlib.errors import DynlibError
 from dynlib.manager.manager import Manager
+from dynlib.manager.planner import Speed
 from dynlib.manager.policy import Placement, Policy
 from dynlib.points import PointTable, Tables, make_table
 from dynlib.runtime.case import Case
@@ -161,10 +161,7 @@ def against_optimum(
             best = optimum(case, seed)
             served = frames[frames["on_time"]]
             same = optimum(case, seed, zip(served["app"], served["frame"], strict=True))
-            start_s, end_s = frames["arrival_s"], frames["arrival_s"] + frames["deadline_ms"] / 1000
-            inside = pd.Series(False, frames.index)
-            for first_s, last_s in best.spans_s:
-                inside |= (start_s < last_s) & (end_s > first_s)
+            inside = within(frames, best.spans_s)
             outside = frames[~inside]
             per_frame_mj = best.energy_mj / best.served if best.served else math.nan
             rows.append({
@@ -181,6 +178,15 @@ def against_optimum(
                 "source": summary["source"],
             })  # fmt: skip
     return pd.DataFrame(rows)
+
+
+def within(frames: pd.DataFrame, spans_s: Iterable[tuple[float, float]]) -> pd.Series:
+    """Which frames have their time, from arrival to deadline, partly in one of the spans (s)."""
+    start_s, end_s = frames["arrival_s"], frames["arrival_s"] + frames["deadline_ms"] / 1000
+    inside = pd.Series(False, frames.index)
+    for first_s, last_s in spans_s:
+        inside |= (start_s < last_s) & (end_s > first_s)
+    return inside
 
 
 def _least(case: Case) -> float:
@@ -223,7 +229,7 @@ def levels(case: Case, span_s: float = 0.6) -> pd.DataFrame:
     mhz = "gpu_mhz" if unit.kind == "gpu" else "cpu_mhz"
     for point in table.on(unit.name):
         for i, ms in enumerate(point.latency_ms):
-            planned_ms = ms * manager.planner.margin(point)
+            planned_ms = ms * manager.planner.margin(point.sigma, Speed())
             fits = planned_ms <= need.deadline_ms and point.accuracy_val_pct >= need.floor_pct
             kind = "feasible" if fits else "misses deadline or floor"
             rows.append(("upper", kind, planned_ms / need.deadline_ms,
@@ -308,12 +314,8 @@ def decision_us(
     )  # fmt: skip
     times: list[list[float]] = [[] for _ in range(repeats)]
     case = Case(Workload("many", 30.0, who, changes), board, tables)
-    gc.disable()  # what the collector would look through is the log of the simulator
-    try:
-        for taken in times:
-            case.simulate(Manager(board, tables), seed, decision_ms=taken)
-    finally:
-        gc.enable()
+    for taken in times:  # the garbage collector stays on, as it would be
+        case.simulate(Manager(board, tables), seed, decision_ms=taken)
     return (1000 * np.median(times, axis=0)).tolist()
 
 

@@ -16,7 +16,7 @@ from dynlib.workload import App, Change, Workload
 HORIZON_S = 60.0
 
 
-class _Scale:
+class Scale:
     """L, A_max, A_min and A_mid of one table: the largest and smallest network of its main unit."""
 
     def __init__(self, table: PointTable):
@@ -38,7 +38,7 @@ class _Scale:
         return Change(t_s, app, period_ms=period_l * self.l_ms, deadline_ms=period_l * self.l_ms)
 
 
-def _s4(s: _Scale, rng: np.random.Generator):
+def _s4(s: Scale, rng: np.random.Generator):
     # Published Fig. 7: the second and third visit of the competitor come at random times.
     starts = np.sort(rng.uniform([12.0, 36.0], [26.0, 50.0]))
     visits = [(2.5, 10.0), *((t, t + 7.5) for t in starts.round(3).tolist())]
@@ -49,7 +49,7 @@ def _s4(s: _Scale, rng: np.random.Generator):
     return [s.app(1, s.a_min, period_ms=period_ms, deadline_ms=deadline_ms)], changes
 
 
-def _s8(s: _Scale, rng: np.random.Generator):
+def _s8(s: Scale, rng: np.random.Generator):
     app = s.app(2.5, s.a_min, arrival="server", deadline_ms=4 * s.l_ms)
     bursts = [(t + dt, k) for t in range(10, 60, 10) for dt, k in ((0.0, 1.25), (2.0, 2.5))]
     return [app], [Change(t, "app", period_ms=k * s.l_ms, announced=False) for t, k in bursts]
@@ -111,19 +111,19 @@ _SEVERAL: dict[str, Callable] = {
 }
 
 
-def _s5(s: _Scale, board: Board):
+def _s5(s: Scale, board: Board):
     unit = board.unit(s.unit)
     steps = ((15.0, unit.at_or_below(0.72 * unit.max_mhz)), (35.0, 0.0))
     return [s.app(2, s.a_mid)], [Change(t, unit=s.unit, cap_mhz=f, announced=False)
                                  for t, f in steps]  # fmt: skip
 
 
-def _s6(s: _Scale, board: Board):
+def _s6(s: Scale, board: Board):
     thermal_facts(board)  # raises where the board's heat is unknown
     return [s.app(1.5, s.a_min)], [Change(10, ambient_c=AMBIENT_C + 15, announced=False)]
 
 
-def _s7(s: _Scale, board: Board):
+def _s7(s: Scale, board: Board):
     # During the loss the deadline is twice what the fastest network takes on the next best unit.
     others = [s.table.on(u)[0].latency_ms[-1] for u in s.table.units if u != s.unit]
     slow_ms = max(2 * min(others, default=2 * s.l_ms), 4 * s.l_ms)
@@ -132,7 +132,7 @@ def _s7(s: _Scale, board: Board):
     return [s.app(4, s.a_min)], [*lost, *needs]
 
 
-def _s10(s: _Scale, board: Board):
+def _s10(s: Scale, board: Board):
     full_mw = board.power_mw({u.name: u.max_mhz for u in board.units},
                              {u.name: float(u.cores if u.kind == "cpu" else 1)
                               for u in board.units})  # fmt: skip
@@ -140,7 +140,7 @@ def _s10(s: _Scale, board: Board):
     return [s.app(2, s.a_min)], [Change(20, power_mw=cap_mw), Change(40, power_mw=0.0)]
 
 
-def _s11(s: _Scale, board: Board):
+def _s11(s: Scale, board: Board):
     if board.memory is None:
         raise WorkloadError(f"S11: board {board.name!r} has no memory clock")
     low, high = sorted(opp.freq_mhz for opp in board.memory.opps)[-2:]
@@ -164,7 +164,7 @@ def scenario(name: str, board: Board, tables: Mapping[str, PointTable], seed: in
         close = get_close_matches(name, SCENARIOS, n=2)
         hint = f"did you mean {' or '.join(close)}? " if close else ""
         raise WorkloadError(f"unknown scenario {name!r}; {hint}known: {', '.join(SCENARIOS)}")
-    scales = [_Scale(table) for table in tables.values()]
+    scales = [Scale(table) for table in tables.values()]
     if name in _BOARD:
         apps, changes = _BOARD[name](scales[0], board)
     elif name in _ONE:

@@ -1,0 +1,32 @@
+"""Many independent runs on all cores."""
+
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+
+import pandas as pd
+
+MOST = 8  # processes
+
+
+def in_parallel(
+    work: Callable[..., list[dict]], jobs: Iterable[tuple], processes: int | None = None
+) -> pd.DataFrame:
+    """A table of the rows that ``work(*job)`` returns for every job, in the order of the jobs.
+
+    Args:
+        work: a function that other processes can import.
+        jobs: its arguments; the longest should come first.
+        processes: default: one per core, at most `MOST`; 1: none but this one.
+    """
+    jobs = list(jobs)
+    processes = min(processes or min(os.cpu_count() or 1, MOST), len(jobs))
+    if processes < 2:
+        found = [work(*job) for job in jobs]
+    else:
+        context = get_context("forkserver")  # forking a process with threads may hang
+        context.set_forkserver_preload([work.__module__])
+        with ProcessPoolExecutor(processes, context) as pool:
+            found = list(pool.map(work, *zip(*jobs, strict=True)))
+    return pd.DataFrame([row for rows in found for row in rows])
