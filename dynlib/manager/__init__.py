@@ -4,7 +4,6 @@ A policy author needs nothing but this room, the operating points and the worklo
 """
 
 from dynlib.manager.manager import Manager
-from dynlib.manager.planner import OBJECTIVES
 from dynlib.manager.policy import (
     Action,
     AppState,
@@ -20,7 +19,6 @@ from dynlib.manager.policy import (
 )
 
 __all__ = [
-    "OBJECTIVES",
     "Action",
     "AppState",
     "Finished",

@@ -65,7 +65,7 @@ class Times(NamedTuple):
         ratios = (*self.ratios, ratio)[-_MANY:]
         few = ratios[-_FEW:]
         typical = median(few + (1.0,) * (_FEW - len(few)))
-        if max(ratios[-2:]) < typical:  # two that agree that it is over
+        if len(ratios) > 1 and max(ratios[-2:]) < typical:  # two that agree that it is over
             typical = max(ratios[-2:])
         steady = median(ratios)
         if abs(math.log(typical / steady)) < _AGREE * spread * sigma:
@@ -88,7 +88,7 @@ class Times(NamedTuple):
             now_ms,
             shocks,
             shocked,
-            1 if typical < _SLOW else self.patience,
+            1 if typical < _SLOW and len(ratios) > _FEW else self.patience,
             typical,
             spread,
             peak,
@@ -113,15 +113,15 @@ class Gaps(NamedTuple):
     """
 
     said_ms: float
-    times: tuple[float, ...]
-    period_ms: float
+    times: tuple[float, ...] = ()
+    period_ms: float = math.nan
 
     def seen(self, said_ms: float, times: Iterable[float]) -> "Gaps":
         """With what has come since."""
         before = self.times if said_ms == self.said_ms else self.times[-1:]
         last_ms = before[-1] if before else -math.inf
         new = sorted({t_ms for t_ms in times if t_ms > last_ms})
-        if before is self.times and not new:
+        if before is self.times and not new and not math.isnan(self.period_ms):
             return self
         times = (*before, *new)[-_ARRIVALS:]
         period_ms = said_ms

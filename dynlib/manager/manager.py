@@ -52,18 +52,25 @@ class Memory(NamedTuple):
     speeds: Mapping[str, Mapping[str, Speed]] = MappingProxyType({})
     emc: float = 1.0
     key: tuple = ()
-    plan: Plan = Plan({})
+    plan: Plan = Plan({}, {})
 
 
 @dataclass(slots=True)
 class _Hand:
-    """What a unit has to do: when it is done with what runs, at the highest clock; the frames at
-    hand, and those to come; the next frame of each app that gets what time is left; and of which
-    apps frames due before some time are given up."""
+    """What a unit has to do.
+
+    Args:
+        free_ms: when it is done with what runs, at the highest clock.
+        work: the frames at hand.
+        streams, coming: those to come, that have to be in time and all.
+        spare: the next frame of each app that gets what time is left.
+        give_up: apps, frames of which that are due before a time are given up.
+    """
 
     free_ms: float
     work: list[Work] = field(default_factory=list)
     streams: list[Stream] = field(default_factory=list)
+    coming: list[Stream] = field(default_factory=list)
     spare: dict[str, Work] = field(default_factory=dict)
     give_up: dict[str, float] = field(default_factory=dict)
 
@@ -129,7 +136,7 @@ class Manager:
             hand, clocks[name] = hands[name], pacer.unit.min_mhz
             if limits[name]:
                 late |= hand.give_up
-                held |= self._held(state, pacer, hand, limits[name])
+                held |= self._held(state, memory, pacer, hand, limits[name])
                 # For those that get what time is left a unit makes room as fast as it can.
                 fast = self.objective == "latency" or hand.spare.keys() - plan.hopeless
                 least_mhz = limits[name] if fast else pacer.unit.min_mhz
@@ -296,6 +303,11 @@ class Manager:
             waiting = [frame for frame in app.waiting if frame.deadline_at_ms >= due_ms]
             if len(waiting) < len(app.waiting):
                 hand.give_up[app.name] = due_ms
+            if app.arrival == "periodic" and app.name not in memory.plan.hopeless:
+                sooner_ms = self._sooner_ms(app, point, limits)
+                frame = work._replace(deadline_ms=app.need.deadline_ms - sooner_ms)
+                next_ms = app.next_arrival_ms(state.t_ms, demand.period_ms)
+                hand.coming.append(Stream(next_ms, demand.period_ms, frame))
             if app.name in memory.plan.spare and placed.count(placement.unit) > 1:
                 if waiting:
                     first_ms = min(frame.deadline_at_ms for frame in waiting)
@@ -308,10 +320,8 @@ class Manager:
                 # Of those that are due together, each has its share of the time.
                 share_ms = (frame_ms - state.t_ms) / len(list(frames))
                 hand.work.append(work._replace(deadline_ms=state.t_ms + share_ms - sooner_ms))
-            if app.arrival == "periodic":
-                frame = work._replace(deadline_ms=app.need.deadline_ms - sooner_ms)
-                next_ms = app.next_arrival_ms(state.t_ms, demand.period_ms)
-                hand.streams.append(Stream(next_ms, demand.period_ms, frame))
+            if app.arrival == "periodic" and app.name not in memory.plan.hopeless:
+                hand.streams.append(hand.coming[-1])
         return hands
 
     def _least_ms(self, point: "Point", limits) -> float:
@@ -338,11 +348,14 @@ class Manager:
         sigma = point.sigma * speed.spread
         return Work(0.0, speed.typical, worst + _ROOM, point, sigma=sigma)
 
-    def _held(self, state: State, pacer: Pacer, hand: _Hand, limit: float) -> set[str]:
+    def _held(self, state: State, memory: Memory, pacer: Pacer, hand: _Hand, limit) -> set[str]:
         """The spare apps whose next frame has to wait, because it would be late itself or make
         another one late. Frames that need not are added to the work at hand."""
-        mhz, held = state.targets[pacer.unit.name], set(hand.spare)
-        for app, frame in sorted(hand.spare.items(), key=lambda item: item[1].deadline_ms):
+        name, held = pacer.unit.name, set(hand.spare)
+        mhz = state.targets[name]
+        last_ms = {app: memory.times.get((app, name), _NO_TIMES).last_ms for app in hand.spare}
+        # The one that was served least recently comes first.
+        for app, frame in sorted(hand.spare.items(), key=lambda item: (last_ms[item[0]], item[0])):
             work = in_order([*hand.work, frame._replace(worst=frame.typical)])
             top = pacer.index[limit]
             if pacer.in_time(state.t_ms, mhz, work, hand.streams, top, top):
@@ -355,6 +368,7 @@ class Manager:
         unit, now_ms = pacer.unit, state.t_ms
         work, streams, start_ms, mhz = hand.work, hand.streams, now_ms, state.targets[unit.name]
         if not work:
+            streams = hand.coming
             if not streams:
                 return unit.min_mhz, math.inf
             # A gap shorter than the two transitions it takes is not worth a lower clock.

@@ -64,12 +64,14 @@ class Plan:
 
     Args:
         placements: per app; None where memory does not suffice.
+        clocks: MHz per unit that is used.
         spare: apps that get the time that others leave.
         hopeless: those of which no frame can be in time.
         degraded: what is given up, in words.
     """
 
     placements: Mapping[str, Placement | None]
+    clocks: Mapping[str, float]
     spare: frozenset[str] = frozenset()
     hopeless: frozenset[str] = frozenset()
     degraded: tuple[str, ...] = ()
@@ -109,10 +111,12 @@ class _Points:
 
 class _Load(NamedTuple):
     """The apps of one unit: the share of frames given up, weighed by importance; what the rest
-    costs; points; those that get what time is left, without hope, and below their floors."""
+    costs; index of the clock; points; those that get what time is left, without hope, and below
+    their floors."""
 
     lost: float
     cost: float
+    clock: int
     points: Mapping[str, "Point"]
     spare: frozenset[str] = frozenset()
     hopeless: frozenset[str] = frozenset()
@@ -131,6 +135,8 @@ def schedulable(tasks: Sequence[tuple[float, float, float]]) -> bool:
     just have started, takes at most t.
     """
     load = sum([c / p for c, p, _ in tasks])
+    if not tasks:
+        return True
     if load > 1 - 1e-9 or any(c > d for c, _, d in tasks):
         return False
     if len(tasks) == 1 and tasks[0][1] >= tasks[0][2]:
@@ -209,7 +215,9 @@ class Planner:
             most_mb = [0.0, *sizes][bisect(sizes, memory_mb, key=needed_mb)]
         loads = self._search(kept, limits, most_mb)
         placements: dict[str, Placement | None] = dict.fromkeys(demand.app for demand in demands)
+        clocks: dict[str, float] = {}
         for unit, load in loads.items():
+            clocks[unit] = self.units[unit].freqs[load.clock]
             for app, point in load.points.items():
                 placements[app] = Placement(point.subnet, unit, point.setting)
         spare, hopeless, below = (
@@ -222,7 +230,7 @@ class Planner:
             ("now and then", spare - hopeless - below),
         ):
             degraded += [f"{app} {what}" for app in sorted(apps)]
-        return Plan(placements, spare, hopeless, tuple(degraded))
+        return Plan(placements, clocks, spare, hopeless, tuple(degraded))
 
     def _search(self, demands, limits, most_mb: float) -> dict[str, _Load]:
         """Unit -> load: from where each app would be best off alone, by moving the one that it pays
@@ -290,30 +298,30 @@ class Planner:
         for count, strict in [*((count, True) for count in counts), (counts[-1], False)]:
             firm = group[:count]
             choices = [self.choice(demand, unit, limit_mhz, most_mb, strict) for demand in firm]
-            points, cost = self._together(firm, choices, strict)
-            if points:
+            load = self._together(firm, choices, strict)
+            if load is not None:
                 break
         else:
-            firm, cost = [], 0.0
-        return self._with_spare(unit, points, cost, firm, group[len(firm) :], limit_mhz, most_mb)
+            firm, load = [], _Load(0.0, 0.0, 0, {})
+        return self._with_spare(unit, load, firm, group[len(firm) :], limit_mhz, most_mb)
 
     def _together(self, demands, choices, strict: bool):
-        """({app: point}, cost): the cheapest at which all are in time; nothing without."""
+        """The cheapest load at which all are in time; None without."""
         least = sum(best for *_, best in choices).tolist()
-        points, best = {}, math.inf
-        clocks = sorted(range(len(least)), key=least.__getitem__) if strict else [-1]
+        best = None
+        clocks = sorted(range(len(least)), key=least.__getitem__) if strict else [len(least) - 1]
         for clock in clocks:
-            if least[clock] >= best:
+            if least[clock] >= (best.cost if best else math.inf):
                 break
             times = [planned_ms[clock] for _, planned_ms, *_ in choices]
             costs = [cost[clock] for _, _, cost, _ in choices]
             picks = self._at(demands, times, costs, strict)
             cost = sum(cost[clock, i] for (*_, cost, _), i in zip(choices, picks, strict=False))
-            if picks and cost < best:
+            if picks and (best is None or cost < best.cost):
                 pairs = zip(demands, choices, picks, strict=True)
                 points = {demand.app: some[i] for demand, (some, *_), i in pairs}
-                best = float(cost)
-        return points, best
+                best = _Load(0.0, float(cost), clock, points)
+        return best
 
     def _at(self, demands, times, costs, strict: bool) -> list[int]:
         """The best point of each app at one clock such that all are in time; none without.
@@ -343,18 +351,18 @@ class Planner:
             due_ms = demand.deadline_ms - queue_ms(ms, demand.period_ms, self.target)
         return float(ms), demand.period_ms, due_ms
 
-    def _with_spare(self, unit: str, points, cost: float, firm, spare, limit_mhz, most_mb: float):
+    def _with_spare(self, unit: str, load: _Load, firm, spare, limit_mhz: float, most_mb: float):
         """The load with the apps that get what time those in `firm` leave at the highest clock:
         each its fastest network above its floor, else the best below it that is in time."""
         if not spare:
-            return _Load(0.0, cost, points)
+            return load
         top = self.units[unit].freqs.index(limit_mhz)
 
         def times_ms(demand: Demand) -> np.ndarray:
             speed = dict(demand.speeds).get(unit, Speed())
             return self.on[demand.table, unit].time_ms[:, top] * speed.typical
 
-        left, lost, points = 1.0, 0.0, dict(points)
+        left, lost, cost, points = 1.0, 0.0, load.cost, dict(load.points)
         for demand in firm:
             chosen = self.on[demand.table, unit].points.index(points[demand.app])
             left -= times_ms(demand)[chosen] / demand.period_ms
@@ -382,4 +390,6 @@ class Planner:
             points[demand.app] = here.points[i]
         # Where all fit, but for margins, nobody has to make room for anybody.
         names = frozenset(demand.app for demand in spare) if left <= 0 or hopeless else frozenset()
-        return _Load(lost, cost, points, names, frozenset(hopeless), frozenset(below - hopeless))
+        clock = load.clock if len(hopeless) == len(spare) else top
+        below -= hopeless
+        return _Load(lost, cost, clock, points, names, frozenset(hopeless), frozenset(below))

@@ -349,15 +349,17 @@ class Loop(ABC):
 
     def apply(self, action: Action) -> None:
         """Carry out what a policy decided."""
-        self.memory, self.hold = action.memory, action.hold
+        self.memory, self.hold, changed = action.memory, action.hold, False
         for name, placement in action.placements.items():
             run = self.apps[name]
             if placement != run.wanted:
-                run.wanted = placement
+                run.wanted, changed = placement, True
                 run.placement = now = self.switch(run, placement)
                 reason = action.reason if now == placement else "switch failed"
                 where = {} if now is None else run.table.point(*now).logged
                 self.log.add(self.now_ms / 1000, "decide", app=name, reason=reason, **where)
+        if action.reason and not changed:  # it gives up or takes up something all the same
+            self.log.add(self.now_ms / 1000, "decide", reason=action.reason)
         for name, due_ms in action.give_up.items():
             run = self.apps[name]
             for job in [job for job in run.waiting if job.deadline_at_ms < due_ms]:
