@@ -16,8 +16,8 @@ _MANY = 40  # frames whose median it is while nothing changes
 _AGREE = 1.5  # standard deviations between the two: three standard errors of the first
 _PRIOR = 10  # frames that the spread of the table counts for
 _LEAST_SIGMA = 0.005  # a table that knows of no noise at all is not believed
-_SLOW = 1.05  # times the table: slow enough to leave a unit
-_FORGET_MS = 10_000.0
+SLOW = 1.05  # times the table: slow enough to leave a unit
+_FORGET_MS, _CALM_MS = 10_000.0, 1000.0
 _ARRIVALS = 17  # that are remembered
 _SAME = 0.02  # periods that differ by no larger share are the same
 
@@ -61,14 +61,16 @@ class Times(NamedTuple):
         # for normal noise it is 0.954 standard deviations.
         known = len(steps)
         spread = (_PRIOR + known * median(steps or (1.0,)) / 0.954) / (_PRIOR + known)
-        spread = max(spread, 1.0)  # few frames say little of less noise than the table's
+        # A few frames say little, and never that there is less noise than the table says.
+        spread = max(spread, 1.0) if known >= _FEW else 1.0
         ratios = (*self.ratios, ratio)[-_MANY:]
         few = ratios[-_FEW:]
         typical = median(few + (1.0,) * (_FEW - len(few)))
         if len(ratios) > 1 and max(ratios[-2:]) < typical:  # two that agree that it is over
             typical = max(ratios[-2:])
         steady = median(ratios)
-        if abs(math.log(typical / steady)) < _AGREE * spread * sigma:
+        agree = abs(math.log(typical / steady)) < _AGREE * spread * sigma
+        if agree and len(ratios) >= _FEW:
             typical = steady
         shocked = ratio > self.typical * math.exp((z + 1) * self.spread * sigma)
         shocks = tuple([shock for shock in self.shocks if shock[0] > self.frames - WINDOW])
@@ -88,19 +90,21 @@ class Times(NamedTuple):
             now_ms,
             shocks,
             shocked,
-            1 if typical < _SLOW and len(ratios) > _FEW else self.patience,
+            1 if typical < SLOW and len(ratios) > _FEW else self.patience,
             typical,
             spread,
             peak,
             worst,
         )
 
-    def aged(self, now_ms: float) -> "Times":
-        """Forget a slow speed that nothing has confirmed for long, later each time.
+    def aged(self, now_ms: float, calm: bool = False) -> "Times":
+        """Forget a slow speed that nothing has confirmed for long, sooner where others run at
+        theirs (`calm`), and later each time.
 
         A unit that was left for being slow has no frames that could tell whether it still is.
         """
-        if self.typical < _SLOW or now_ms - self.last_ms < _FORGET_MS * self.patience:
+        kept_ms = (_CALM_MS if calm else _FORGET_MS) * self.patience
+        if self.typical < SLOW or now_ms - self.last_ms < kept_ms:
             return self
         return Times(last_ms=now_ms, patience=2 * self.patience)
 

@@ -19,7 +19,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 from dynlib.errors import DynlibError, PolicyError, near
-from dynlib.manager.learner import Gaps, Times
+from dynlib.manager.learner import SLOW, Gaps, Times
 from dynlib.manager.pacer import SAFETY_MS, Pacer, Stream, Work, in_order
 from dynlib.manager.planner import OBJECTIVES, Demand, Plan, Planner, Speed
 from dynlib.manager.policy import Action, AppState, State, edf, share_done
@@ -32,8 +32,10 @@ _CLOSED_LOOP = ("single-stream", "multi-stream")
 _STEP = 0.05  # changes of what was learnt that are too small to plan anew
 _ROOM = 0.02  # of a frame, for what the model of a board leaves out
 _BALANCE = 0.36  # between the shortest time and the deadline, on a logarithmic scale
-_RETRY_MS = 200.0  # after so long a frame that should be late is tried again
-_STALE_MS = 1000.0  # what others measured so much later counts more
+_RETRY_MS = (
+    200.0  # after so long a frame that should be late is tried again, or longer the longer it is
+)
+_DWELL_MS = 500.0  # that a plan lives at least if only what was learnt has changed
 _NEVER_MS = 1e9
 _NO_TIMES = Times()
 
@@ -53,6 +55,7 @@ class Memory(NamedTuple):
     emc: float = 1.0
     key: tuple = ()
     plan: Plan = Plan({}, {})
+    since_ms: float = -math.inf
 
 
 @dataclass(slots=True)
@@ -167,7 +170,15 @@ class Manager:
         memory = memory._replace(gaps=gaps)
         if not state.finished and memory.speeds.keys() == gaps.keys() and memory.emc == state.emc:
             return memory
-        times = {key: each.aged(state.t_ms) for key, each in memory.times.items()}
+        calm = {  # unit -> when a frame was last at its speed
+            unit: each.last_ms
+            for (_, unit), each in sorted(memory.times.items(), key=lambda item: item[1].last_ms)
+            if each.frames and each.typical < SLOW
+        }
+        times = {
+            (app, unit): each.aged(state.t_ms, calm.get(unit, -math.inf) > each.last_ms)
+            for (app, unit), each in memory.times.items()
+        }
         apps = {app.name: app for app in state.apps}
         for frame in state.finished:
             if frame.app in apps:
@@ -187,12 +198,12 @@ class Manager:
         speeds = {}
         for unit in self._points(app).units:
             mine = memory.times.get((app.name, unit), _NO_TIMES)
-            newer = [
+            others = [
                 times.typical
                 for (_, where), times in memory.times.items()
-                if where == unit and times.frames and times.last_ms > mine.last_ms + _STALE_MS
+                if where == unit and times.frames
             ]
-            typical = min([mine.typical, *newer] if mine.frames else newer, default=1.0)
+            typical = mine.typical if mine.frames else min(others, default=1.0)
             slower = self._slower(unit, memory.emc)
             now = Speed(typical * slower, mine.spread, max(mine.peak, typical) * slower)
             before = memory.speeds.get(app.name, {}).get(unit, now)
@@ -227,6 +238,12 @@ class Manager:
         key = demands, tuple(limits.items()), state.memory_mb
         if key == memory.key:
             return memory, ""
+        if (
+            memory.key
+            and state.t_ms < memory.since_ms + _DWELL_MS
+            and _asked(key) == _asked(memory.key)
+        ):
+            return memory, ""
         plan = self.planner.plan(*key)
         if plan.degraded and any(app.upcoming for app in state.apps):
             # What is to come cannot be prepared for: first of all what is asked for now.
@@ -234,7 +251,7 @@ class Manager:
             demands = tuple([self._demand(app, memory, state) for app in apps])
             plan = self.planner.plan(demands, *key[1:])
         reason = "" if plan == memory.plan else "; ".join(plan.degraded) or "best"
-        return memory._replace(key=key, plan=plan), reason
+        return memory._replace(key=key, plan=plan, since_ms=state.t_ms), reason
 
     def _demand(self, app: AppState, memory: Memory, state: State) -> Demand:
         """The strictest of what applies now, to frames that wait, and to those about to come.
@@ -297,7 +314,8 @@ class Manager:
             due_ms = hand.free_ms + work.typical * self._least_ms(point, limits)
             times = memory.times.get((app.name, placement.unit), _NO_TIMES)
             over = times.frames and times.ratios[-1] < 0.9 * times.typical
-            again = work.typical > 1 and (over or times.last_ms < state.t_ms - _RETRY_MS)
+            quiet_ms = state.t_ms - times.last_ms
+            again = work.typical > 1 and (over or quiet_ms > _RETRY_MS * work.typical**1.5)
             if again:
                 due_ms = 0.0
             waiting = [frame for frame in app.waiting if frame.deadline_at_ms >= due_ms]
@@ -397,3 +415,8 @@ def _share_ms(app: AppState, now_ms: float) -> float:
         return _NEVER_MS
     share_ms = max(app.need.deadline_ms - spent_ms, 1.0) / left
     return math.exp(math.floor(math.log(share_ms) / _STEP) * _STEP)
+
+
+def _asked(key: tuple) -> tuple:
+    """What a plan is made for, without what was learnt."""
+    return tuple([demand._replace(speeds=()) for demand in key[0]]), *key[1:]

@@ -112,7 +112,7 @@ class _Points:
 class _Load(NamedTuple):
     """The apps of one unit: the share of frames given up, weighed by importance; what the rest
     costs; index of the clock; points; those that get what time is left, without hope, and below
-    their floors."""
+    their floors; whether there is too little."""
 
     lost: float
     cost: float
@@ -121,6 +121,7 @@ class _Load(NamedTuple):
     spare: frozenset[str] = frozenset()
     hopeless: frozenset[str] = frozenset()
     below: frozenset[str] = frozenset()
+    crowded: bool = False
 
     @property
     def memory_mb(self) -> float:
@@ -230,7 +231,8 @@ class Planner:
             ("now and then", spare - hopeless - below),
         ):
             degraded += [f"{app} {what}" for app in sorted(apps)]
-        return Plan(placements, clocks, spare, hopeless, tuple(degraded))
+        crowded = [load.spare for load in loads.values() if load.crowded]
+        return Plan(placements, clocks, frozenset().union(*crowded), hopeless, tuple(degraded))
 
     def _search(self, demands, limits, most_mb: float) -> dict[str, _Load]:
         """Unit -> load: from where each app would be best off alone, by moving the one that it pays
@@ -388,8 +390,11 @@ class Planner:
                 served = 0.0
             lost += 10.0**demand.priority * float(1 - _LIKELY * served)
             points[demand.app] = here.points[i]
-        # Where all fit, but for margins, nobody has to make room for anybody.
-        names = frozenset(demand.app for demand in spare) if left <= 0 or hopeless else frozenset()
+        names = frozenset(demand.app for demand in spare)
         clock = load.clock if len(hopeless) == len(spare) else top
         below -= hopeless
-        return _Load(lost, cost, clock, points, names, frozenset(hopeless), frozenset(below))
+        # Where all fit, but for margins, nobody has to make room for anybody.
+        crowded = left <= 0 or bool(hopeless)
+        return _Load(
+            lost, cost, clock, points, names, frozenset(hopeless), frozenset(below), crowded
+        )
