@@ -41,7 +41,7 @@ def manage_one_untuned(table: pd.DataFrame) -> Figure:
 
 @figure("manage_two_life")
 def manage_two_life(table: pd.DataFrame) -> Figure:
-    """Misses and energy on the workloads from life; two scales, as one misses much more."""
+    """Misses (logarithmic above 1 %) and energy on the workloads from life."""
     drawn = _misses_and_energy(table.replace({"workload": {"_": " "}}, regex=True), "workload")
     drawn.axes[0].set_xscale("symlog", linthresh=1)
     drawn.axes[0].set_xlim(left=-0.1)
