@@ -707,7 +707,7 @@ def visits(horizon_s, until_s):
                for t, x in ((2.0, 40.0), (until_s, 1.0))]  # fmt: skip
     workload = periodic(300.0, horizon_s=horizon_s, changes=changes)
     log, summary = managed(workload)
-    return [(e["t_s"], e["unit"]) for e in events(log, "decide")], summary
+    return [(e["t_s"], e["unit"]) for e in events(log, "decide") if "app" in e], summary
 
 
 def test_an_app_comes_back_once_the_competitor_has_left():

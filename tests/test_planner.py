@@ -241,18 +241,6 @@ def test_a_lost_unit_is_left_and_without_any_nobody_is_placed():
     assert one.plan(wanted, (("gpu", 0.0), ("cpu", 0.0))).placements["app"] is None
 
 
-def test_moving_has_to_pay():
-    on = board(unit(), unit("gpu2"))
-    one = Planner(on, tables(on, units=("gpu", "gpu2")), "energy", TARGET)
-    both = (("gpu", 1000.0), ("gpu2", 1000.0))
-    for present in ("gpu", "gpu2"):
-        plan = one.plan((demand(100.0),), both, math.inf, (("app", present),))
-        assert plan.placements["app"].unit == present
-        slow = demand(100.0, speeds=((present, Speed(1.3, 1.0, 1.3)),))
-        plan = one.plan((slow,), both, math.inf, (("app", present),))
-        assert plan.placements["app"].unit != present
-
-
 @pytest.mark.parametrize("priorities", [(0, 0, 0), (0, 1, 2)])
 def test_the_order_of_the_apps_does_not_matter(priorities):
     nets = [(70, 10, 1), (75, 14, 1), (80, 20, 2)]

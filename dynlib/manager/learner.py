@@ -65,7 +65,9 @@ class Times(NamedTuple):
         spread = max(spread, 1.0) if known >= _FEW else 1.0
         ratios = (*self.ratios, ratio)[-_MANY:]
         few = ratios[-_FEW:]
-        typical = median(few + (1.0,) * (_FEW - len(few)))
+        # The table counts until there are a few; what was slow before is so after one frame again.
+        expected = 1.0 if self.patience == 1 else ratio
+        typical = median(few + (expected,) * (_FEW - len(few)))
         if len(ratios) > 1 and max(ratios[-2:]) < typical:  # two that agree that it is over
             typical = max(ratios[-2:])
         steady = median(ratios)

@@ -297,7 +297,8 @@ class Planner:
         group = sorted(group, key=lambda d: (-d.priority, self._least_share(d, unit), d.app))
         ranks = [demand.priority for demand in group]
         counts = sorted({len(group), *map(ranks.index, ranks)} - {0}, reverse=True)
-        for count, strict in [*((count, True) for count in counts), (counts[-1], False)]:
+        tries = [(count, True) for count in counts]
+        for count, strict in [*tries, (1, False)][: None if counts[-1] == 1 else -1]:
             firm = group[:count]
             choices = [self.choice(demand, unit, limit_mhz, most_mb, strict) for demand in firm]
             load = self._together(firm, choices, strict)
