@@ -413,8 +413,9 @@ def test_a_table_that_is_far_off_is_said_once():
     done = far_off()
     assert done.summary()["apps"]["wrong"]["miss_pct"] == 100
     said = [e["reason"] for e in events(done.log, "decide") if e["t_s"] > 0]
-    assert 1 <= len(said) <= 3
-    assert "wrong late" in said[-1]
+    # Once, and again after every try, each of which is twice as late as the one before.
+    assert 1 <= said.count("wrong late") <= 4
+    assert len(said) <= 8
 
 
 def test_a_table_that_is_far_off_harms_nobody_else():

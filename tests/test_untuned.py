@@ -107,5 +107,5 @@ def test_comments_and_docstrings_are_no_code():
 def test_all_that_the_manager_loads_counts():
     sizes = manager_tokens()
     assert "dynlib.manager.manager" in sizes
-    assert "dynlib.points" in sizes
+    assert "dynlib.setting" in sizes
     assert not any(name.startswith("dynlib.runtime") for name in sizes)

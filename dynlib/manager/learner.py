@@ -17,7 +17,7 @@ _AGREE = 1.5  # standard deviations between the two: three standard errors of th
 _PRIOR = 10  # frames that the spread of the table counts for
 _LEAST_SIGMA = 0.005  # a table that knows of no noise at all is not believed
 SLOW = 1.05  # times the table: slow enough to leave a unit
-_FORGET_MS, _CALM_MS = 10_000.0, 1000.0
+_FORGET_MS, _CALM_MS = 10_000.0, 2000.0
 _ARRIVALS = 17  # that are remembered
 _SAME = 0.02  # periods that differ by no larger share are the same
 

@@ -303,6 +303,8 @@ class Planner:
             choices = [self.choice(demand, unit, limit_mhz, most_mb, strict) for demand in firm]
             load = self._together(firm, choices, strict)
             if load is not None:
+                if not strict:
+                    load = load._replace(lost=10.0 ** ranks[0] * (1 - _LIKELY))
                 break
         else:
             firm, load = [], _Load(0.0, 0.0, 0, {})
@@ -365,7 +367,7 @@ class Planner:
             speed = dict(demand.speeds).get(unit, Speed())
             return self.on[demand.table, unit].time_ms[:, top] * speed.typical
 
-        left, lost, cost, points = 1.0, 0.0, load.cost, dict(load.points)
+        left, lost, cost, points = 1.0, load.lost, load.cost, dict(load.points)
         for demand in firm:
             chosen = self.on[demand.table, unit].points.index(points[demand.app])
             left -= times_ms(demand)[chosen] / demand.period_ms
@@ -395,7 +397,7 @@ class Planner:
         clock = load.clock if len(hopeless) == len(spare) else top
         below -= hopeless
         # Where all fit, but for margins, nobody has to make room for anybody.
-        crowded = left <= 0 or bool(hopeless)
+        crowded = left < 1e-9 or bool(hopeless or below)
         return _Load(
             lost, cost, clock, points, names, frozenset(hopeless), frozenset(below), crowded
         )
