@@ -383,7 +383,9 @@ class Planner:
             need, served = ms[i] / demand.period_ms, 0.0
             if not in_time[i]:
                 hopeless.add(demand.app)
-                lost += 1e-3 * min(ms[i] / demand.deadline_ms, 100.0)  # the nearer the better
+                # Worse than being served below its floor; the nearer the better.
+                far = min(ms[i] / demand.deadline_ms, 100.0)
+                lost += 10.0**demand.priority * (1 + float(far) / 1000)
             else:
                 served = min(max(left, 0.0) / need, 1.0)
                 left -= served * need

@@ -72,6 +72,7 @@ class Loop(ABC):
         self.memory: Any = None
         self.ask = False
         self.hold: frozenset[str] = frozenset()
+        self.reason = ""
         self.handlers = {CHANGE: self.on_change, ARRIVE: self.on_arrive, WAKE: self.on_wake}
         self.log = DecisionLog(
             scenario=self.workload.name,
@@ -358,8 +359,10 @@ class Loop(ABC):
                 reason = action.reason if now == placement else "switch failed"
                 where = {} if now is None else run.table.point(*now).logged
                 self.log.add(self.now_ms / 1000, "decide", app=name, reason=reason, **where)
-        if action.reason and not changed:  # it gives up or takes up something all the same
+        if action.reason and not changed and action.reason != self.reason:
+            # Nobody moves, but something is given up or taken up again.
             self.log.add(self.now_ms / 1000, "decide", reason=action.reason)
+        self.reason = action.reason or self.reason
         for name, due_ms in action.give_up.items():
             run = self.apps[name]
             for job in [job for job in run.waiting if job.deadline_at_ms < due_ms]:
