@@ -111,8 +111,8 @@ class _Points:
 
 class _Load(NamedTuple):
     """The apps of one unit: the share of frames given up, weighed by importance; what the rest
-    costs; index of the clock; points; those that get what time is left, without hope, and below
-    their floors; whether there is too little."""
+    costs; index of the clock; points; those that get what time is left, and without hope;
+    whether there is too little."""
 
     lost: float
     cost: float
@@ -120,7 +120,6 @@ class _Load(NamedTuple):
     points: Mapping[str, "Point"]
     spare: frozenset[str] = frozenset()
     hopeless: frozenset[str] = frozenset()
-    below: frozenset[str] = frozenset()
     crowded: bool = False
 
     @property
@@ -202,7 +201,8 @@ class Planner:
         Where memory is short no network is larger than a size that is as large as possible; where
         not even the smallest ones fit together, the least important app is not served.
         """
-        kept = sorted(demands, key=lambda d: (-d.priority, d.period_ms, d.app))
+        kept = [self._attainable(demand, limits) for demand in demands]
+        kept.sort(key=lambda d: (-d.priority, d.period_ms, d.app))
 
         def needed_mb(most_mb: float) -> float:
             return sum(load.memory_mb for load in self._search(kept, limits, most_mb).values())
@@ -221,10 +221,11 @@ class Planner:
             clocks[unit] = self.units[unit].freqs[load.clock]
             for app, point in load.points.items():
                 placements[app] = Placement(point.subnet, unit, point.setting)
-        spare, hopeless, below = (
+        spare, hopeless = (
             frozenset().union(*(getattr(load, what) for load in loads.values()))
-            for what in ("spare", "hopeless", "below")
+            for what in ("spare", "hopeless")
         )
+        below = {demand.app for demand in demands if demand not in kept}
         for what, apps in (
             ("late", hopeless),
             ("below its floor", below),
@@ -233,6 +234,19 @@ class Planner:
             degraded += [f"{app} {what}" for app in sorted(apps)]
         crowded = [load.spare for load in loads.values() if load.crowded]
         return Plan(placements, clocks, frozenset().union(*crowded), hopeless, tuple(degraded))
+
+    def _attainable(self, demand: Demand, limits) -> Demand:
+        """Without its floor, where a network is in time, but none above it."""
+        best_pct = -1.0
+        for unit, mhz in limits:
+            here = self.on.get((demand.table, unit))
+            if here and mhz:
+                ms = here.time_ms[:, self.units[unit].freqs.index(mhz)]
+                ms = ms * dict(demand.speeds).get(unit, Speed()).typical
+                in_time = here.accuracy_pct[ms <= demand.deadline_ms]
+                best_pct = max(best_pct, in_time.max(initial=-1.0))
+        lost = 0 <= best_pct < demand.floor_pct - 1e-9
+        return demand._replace(floor_pct=0.0) if lost else demand
 
     def _search(self, demands, limits, most_mb: float) -> dict[str, _Load]:
         """Unit -> load: from where each app would be best off alone, by moving the one that it pays
@@ -358,7 +372,7 @@ class Planner:
 
     def _with_spare(self, unit: str, load: _Load, firm, spare, limit_mhz: float, most_mb: float):
         """The load with the apps that get what time those in `firm` leave at the highest clock:
-        each its fastest network above its floor, else the best below it that is in time."""
+        each its fastest network above its floor."""
         if not spare:
             return load
         top = self.units[unit].freqs.index(limit_mhz)
@@ -371,35 +385,25 @@ class Planner:
         for demand in firm:
             chosen = self.on[demand.table, unit].points.index(points[demand.app])
             left -= times_ms(demand)[chosen] / demand.period_ms
-        hopeless, below = set(), set()
+        hopeless = set()
         for demand in spare:
             here, ms = self.on[demand.table, unit], times_ms(demand)
             small = here.memory_mb <= max(most_mb, here.memory_mb.min())
             above = small & (here.accuracy_pct >= demand.floor_pct - 1e-9)
-            in_time = small & (ms <= demand.deadline_ms)
             i = int(np.where(above if above.any() else small, ms, np.inf).argmin())
-            if in_time.any() and not in_time[i]:
-                i = int(np.where(in_time, here.accuracy_pct, -np.inf).argmax())
             need, served = ms[i] / demand.period_ms, 0.0
-            if not in_time[i]:
+            if ms[i] > demand.deadline_ms:
                 hopeless.add(demand.app)
-                # Worse than being served below its floor; the nearer the better.
-                far = min(ms[i] / demand.deadline_ms, 100.0)
-                lost += 10.0**demand.priority * (1 + float(far) / 1000)
+                # The nearer the better.
+                lost += 10.0**demand.priority * min(float(ms[i]) / demand.deadline_ms, 100.0) / 1000
             else:
                 served = min(max(left, 0.0) / need, 1.0)
                 left -= served * need
                 cost += float(served * here.energy_uj[i, top] / demand.period_ms)
-            if not above[i]:
-                below.add(demand.app)
-                served = 0.0
             lost += 10.0**demand.priority * float(1 - _LIKELY * served)
             points[demand.app] = here.points[i]
         names = frozenset(demand.app for demand in spare)
         clock = load.clock if len(hopeless) == len(spare) else top
-        below -= hopeless
         # Where all fit, but for margins, nobody has to make room for anybody.
-        crowded = left < 1e-9 or bool(hopeless or below)
-        return _Load(
-            lost, cost, clock, points, names, frozenset(hopeless), frozenset(below), crowded
-        )
+        crowded = left < 1e-9 or bool(hopeless)
+        return _Load(lost, cost, clock, points, names, frozenset(hopeless), crowded)
