@@ -302,6 +302,14 @@ class Planner:
         cost = np.where(needed_ms <= demand.deadline_ms, cost, np.inf)
         return [here.points[i] for i in kept], planned_ms, cost, cost.min(axis=1, initial=np.inf)
 
+    def _likely(self, demand: Demand, unit: str, point: "Point", limit_mhz: float) -> float:
+        """Share of the frames of an app, of which not all are in time, that it has credit for: of
+        those that are at the highest clock, were it alone."""
+        speed = dict(demand.speeds).get(unit, Speed())
+        ms = point.latency_ms[self.units[unit].freqs.index(limit_mhz)] * speed.typical
+        room = math.log(demand.deadline_ms / ms) / (point.sigma * speed.spread + 1e-9)
+        return _LIKELY * NormalDist().cdf(room)
+
     def _least_share(self, demand: Demand, unit: str) -> float:
         return self.on[demand.table, unit].time_ms.min() / demand.period_ms
 
@@ -318,7 +326,8 @@ class Planner:
             load = self._together(firm, choices, strict)
             if load is not None:
                 if not strict:
-                    load = load._replace(lost=10.0 ** ranks[0] * (1 - _LIKELY))
+                    likely = self._likely(firm[0], unit, load.points[firm[0].app], limit_mhz)
+                    load = load._replace(lost=10.0 ** ranks[0] * (1 - likely))
                 break
         else:
             firm, load = [], _Load(0.0, 0.0, 0, {})
@@ -400,7 +409,8 @@ class Planner:
                 served = min(max(left, 0.0) / need, 1.0)
                 left -= served * need
                 cost += float(served * here.energy_uj[i, top] / demand.period_ms)
-            lost += 10.0**demand.priority * float(1 - _LIKELY * served)
+            served *= self._likely(demand, unit, here.points[i], limit_mhz)
+            lost += 10.0**demand.priority * (1 - float(served))
             points[demand.app] = here.points[i]
         names = frozenset(demand.app for demand in spare)
         clock = load.clock if len(hopeless) == len(spare) else top
