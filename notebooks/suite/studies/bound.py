@@ -19,8 +19,9 @@ def below_optimum(
     """One row per policy: policy, on_time (frames), most_on_time (of the optimum), energy_mj, and
     least_mj (of the optimum for the same frames), gap (of the latter), and is_below: it was better
     than the optimum, which is then none."""
-    most = optimum(case, seed, search_s=search_s).served
-    rows, known = [], {}
+    best = optimum(case, seed, search_s=search_s)
+    most, rows = best.served, []
+    known = {frozenset((frame.app, frame.frame) for frame in offered(case, seed)): best}
     for name, policy in policies.items():
         done = case.simulate(policy, seed)
         frames = done.frames()
