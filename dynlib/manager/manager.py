@@ -248,8 +248,8 @@ class Manager:
         if plan.degraded and any(app.upcoming for app in state.apps):
             # What is to come cannot be prepared for: first of all what is asked for now.
             apps = [app._replace(upcoming=()) for app in state.apps]
-            demands = tuple([self._demand(app, memory, state) for app in apps])
-            plan = self.planner.plan(demands, *key[1:])
+            key = tuple([self._demand(app, memory, state) for app in apps]), *key[1:]
+            plan = self.planner.plan(*key)
         reason = "" if plan == memory.plan else "; ".join(plan.degraded) or "best"
         return memory._replace(key=key, plan=plan, since_ms=state.t_ms), reason
 
