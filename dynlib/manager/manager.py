@@ -32,9 +32,8 @@ _CLOSED_LOOP = ("single-stream", "multi-stream")
 _STEP = 0.05  # changes of what was learnt that are too small to plan anew
 _ROOM = 0.02  # of a frame, for what the model of a board leaves out
 _BALANCE = 0.36  # between the shortest time and the deadline, on a logarithmic scale
-_RETRY_MS = (
-    200.0  # after so long a frame that should be late is tried again, or longer the longer it is
-)
+# After so long a frame that should be late is tried again: the longer it is, the later.
+_RETRY_MS, _RETRY_MOST_MS = 200.0, 1000.0
 _DWELL_MS = 500.0  # that a plan lives at least if only what was learnt has changed
 _NEVER_MS = 1e9
 _NO_TIMES = Times()
@@ -315,7 +314,8 @@ class Manager:
             times = memory.times.get((app.name, placement.unit), _NO_TIMES)
             over = times.frames and times.ratios[-1] < 0.9 * times.typical
             quiet_ms = state.t_ms - times.last_ms
-            again = work.typical > 1 and (over or quiet_ms > _RETRY_MS * work.typical**1.5)
+            retry_ms = min(_RETRY_MS * work.typical**1.5, _RETRY_MOST_MS)
+            again = work.typical > 1 and (over or quiet_ms > retry_ms)
             if again:
                 due_ms = 0.0
             waiting = [frame for frame in app.waiting if frame.deadline_at_ms >= due_ms]
