@@ -1,6 +1,6 @@
 """The runtime manager, and what any policy sees and answers.
 
-A policy author needs nothing but this room, the operating points and the workload: numpy, pandas.
+A policy author needs nothing but this room: numpy.
 """
 
 from dynlib.manager.manager import Manager

@@ -320,7 +320,9 @@ class Planner:
         ranks = [demand.priority for demand in group]
         counts = sorted({len(group), *map(ranks.index, ranks)} - {0}, reverse=True)
         tries = [(count, True) for count in counts]
-        for count, strict in [*tries, (1, False)][: None if counts[-1] == 1 else -1]:
+        if counts[-1] == 1:
+            tries.append((1, False))  # one may be late now and then
+        for count, strict in tries:
             firm = group[:count]
             choices = [self.choice(demand, unit, limit_mhz, most_mb, strict) for demand in firm]
             load = self._together(firm, choices, strict)
