@@ -10,7 +10,7 @@ from itertools import pairwise
 from statistics import median
 from typing import NamedTuple
 
-WINDOW = 200  # frames after which a shock is forgotten
+_WINDOW = 200  # frames after which a shock is forgotten
 _FEW = 5  # frames whose median is the speed after a change
 _MANY = 40  # frames whose median it is while nothing changes
 _AGREE = 1.5  # standard deviations between the two: three standard errors of the first
@@ -75,7 +75,7 @@ class Times(NamedTuple):
         if agree and len(ratios) >= _FEW:
             typical = steady
         shocked = ratio > self.typical * math.exp((z + 1) * self.spread * sigma)
-        shocks = tuple([shock for shock in self.shocks if shock[0] > self.frames - WINDOW])
+        shocks = tuple([shock for shock in self.shocks if shock[0] > self.frames - _WINDOW])
         if shocked and self.shocked and shocks:  # the same one goes on
             *shocks, (frame, before) = shocks
             shocks = (*shocks, (frame, max(before, ratio)))

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from dynlib.boards.board import Board
     from dynlib.points import Point, PointTable, Tables
 
-_CLOSED_LOOP = ("single-stream", "multi-stream")
 _STEP = 0.05  # changes of what was learnt that are too small to plan anew
 _ROOM = 0.02  # of a frame, for what the model of a board leaves out
 _BALANCE = 0.36  # between the shortest time and the deadline, on a logarithmic scale
@@ -259,13 +258,13 @@ class Manager:
         so a change counts from one old deadline ahead.
         """
         deadline_ms, _, floor_pct = app.need
-        random = app.arrival in ("server", "trace")
-        if app.arrival in _CLOSED_LOOP:
-            period_ms = deadline_ms
-        elif app.arrival == "offline":
-            period_ms = _share_ms(app, state.t_ms)
-        else:
+        random, batch = app.arrival in ("server", "trace"), app.arrival == "offline"
+        if random or app.arrival == "periodic":
             period_ms = memory.gaps[app.name].period_ms
+        elif batch:
+            period_ms = _share_ms(app, state.t_ms)
+        else:  # a closed loop
+            period_ms = deadline_ms
         until_ms = state.t_ms + deadline_ms + self.longest_lead_ms
         for t_ms, need in app.upcoming:
             if t_ms <= until_ms:
@@ -281,7 +280,7 @@ class Manager:
             random,
             app.priority,
             tuple(memory.speeds[app.name].items()),
-            app.arrival == "offline",
+            batch,
         )
 
     # The clocks.
@@ -302,45 +301,50 @@ class Manager:
                 hand = hands[job.unit]
                 hand.work.append(left)
                 hand.free_ms += max(left.typical, 0.0) * self._least_ms(point, limits)
-        placed = [each.unit for each in memory.plan.placements.values() if each]
+        plan = memory.plan
+        placed = [each.unit for each in plan.placements.values() if each]
         for app, demand in zip(state.apps, memory.key[0], strict=True):
-            placement = memory.plan.placements.get(app.name)
+            placement = plan.placements.get(app.name)
             if placement is None or not limits[placement.unit]:
                 continue
-            point = self._points(app).point(*placement)
-            work, hand = self._work(app, point, memory), hands[placement.unit]
+            point, hand = self._points(app).point(*placement), hands[placement.unit]
+            work, sooner_ms = self._work(app, point, memory), self._sooner_ms(app, point, limits)
             # No frame that is due before it could be done, unless to see whether that still holds.
+            again = self._tries(work, memory.times.get((app.name, placement.unit)), state.t_ms)
             due_ms = hand.free_ms + work.typical * self._least_ms(point, limits)
-            times = memory.times.get((app.name, placement.unit), _NO_TIMES)
-            over = times.frames and times.ratios[-1] < 0.9 * times.typical
-            quiet_ms = state.t_ms - times.last_ms
-            retry_ms = min(_RETRY_MS * work.typical**1.5, _RETRY_MOST_MS)
-            again = work.typical > 1 and (over or quiet_ms > retry_ms)
             if again:
                 due_ms = 0.0
             waiting = [frame for frame in app.waiting if frame.deadline_at_ms >= due_ms]
             if len(waiting) < len(app.waiting):
                 hand.give_up[app.name] = due_ms
-            if app.arrival == "periodic" and app.name not in memory.plan.hopeless:
-                sooner_ms = self._sooner_ms(app, point, limits)
+            coming = []
+            if app.arrival == "periodic" and app.name not in plan.hopeless:
                 frame = work._replace(deadline_ms=app.need.deadline_ms - sooner_ms)
                 next_ms = app.next_arrival_ms(state.t_ms, demand.period_ms)
-                hand.coming.append(Stream(next_ms, demand.period_ms, frame))
-            if app.name in memory.plan.spare and placed.count(placement.unit) > 1:
+                coming.append(Stream(next_ms, demand.period_ms, frame))
+            hand.coming += coming
+            if app.name in plan.spare and placed.count(placement.unit) > 1:
                 if waiting:
                     first_ms = min(frame.deadline_at_ms for frame in waiting)
-                    hand.spare[app.name] = work._replace(
-                        deadline_ms=math.inf if again else first_ms
-                    )
+                    first_ms = math.inf if again else first_ms
+                    hand.spare[app.name] = work._replace(deadline_ms=first_ms)
                 continue
-            sooner_ms = self._sooner_ms(app, point, limits)
+            hand.streams += coming
             for frame_ms, frames in groupby(waiting, key=attrgetter("deadline_at_ms")):
                 # Of those that are due together, each has its share of the time.
                 share_ms = (frame_ms - state.t_ms) / len(list(frames))
                 hand.work.append(work._replace(deadline_ms=state.t_ms + share_ms - sooner_ms))
-            if app.arrival == "periodic" and app.name not in memory.plan.hopeless:
-                hand.streams.append(hand.coming[-1])
         return hands
+
+    @staticmethod
+    def _tries(work: Work, times: Times | None, now_ms: float) -> bool:
+        """Whether a frame that should be late, because those before it were, runs all the same: the
+        last was faster, or it is long ago."""
+        if times is None or work.typical <= 1:
+            return work.typical > 1
+        over = times.frames and times.ratios[-1] < 0.9 * times.typical
+        retry_ms = min(_RETRY_MS * work.typical**1.5, _RETRY_MOST_MS)
+        return bool(over) or now_ms - times.last_ms > retry_ms
 
     def _least_ms(self, point: "Point", limits) -> float:
         """What a frame takes at the highest clock allowed, by the table."""

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 OBJECTIVES = ("energy", "accuracy", "latency", "balanced")
 _ACCURACY_MW = 1e6  # per percent: more than any clock costs
-_FEW = 6  # apps
+_SEARCHED = 6  # apps that are moved about to save energy; more, only to be in time
 _LIKELY = 0.9  # of its frames that an app which gets what time is left is given credit for
 _SHORTER = 0.95  # an app that leaves room to others takes a point at least so much shorter
 
@@ -134,9 +134,9 @@ def schedulable(tasks: Sequence[tuple[float, float, float]]) -> bool:
     any phase: for every interval t the work due within t, plus the longest job due later that may
     just have started, takes at most t.
     """
-    load = sum([c / p for c, p, _ in tasks])
     if not tasks:
         return True
+    load = sum([c / p for c, p, _ in tasks])
     if load > 1 - 1e-9 or any(c > d for c, _, d in tasks):
         return False
     if len(tasks) == 1 and tasks[0][1] >= tasks[0][2]:
@@ -267,8 +267,7 @@ class Planner:
         best = {
             d: min(units, key=lambda u, d=d: score({d: u})) for d, units in options.items() if units
         }
-        # With many apps a search pays only where not all are in time.
-        while len(best) <= _FEW or score(best)[0]:
+        while len(best) <= _SEARCHED or score(best)[0]:
             moves = [best | {d: unit} for d in best for unit in options[d] if unit != best[d]]
             better = min(moves, key=score, default=best)
             if score(better) >= score(best):
