@@ -141,7 +141,7 @@ class Live(Loop):
     >>> from threading import Thread
     >>> from dynlib.points import PointTable, make_table
     >>> from dynlib.profile import at_full_clock
-    >>> from dynlib.runtime import Served
+    >>> from dynlib.runtime.live import Live, Served
     >>> board = at_full_clock(load_board("auto"))
     >>> table = make_table([{
     ...     "model": "example", "board": board.name, "unit": board.units[0].name, "batch": 1,
