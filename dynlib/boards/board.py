@@ -215,10 +215,14 @@ class Thermal:
 
 @dataclass(frozen=True, slots=True)
 class Meter:
-    """A power meter: what it is, what its channels are called, where to read it."""
+    """A power meter: what it is, what its channels are called, where to read it.
+
+    `total`: the rails whose sum, over all meters, is the power of the whole board.
+    """
 
     kind: str
     label: str
+    total: tuple[str, ...] = ()
     path: str = ""
     unit: str = ""
     shunt_uohm: float | None = None
