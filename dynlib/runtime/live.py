@@ -264,9 +264,9 @@ class Live(Loop):
             self.drop(job, "deadline passed")  # at the last moment
             self.push(self.now_ms, DONE)
             return
-        self.start(job, 0.0)
         asleep_s, throttled, problem = _asleep_s(), self._throttled(), ""
-        begin_ms = self.clock_ms()
+        begin_ms = self.now_ms = min(self.clock_ms(), self.horizon_ms)  # deciding took its time
+        self.start(job, 0.0)
         try:
             self._answer(job)
         except Exception as error:  # whatever it is, the other apps are served
@@ -309,7 +309,7 @@ class Live(Loop):
             self.finish(job)
 
     def finish(self, job: Job, **values: Any) -> None:
-        """What a frame tells is in time for the next one, where no clock could be lowered before."""
+        """Where no clock could be lowered meanwhile, what it tells is in time with the next one."""
         asked = self.ask
         super().finish(job, **values)
         if not self.clocked and not any(run.waiting or run.jobs for run in self.apps.values()):
