@@ -246,7 +246,8 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class Board:
-    """A board as its file describes it; `digest` is the SHA-256 of that file.
+    """A board as its file describes it; `digest` is the SHA-256 of that file, which does not count
+    when boards are compared.
 
     `static_slope_per_c`: relative growth of static power per degree above `reference_c`.
     """
@@ -261,7 +262,7 @@ class Board:
     thermal: Thermal | None
     sensors: tuple[Meter, ...]
     measured: tuple[Measured, ...]
-    digest: str
+    digest: str = field(compare=False)
     sources: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     static_slope_per_c: float = 0.0

@@ -104,7 +104,7 @@ class _VirtualMode(_VirtualKnob):
 
 
 def virtual_parts(board: Board, clock: Clock) -> Parts:
-    """Knobs and sensors of a board's model; `load(parts, unit, busy)` puts work on it."""
+    """Knobs and sensors of a board's model; `load(knobs, unit, busy)` puts work on it."""
     state = _State(board, clock)
     parts = Parts()
     if board.modes:  # first, because it changes the others when everything is put back
@@ -136,8 +136,8 @@ def virtual_parts(board: Board, clock: Clock) -> Parts:
     return parts
 
 
-def load(parts: Parts, unit: str, busy: float) -> None:
+def load(knobs: Iterable[Knob], unit: str, busy: float) -> None:
     """Put work on a unit of `virtual_parts`: busy cores (CPU) or utilisation 0..1 (GPU)."""
-    state = parts.knobs[0].state
+    state = next(iter(knobs)).state
     state.settle()
     state.busy[state.board.unit(unit).name] = busy
