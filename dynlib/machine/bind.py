@@ -16,6 +16,7 @@ from dynlib.boards.board import Board, Mode, Opp, Unit
 from dynlib.boards.file import BOARD_DIR, list_boards, read_board
 from dynlib.errors import BoardError, MachineError, near
 from dynlib.machine.control import Clock, MachineUnit, Missing
+from dynlib.machine.duty import duty_mhz, duty_parts
 from dynlib.machine.knobs import CPU, CPUFREQ, ClockKnob, EmcKnob, find_knobs
 from dynlib.machine.machine import Applied, Machine
 from dynlib.machine.nvml import nvml_parts
@@ -92,11 +93,15 @@ def _policy_unit(fs: SysFs, folder: str) -> Unit | None:
 
 
 def _plain_unit() -> Unit:
-    """All CPUs at one clock; where even that is hidden (some virtual machines), at 1000 MHz."""
-    freq = psutil.cpu_freq()
-    mhz = (freq and (freq.max or freq.current)) or 1000.0
+    """All CPUs at the steps of a duty clock, which is all there is to set."""
     cpus = tuple(range(psutil.cpu_count() or 1))
-    return _unit("cpu", cpus, (mhz,), "performance", 0.0)
+    return _unit("cpu", cpus, duty_mhz(_max_mhz()), "performance", 0.0)
+
+
+def _max_mhz() -> float:
+    """Of the CPUs; where even that is hidden (some virtual machines), 1000 MHz."""
+    freq = psutil.cpu_freq()
+    return (freq and (freq.max or freq.current)) or 1000.0
 
 
 def _unit(
@@ -139,6 +144,7 @@ def open_machine(
     fs = SysFs(root)
     knobs = find_knobs(fs)
     parts = knobs + find_sensors(fs, knobs.knobs) + process_parts(fs) + nvml_parts()
+    parts += duty_parts(parts, _max_mhz())
     name, *_ = fs.words("proc/sys/kernel/hostname") or ["this machine"]
     return Machine(name, parts, fs, clock=clock, **options)
 
