@@ -265,8 +265,8 @@ class Live(Loop):
             self.push(self.now_ms, DONE)
             return
         asleep_s, throttled, problem = _asleep_s(), self._throttled(), ""
-        begin_ms = self.now_ms = min(self.clock_ms(), self.horizon_ms)  # deciding took its time
-        self.start(job, 0.0)
+        begin_ms = self.clock_ms()  # deciding took its time
+        self.start(job, 0.0, latency_ms=begin_ms - job.arrival_ms)
         try:
             self._answer(job)
         except Exception as error:  # whatever it is, the other apps are served

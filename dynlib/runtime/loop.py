@@ -438,10 +438,10 @@ class Loop(ABC):
         """A frame that runs can do so no longer."""
         job.run.restart(job)
 
-    def start(self, job: Job, switch_ms: float) -> None:
-        """Begin with a frame that waits."""
+    def start(self, job: Job, switch_ms: float, **values: Any) -> None:
+        """Begin with a frame that waits; `values` go into the log."""
         point = job.run.start(job, switch_ms)
-        self.record("start", job, **point.logged)
+        self.record("start", job, **point.logged, **values)
 
     def finish(self, job: Job, **values: Any) -> None:
         """A frame is done, and may be learnt from; `values` go into the log."""
