@@ -11,6 +11,10 @@ __getattr__ = lazily(__name__, {
     "judge_boards": ["clock_models", "find_data", "published_grid", "queues", "resolutions"],
     "judge_machine": ["inject_faults", "machine_costs_us", "quota_tracking", "reached"],
     "life": ["LIFE", "life_case", "life_workload"],
+    "live": [
+        "Labelled", "bursts", "compare_live", "duty_sweep", "fixed_policies", "harm_points",
+        "predict", "serve_all",
+    ],
     "load": ["Burst", "background"],
     "manage": [
         "against_optimum", "contenders", "decision_us", "levels", "over_linux", "recoveries",
