@@ -8,6 +8,8 @@ from matplotlib.ticker import MaxNLocator
 from suite.plots.style import panels, panels_by
 from suite.record.figures import figure
 
+_LEAST_PP = -8.0  # what is further below is drawn at the edge
+
 
 @figure("live_timeline")
 def live_timeline(table: pd.DataFrame) -> Figure:
@@ -50,16 +52,23 @@ def live_networks(table: pd.DataFrame) -> Figure:
         for height, row in enumerate(rows.to_dict("records")):
             look = {"manager": ("*", "C3", 11), "oracle": ("D", "C2", 6)}
             marker, colour, size = look.get(row["policy"], ("o", "C0", 6))
-            reach = [[row["gain_pp"] - row["low"]], [row["high"] - row["gain_pp"]]]
-            panel.errorbar(row["gain_pp"], height, xerr=reach, fmt=marker, ms=size, color=colour,
-                           capsize=3, lw=1)  # fmt: skip
-            panel.annotate(f"{row['missed_pct']:.1f} % missed", (row["gain_pp"], height),
-                           xytext=(0, 7), textcoords="offset points", ha="center",
-                           fontsize="x-small", color="0.35")  # fmt: skip
+            missed = f"{row['missed_pct']:.1f} % missed"
+            at_pp = max(row["gain_pp"], _LEAST_PP)
+            if at_pp > row["gain_pp"]:  # so far below that it would take all the room
+                marker, missed = "<", f"{row['gain_pp']:.0f} points, {missed}"
+            else:
+                reach = [[at_pp - row["low"]], [row["high"] - at_pp]]
+                panel.errorbar(at_pp, height, xerr=reach, color=colour, capsize=3, lw=1)
+            panel.plot(at_pp, height, marker, ms=size, color=colour)
+            panel.annotate(missed, (at_pp, height), xytext=(0, 8), textcoords="offset points",
+                           ha="center" if marker != "<" else "left", fontsize="x-small",
+                           color="0.35")  # fmt: skip
         panel.axvline(0, color="0.3", lw=0.8, ls="--")
         panel.set_yticks(range(len(rows)), rows["policy"])
-        panel.margins(x=0.15, y=0.15)
+        panel.margins(x=0.12, y=0.15)
         panel.set(title=apps, xlabel="right and in time, over the best fixed network (points)")
+    axes = next(iter(found.values()))[0]
+    axes.invert_yaxis()
     return drawn
 
 
