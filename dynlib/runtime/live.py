@@ -279,7 +279,7 @@ class Live(Loop):
             why = why or self._held_back(job.point)
         elif throttled:
             self.held.append(False)
-        self._read_clock(job.point.unit)
+        self.on_clock(job.point.unit)
         job.ran[self.clocks[job.point.unit]] = end_ms - begin_ms
         self.push(end_ms, DONE, (job, why, problem))
 
