@@ -3,7 +3,8 @@
 Power is constant between two changes, so the energy counter is exact.
 """
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
 
 from dynlib.boards.board import Board
 from dynlib.boards.governors import GOVERNORS
@@ -104,7 +105,7 @@ class _VirtualMode(_VirtualKnob):
 
 
 def virtual_parts(board: Board, clock: Clock) -> Parts:
-    """Knobs and sensors of a board's model; `load(knobs, unit, busy)` puts work on it."""
+    """Knobs and sensors of a board's model; in `load(knobs, unit, busy)` it works."""
     state = _State(board, clock)
     parts = Parts()
     if board.modes:  # first, because it changes the others when everything is put back
@@ -136,8 +137,16 @@ def virtual_parts(board: Board, clock: Clock) -> Parts:
     return parts
 
 
-def load(knobs: Iterable[Knob], unit: str, busy: float) -> None:
-    """Put work on a unit of `virtual_parts`: busy cores (CPU) or utilisation 0..1 (GPU)."""
+@contextlib.contextmanager
+def load(knobs: Iterable[Knob], unit: str, busy: float) -> Iterator[None]:
+    """Work on a unit of `virtual_parts`: busy cores (CPU) or utilisation 0..1 (GPU)."""
     state = next(iter(knobs)).state
+    name = state.board.unit(unit).name
+    before = state.busy.get(name, 0.0)
     state.settle()
-    state.busy[state.board.unit(unit).name] = busy
+    state.busy[name] = busy
+    try:
+        yield
+    finally:
+        state.settle()
+        state.busy[name] = before
