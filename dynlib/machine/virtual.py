@@ -6,7 +6,7 @@ Power is constant between two changes, so the energy counter is exact.
 import contextlib
 from collections.abc import Iterable, Iterator
 
-from dynlib.boards.board import Board
+from dynlib.boards.board import Board, Mode
 from dynlib.boards.governors import GOVERNORS
 from dynlib.machine.control import Clock, Knob, MachineUnit, Parts, Sensor
 
@@ -41,9 +41,7 @@ class _State:
             self.memory_mhz["memory"] = board.memory.opps[-1].freq_mhz
         self.mode = {}
         if board.modes:
-            fastest = max(
-                board.modes, key=lambda mode: (sum(dict(mode.cores).values()), mode.cpu_mhz)
-            )
+            fastest = max(board.modes, key=_speed)
             self.mode["board"] = fastest.name
         self.busy: dict[str, float] = {}
         self.energy_mj = 0.0
@@ -61,6 +59,11 @@ class _State:
             self.energy_mj += self.power_mw() * (now_ns - self._since_ns) / 1e9
         self._since_ns = now_ns
         return self.energy_mj
+
+
+def _speed(mode: Mode) -> tuple[int, float]:
+    """Cores and clock: the twin starts in the mode that has most of them."""
+    return sum(count for _, count in mode.cores), mode.cpu_mhz
 
 
 class _VirtualKnob(Knob):
