@@ -134,6 +134,19 @@ def _takes_turns(stretch: float, on: Board, tables: Tables, seed: int) -> Case:
     return Case(Workload("takes turns", 60.0 * slower, (app,), changes), on, {model: table})
 
 
+def _stays_a_while(stretch: float, on: Board, tables: Tables, seed: int) -> Case:
+    """Somebody else's program stretches times from a sixth of the run to a third, so much that
+    hardly a frame is in time; period and deadline 6 L."""
+    scale = Scale(next(iter(tables.values())))
+    slower = scale.l_ms / L_MS
+    changes = tuple(
+        Change(at_s * slower, unit=scale.unit, stretch=each, announced=False)
+        for at_s, each in ((10.0, stretch), (20.0, 1.0))
+    )
+    app = scale.app(6, scale.a_min)
+    return Case(Workload("stays a while", 60.0 * slower, (app,), changes), on, tables)
+
+
 def _flickers(on: Board, tables: Tables, seed: int) -> Case:
     """Somebody else's program doubles times for a tenth of a second, five times a second."""
     scale = Scale(next(iter(tables.values())))
@@ -164,8 +177,11 @@ GROUPS: Mapping[str, list[tuple[str, Callable[..., Case]]]] = {
     "a competitor that changes units": [
         ("energy", partial(_takes_turns, stretch)) for stretch in (2.0, 4.0, 8.0)
     ],
+    "a competitor that stays a while": [
+        ("energy", partial(_stays_a_while, stretch)) for stretch in (8.0, 16.0)
+    ],
     "a competitor that flickers": [("accuracy", _flickers)],
-    "random workloads": [("energy", random_case)] * 10,
+    "random workloads": [("energy", random_case)] * 20,
 }  # fmt: skip
 
 
@@ -180,7 +196,7 @@ def take_out(board: str, mechanism: str, seeds: Iterable[int]) -> list[dict]:
         for number, (objective, make) in enumerate(cases):
             for seed in seeds:
                 if make is random_case:
-                    seed = 5000 + 10 * seed + number
+                    seed = 5000 + 20 * seed + number
                 case = make(on, tables, seed)
                 with without(mechanism):
                     done = case.simulate(Manager(on, case.tables, objective=objective), seed)
