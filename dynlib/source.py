@@ -8,6 +8,7 @@ from dynlib.errors import TableError
 class Source(StrEnum):
     """Where a number comes from, strongest first."""
 
+    EXACT = "exact"  # counted, or computed from nothing but counts
     MEASURED = "measured"  # timed on the named machine
     REPLAYED = "replayed"  # computed from somebody's published measurements
     SIMULATED = "simulated"  # a board model fitted to measurements

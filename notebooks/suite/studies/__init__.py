@@ -20,6 +20,7 @@ __getattr__ = lazily(__name__, {
         "against_optimum", "contenders", "decision_us", "levels", "over_linux", "recoveries",
         "rivals", "sensitivity", "simulate_many", "simulation_speed", "tables_by_work",
     ],
+    "mechanisms": ["MECHANISMS", "most_of_each", "take_out", "what_each_brings"],
     "panel": ["Panel"],
     "parallel": ["in_parallel"],
     "random_workloads": ["noise_wrong", "random_case"],
