@@ -1,0 +1,1 @@
+"""On the device: bundles that serve without torch, and the manager as a service."""
