@@ -1,8 +1,7 @@
 """Write a bundle: all that a program needs to serve and switch sub-networks without torch."""
 
 import json
-import os
-import secrets
+import platform
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -10,21 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pandas as pd
 import torch
-from torch import nn
 
 from dynlib.boards.file import BOARD_DIR, list_boards
-from dynlib.deploy.runner import (
-    BOARD,
-    COPYING,
-    FORMAT,
-    MANIFEST,
-    MODES,
-    POINTS,
-    STORE,
-    Runner,
-)
+from dynlib.deploy.runner import BOARD, COPYING, FORMAT, MANIFEST, MODES, POINTS, STORE, Runner
 from dynlib.errors import BundleError
 from dynlib.files import sha256
 from dynlib.nets.chain import resized
@@ -34,8 +24,8 @@ from dynlib.points import write_table
 from dynlib.space import SubnetConfig
 
 LARGE = 2**10  # bytes of a tensor that goes into the store; smaller ones stay in the graph
-# Bytes of convolution weights that points share: BatchNorm then stays beside them, for it belongs to
-# one point. Into fewer it is folded: they are depth-wise, or of the early, large feature maps.
+# Bytes of a convolution's weights from which on BatchNorm, which belongs to one point, stays beside
+# them. Into fewer it is folded: they are depth-wise, or of the early, large feature maps.
 WORTH_SHARING = 2**14
 
 
@@ -72,58 +62,60 @@ def export_bundle(
     if folder.exists():
         raise BundleError(f"{folder}: exists; a bundle is written anew, not changed")
     configs = [SubnetConfig.parse(subnet) for subnet in dict.fromkeys(points["subnet"])]
-    size = max(config.resolution for config in configs)
-    generator = torch.Generator().manual_seed(seed)
-    probe = torch.randn(1, 3, size, size, generator=generator)
-
     folder.parent.mkdir(parents=True, exist_ok=True)
-    part = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
-    part.mkdir()
-    try:
-        store = _Store()
-        manifest = {"format": FORMAT, "blocked": blocked, "probe": store.add("probe", probe)}
-        entries: list[dict[str, Any]] = [{"subnet": str(config)} for config in configs]
-        for mode in modes:  # those of a mode side by side: few pages of the file are mapped
-            for i, (config, entry) in enumerate(zip(configs, entries, strict=True)):
-                net = _Sized(supernet.prepare(config), config.resolution)
-                with torch.no_grad():
-                    entry["logits"] = store.add("logits", net(probe))
-                    model = onnx_model(net, probe, folded=False)
-                _name_weights_once(model.graph)
-                if mode == "shared":
-                    _fold_small(model.graph)
-                    model = _blocked(model) if blocked else model
-                entry[mode] = _take_weights(model.graph, store)
-                (part / f"{i}.{mode}.onnx").write_bytes(model.SerializeToString())
-        (part / STORE).write_bytes(store.content())
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
+        part = Path(scratch) / folder.name
+        part.mkdir()
+        manifest = _write_points(part, supernet, configs, modes, blocked, seed)
         write_table(points, part / POINTS)
         if board is not None:
-            path = BOARD_DIR / f"{board}.toml" if board in list_boards() else board
-            shutil.copyfile(path, part / BOARD)
-        files = {path.name: sha256(path) for path in sorted(part.iterdir())}
-        manifest |= {"files": files, "points": entries}
+            file = BOARD_DIR / f"{board}.toml" if board in list_boards() else board
+            shutil.copyfile(file, part / BOARD)
+        manifest["files"] = {file.name: sha256(file) for file in sorted(part.iterdir())}
         (part / MANIFEST).write_text(json.dumps(manifest))
         for mode in modes:
             Runner(part, mode=mode)
-        for path in part.iterdir():
-            _settle(path)
         part.rename(folder)
-    except BaseException:
-        shutil.rmtree(part)
-        raise
     return folder
 
 
-class _Sized(nn.Module):
-    """A network that resizes its images itself, so that all points take the same ones."""
-
-    def __init__(self, net: nn.Module, size: int):
-        super().__init__()
-        self.net, self.size = net, size
-        self.eval()
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.net(resized(images, self.size))
+def _write_points(
+    folder: Path,
+    supernet: Supernet,
+    configs: Sequence[SubnetConfig],
+    modes: Sequence[str],
+    blocked: bool,
+    seed: int,
+) -> dict[str, Any]:
+    """Write the graphs and their weights; the manifest, still without the files."""
+    store = _Store()
+    size = max(config.resolution for config in configs)
+    probe = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(seed))
+    points: list[dict[str, Any]] = [{"subnet": str(config)} for config in configs]
+    for mode in modes:  # the weights of a mode side by side: fewer pages of the file are mapped
+        for i, (config, point) in enumerate(zip(configs, points, strict=True)):
+            net = supernet.prepare(config)
+            images = resized(probe, config.resolution)
+            with torch.no_grad():
+                point["logits"] = store.add("logits", net(images).numpy())
+                model = onnx_model(net, images, folded=False)
+            if config.resolution != size:
+                _resize_images(model.graph, size, config.resolution)
+            _name_weights_once(model.graph)
+            if mode == "shared":
+                _fold_small(model.graph)
+                model = _blocked(model) if blocked else model
+            point[mode] = _take_weights(model.graph, store)
+            (folder / f"{i}.{mode}.onnx").write_bytes(model.SerializeToString())
+    manifest = {
+        "format": FORMAT,
+        "made_for": f"{platform.machine()}, ONNX Runtime {onnxruntime.__version__}",
+        "blocked": blocked,
+        "probe": store.add("probe", probe.numpy()),
+        "points": points,
+    }
+    (folder / STORE).write_bytes(store.content())
+    return manifest
 
 
 class _Store:
@@ -135,7 +127,7 @@ class _Store:
 
     def add(self, name: str, values: np.ndarray) -> list:
         """Where `values` are, as in the manifest."""
-        flat = np.ravel(np.asarray(values))
+        flat = np.ravel(values)
         alike = self._alike.setdefault(flat[:16].tobytes(), [])
         for key in alike:
             kept = self.arrays[key]
@@ -166,12 +158,37 @@ class _Store:
         return b"".join([len(header).to_bytes(8, "little"), header, *parts])
 
 
+def _resize_images(graph, size: int, resolution: int) -> None:
+    """Images of one size for all points: a network resizes them itself, as `resized` does."""
+    from onnx import helper, numpy_helper
+
+    for node in graph.node:
+        node.input[:] = ["resized" if name == "images" else name for name in node.input]
+    node = helper.make_node(
+        "Resize",
+        ["images", "", "", "resolution"],
+        ["resized"],
+        mode="linear",
+        antialias=1,
+        exclude_outside=1,
+        axes=[2, 3],
+    )
+    graph.node.insert(0, node)
+    pixels = numpy_helper.from_array(np.array([resolution, resolution]), "resolution")
+    graph.initializer.append(pixels)
+    for dimension in graph.input[0].type.tensor_type.shape.dim[2:]:
+        dimension.dim_value = size
+
+
 def _take_weights(graph, store: _Store) -> dict[str, list]:
     """Move the large weights of a graph into the store; name -> where they are."""
     from onnx import numpy_helper
 
+    used = {name for node in graph.node for name in node.input}
     small, places = [], {}
     for tensor in graph.initializer:
+        if tensor.name not in used:
+            continue
         values = numpy_helper.to_array(tensor)
         if values.dtype == np.float32 and values.nbytes >= LARGE:
             places[tensor.name] = store.add(tensor.name, values)
@@ -224,16 +241,11 @@ def _fold_small(graph) -> None:
         node.input[1:] = list(folded)
         node.output[0] = norm.output[0]
         graph.node.remove(norm)
-    used = {name for node in graph.node for name in node.input}
-    for tensor in list(graph.initializer):
-        if tensor.name not in used:
-            graph.initializer.remove(tensor)
 
 
 def _blocked(model):
     """The graph as ONNX Runtime optimises it for this CPU, with BatchNorm where it is."""
     import onnx
-    import onnxruntime
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "blocked.onnx"
@@ -244,9 +256,3 @@ def _blocked(model):
             model.SerializeToString(), options, disabled_optimizers=COPYING[:2]
         )
         return onnx.load(path)
-
-
-def _settle(path: Path) -> None:
-    """Have a file on the disk before the folder gets its name."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())

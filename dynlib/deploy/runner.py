@@ -91,7 +91,7 @@ class Runner:
                 file.seek(0)
             try:
                 self._load(manifest, files, threads)
-            except (KeyError, TypeError, ValueError, OverflowError) as error:
+            except (KeyError, TypeError, ValueError, AttributeError) as error:
                 raise BundleError(f"{self.folder}: malformed: {error!r:.200}") from error
         self._current = next(iter(self._ready.values()))
 
@@ -102,7 +102,7 @@ class Runner:
         for i, point in enumerate(manifest["points"]):
             name = f"{i}.{self.mode}.onnx"
             if name not in files:
-                raise BundleError(f"{self.folder}: no {name}; it was exported for another mode")
+                raise BundleError(f"{self.folder / name}: missing; expected the mode {self.mode!r}")
             weights = {key: store.view(*place) for key, place in point[self.mode].items()}
             graph = files[name].read()
             if b"location" in graph:  # a tensor that is in a file: any file
@@ -113,13 +113,15 @@ class Runner:
                 )
                 (logits,) = session.run(["logits"], {"images": probe})
             except Exception as error:  # ONNX Runtime's have no common root
-                raise BundleError(f"{files[name].name}: cannot be run: {error}") from error
+                raise BundleError(
+                    f"{files[name].name}: cannot be run (made for {manifest['made_for']}): {error}"
+                ) from error
             torch_said = store.view(*point["logits"])
             off = np.abs(logits - torch_said).max() / np.abs(torch_said).max()
             if not off <= TOLERANCE:
                 raise BundleError(
-                    f"{files[name].name}: answers the probe {off:.1g} off what torch said; was it "
-                    f"exported for another kind of CPU?"
+                    f"{files[name].name}: is {off:.1g} off what torch says of the same frame; "
+                    f"expected the CPU it was made for, {manifest['made_for']}"
                 )
             self._ready[point["subnet"]] = _Ready(point["subnet"], session, views)
 
@@ -236,6 +238,7 @@ def _session(
     options.log_severity_level = 4  # what is wrong is raised
     options.enable_cpu_mem_arena = False  # one per point; a sixth of the memory, no faster
     folder = str(store.path.parent)
+    options.add_session_config_entry("session.load_model_format", "ONNX")
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
     views = []
     if shared:
