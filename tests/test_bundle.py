@@ -81,7 +81,7 @@ def test_squeeze_and_excitation_survives_in_both_modes(tmp_path):
     torch.manual_seed(0)
     space = mobilenet_space(resolution=(32,), depth=(2,), kernel=(3, 5), expand=(3, 4))
     net = Supernet(space, 10, family="MobileNetV3", transform=True)
-    points = (space.smallest, space.largest)
+    points = (space.smallest,)
     frames = torch.randn(8, 3, 32, 32)
     for config in points:
         calibrate(net, config, [frames])
