@@ -1,5 +1,6 @@
 """Write a bundle: all that a program needs to serve and switch sub-networks without torch."""
 
+import copy
 import json
 import platform
 import shutil
@@ -20,7 +21,7 @@ from dynlib.files import sha256
 from dynlib.nets.chain import resized
 from dynlib.nets.engines import onnx_model
 from dynlib.nets.supernet import Supernet
-from dynlib.points import write_table
+from dynlib.points import check_table, write_table
 from dynlib.space import SubnetConfig
 
 LARGE = 2**10  # bytes of a tensor that goes into the store; smaller ones stay in the graph
@@ -56,11 +57,13 @@ def export_bundle(
 
     Raises:
         BundleError: `folder` exists, or a point answers otherwise than torch does.
-        ConfigError, ModelError: a sub-network cannot be prepared.
+        TableError, ConfigError, ModelError: the table is malformed, or a sub-network cannot be
+            prepared.
     """
     folder = Path(folder)
     if folder.exists():
         raise BundleError(f"{folder}: exists; a bundle is written anew, not changed")
+    points = check_table(points)
     configs = [SubnetConfig.parse(subnet) for subnet in dict.fromkeys(points["subnet"])]
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
@@ -91,21 +94,26 @@ def _write_points(
     store = _Store()
     size = max(config.resolution for config in configs)
     probe = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(seed))
-    points: list[dict[str, Any]] = [{"subnet": str(config)} for config in configs]
+    points: list[dict[str, Any]] = []
+    models = []
+    for config in configs:
+        net = supernet.prepare(config)
+        images = resized(probe, config.resolution)
+        with torch.no_grad():
+            logits = net(images).numpy()
+            model = onnx_model(net, images, folded=False)
+        if config.resolution != size:
+            _resize_images(model.graph, size, config.resolution)
+        _name_weights_once(model.graph)
+        models.append(model)
+        points.append({"subnet": str(config), "logits": store.add("logits", logits)})
     for mode in modes:  # the weights of a mode side by side: fewer pages of the file are mapped
-        for i, (config, point) in enumerate(zip(configs, points, strict=True)):
-            net = supernet.prepare(config)
-            images = resized(probe, config.resolution)
-            with torch.no_grad():
-                point["logits"] = store.add("logits", net(images).numpy())
-                model = onnx_model(net, images, folded=False)
-            if config.resolution != size:
-                _resize_images(model.graph, size, config.resolution)
-            _name_weights_once(model.graph)
+        for i, original in enumerate(models):
+            model = copy.deepcopy(original)
             if mode == "shared":
                 _fold_small(model.graph)
                 model = _blocked(model) if blocked else model
-            point[mode] = _take_weights(model.graph, store)
+            points[i][mode] = _take_weights(model.graph, store)
             (folder / f"{i}.{mode}.onnx").write_bytes(model.SerializeToString())
     manifest = {
         "format": FORMAT,
