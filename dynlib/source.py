@@ -10,6 +10,7 @@ class Source(str, Enum):
 
     __str__ = str.__str__
 
+    EXACT = "exact"  # counted, or computed from nothing but counts
     MEASURED = "measured"  # timed on the named machine
     REPLAYED = "replayed"  # computed from somebody's published measurements
     SIMULATED = "simulated"  # a board model fitted to measurements
