@@ -176,12 +176,12 @@ def of_another(folder):
 
 def a_million(folder):
     entry = '"%d.onnx": "' + "0" * 64 + '"'
-    files = ",".join(entry % i for i in range(10**5))
+    files = ",".join(entry % i for i in range(10**6))
     (folder / "manifest.json").write_text(f'{{"files": {{{files}}}}}')
 
 
 def many_short(folder):
-    change(folder, lambda m: m["files"].update((f"x{i}", 0) for i in range(10**6)))
+    change(folder, lambda m: m["files"].update((f"x{i}", 0) for i in range(10**5)))
 
 
 def million_points(folder):
