@@ -5,6 +5,7 @@ from suite.lazy import lazily
 __getattr__ = lazily(__name__, {
     "ablation": ["compare_alone", "compare_recipes", "single"],
     "bound": ["attackers", "below_optimum"],
+    "bundles": ["bundle_latency", "bundle_memory"],
     "code_size": ["manager_tokens"],
     "compare": ["compare_policies", "headline", "published_ladder", "reductions"],
     "contention": ["judged_cases"],
