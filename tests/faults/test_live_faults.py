@@ -503,3 +503,38 @@ def test_ten_thousand_frames_at_once_are_dropped_and_the_next_is_served(clock):
     assert all(answer.done() for answer in answers)
     assert set(frames["reason"]) <= {"", "late", "queue full", "deadline passed", "given up"}
     assert frames["on_time"].iloc[-5:].all()
+
+
+def test_nobody_waits_for_a_run_that_broke(clock):
+    answers = []
+
+    class Interrupted(Net):
+        def answer(self, k):
+            if k == 5:
+                answers.append(lives[0].submit("cam", 99))
+                raise KeyboardInterrupt
+            return super().answer(k)
+
+    lives = []
+
+    def script(live):
+        lives.append(live)
+        return pushing(live, answers)
+
+    with pytest.raises(KeyboardInterrupt):
+        steered(clock, script, PUSHED, make=Interrupted)
+    answers.append(lives[0].submit("cam", 100))
+    assert [answer.cancelled() for answer in answers] == [False] * 5 + [True] * 3
+
+
+def test_what_was_asked_for_before_the_start_comes_at_the_start(clock):
+    answers = []
+
+    def script(live):
+        answers.append(live.submit("cam", 0))
+        clock.sleep(3.0)
+        return [(0.5, live.stop)]
+
+    _, frames = steered(clock, script, PUSHED)
+    assert answers[0].result() == "large"
+    assert frames["arrival_s"].tolist() == pytest.approx([0.0], abs=1e-4)
