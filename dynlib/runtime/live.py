@@ -1,6 +1,7 @@
 """A run on the machine itself: real frames, real time, a real load beside it.
 
-The networks come in as callables. What a policy decides is carried out by switching them and by the
+The networks come in as callables, and frames by a timetable or as they are pushed (`Live.submit`).
+What a policy decides is carried out by switching networks and by the
 machine's knobs for this process: threads, and a CPU quota, so that we never take much more than the
 plan needs, or as much as a setting says; clocks are left to the kernel. One frame runs at a time.
 
@@ -18,8 +19,11 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import InvalidStateError
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from threading import TIMEOUT_MAX
 from typing import Any, NamedTuple
 
 from dynlib.errors import MachineError, WorkloadError
@@ -27,16 +31,18 @@ from dynlib.log import DecisionLog
 from dynlib.machine.control import Missing
 from dynlib.machine.machine import Machine
 from dynlib.manager.policy import Action, Placement, Policy, State, fifo
-from dynlib.points import Point
+from dynlib.points import Point, PointTable
 from dynlib.runtime.conditions import Setup
 from dynlib.runtime.jobs import AppRun, Job
 from dynlib.runtime.loop import DONE, Loop, Observed
 from dynlib.runtime.summary import Run
+from dynlib.workload import App
 
 LIVE_KNOBS = {"threads": "cores", "quota_pct": "quota"}  # of the process -> field of the log
 _QUOTA_ROOM = 2.0  # CPU time allowed, over what the points in use take while nobody disturbs
 _LEAST_PCT = 20  # room for the program around the networks
 _NAP_S = 0.0005  # the end of a wait, which is spent awake: a sleep may last that much longer
+_IDLE_S = 0.02  # a wait in which there is time to collect garbage
 _SUSPENDED_S = 1.0  # two clocks apart by more than being put aside between reading them explains
 _LOG = logging.getLogger(__name__)
 
@@ -45,7 +51,8 @@ class Served(NamedTuple):
     """One app's network.
 
     `switch(subnet)`, or ``switch(subnet, setting)`` with `takes_setting`, makes it ready;
-    `answer(k)` answers frame k, its work done on return.
+    `answer(k)` answers frame k, its work done on return; of an app whose frames are pushed it is
+    given what was submitted instead.
     """
 
     switch: Callable[..., object]
@@ -57,7 +64,7 @@ class LiveRun(Run):
     """What a live run left, beside its log.
 
     Attributes:
-        answers: (app, frame) -> answer.
+        answers: (app, frame) -> answer, of frames that were not pushed.
         policy_s: CPU seconds of this process spent in the policy and on the knobs.
         wall_s: seconds in all.
         problems: what broke -> why: a knob by its kind, `policy`, "app cam", or "app cam, switch to
@@ -95,7 +102,7 @@ def serve(
     """Serve a case in real time, on the machine this runs on, and log as a simulation does.
 
     Requirements change, apps come and go, and limits are set as the workload says; its competitors
-    have to be real ones.
+    have to be real ones. See `Live` for a run that is steered while it goes on.
 
     Args:
         networks: app -> its network.
@@ -121,56 +128,107 @@ def serve(
     >>> run.answers["camera", 0], len(run.frames())
     ('frame 0', 15)
     """
-    for change in case.workload.changes:
-        if change.stretch or change.emc_mhz or change.ambient_c is not None:
-            raise WorkloadError(
-                f"{case.workload.name}: at {change.t_s:g} s: a live run cannot set stretch, "
-                "emc_mhz or ambient_c; expected changes of apps, caps or memory_mb"
-            )
-    for app in case.workload.apps:
-        if app.name not in networks:
-            raise WorkloadError(
-                f"{case.workload.name}: app {app.name!r} has no network; "
-                f"there are {sorted(networks)}"
-            )
-    loop = _Live(case, policy, networks, machine, seed)
-    if journal:
-        loop.log.journal(journal)
-    collects = gc.isenabled()
-    gc.disable()  # a collection takes longer than many a frame
-    try:
-        log = loop.run()
-    finally:
-        if collects:
-            gc.enable()
-    return LiveRun(case, log, loop.answers, loop.policy_s, loop.wall_s(), loop.problems)
+    return Live(case, policy, networks, machine=machine, journal=journal, seed=seed).serve()
 
 
-class _Live(Loop):
-    """The machine as a world: it has one place, where one frame runs at a time."""
+class Live(Loop):
+    """The machine as a world: it has one place, where one frame runs at a time.
 
-    def __init__(self, case, policy, networks, machine, seed):
+    Arguments and errors are those of `serve`. While one thread is in `serve`, others may push
+    frames, change what apps ask for, have apps join and leave, and end the run:
+
+    >>> import math
+    >>> from threading import Thread
+    >>> from dynlib.points import PointTable, make_table
+    >>> from dynlib.profile import at_full_clock
+    >>> from dynlib.runtime import Served
+    >>> board = at_full_clock(load_board("auto"))
+    >>> table = make_table([{
+    ...     "model": "example", "board": board.name, "unit": board.units[0].name, "batch": 1,
+    ...     "subnet": "large", "latency_ms": 1.0, "accuracy_val_pct": 80.0, "source": "measured",
+    ... }])
+    >>> camera = App("camera", "example", deadline_ms=500.0, arrival="pushed")
+    >>> door = Workload("door", math.inf, (camera,))
+    >>> case = Case(door, board, PointTable.of_models(table, board))
+    >>> network = Served(switch=lambda subnet: None, answer=str.upper)
+    >>> live = Live(case, Manager(board, case.tables), {"camera": network})
+    >>> thread = Thread(target=live.serve)
+    >>> thread.start()
+    >>> live.set_requirement("camera", deadline_ms=200.0)
+    >>> live.submit("camera", "who is there").result()
+    'WHO IS THERE'
+    >>> live.stop()
+    >>> thread.join()
+    """
+
+    def __init__(
+        self,
+        case: Setup,
+        policy: Policy,
+        networks: Mapping[str, Served],
+        *,
+        machine: Machine | None = None,
+        journal: str | Path | None = None,
+        seed: int = 0,
+    ):
+        _check(case, networks)
+        self.case = case
         known = machine.knobs if machine else {}
         self.turned = {kind: None for kind in LIVE_KNOBS if ("process", kind) in known}
         super().__init__(case, policy, seed, "measured", knobs=["subnet", *self.turned])
-        self.networks, self.machine = networks, machine
+        self.networks, self.machine = dict(networks), machine
         self.clocks = {unit.name: unit.max_mhz for unit in self.board.units}
         self.answers: dict[tuple[str, int], Any] = {}
         self.problems: dict[str, str] = {}
         self.dead: dict[str, str] = {}
         self.policy_s = 0.0
         self.handlers[DONE] = self.on_done
+        if journal:
+            self.log.journal(journal)
         self.begin = time.perf_counter()
+
+    def serve(self) -> LiveRun:
+        """Serve to the end; what is left of it."""
+        collects = gc.isenabled()
+        gc.disable()  # a collection takes longer than many a frame
+        self.begin = time.perf_counter()
+        try:
+            log = self.run()
+        finally:
+            if collects:
+                gc.enable()
+        case = replace(self.case, workload=self.workload, tables=self.tables)
+        return LiveRun(case, log, self.answers, self.policy_s, self.wall_s(), self.problems)
+
+    def add_app(
+        self,
+        app: App,
+        network: Served,
+        table: PointTable | None = None,
+        policy: Policy | None = None,
+    ) -> None:
+        """An app joins with its network; see `Loop.add_app`."""
+        super().add_app(app, table, policy)
+        self.networks[app.name] = network
 
     def wall_s(self) -> float:
         """Seconds since the start."""
         return time.perf_counter() - self.begin
 
+    def clock_ms(self) -> float:
+        """Since the start, in whole microseconds, which the seconds of a log tell exactly."""
+        return round(self.wall_s() * 1e6) / 1e3
+
     def wait(self, until_ms: float) -> float:
-        """Sleep until then, if that is not yet."""
-        time.sleep(max(until_ms / 1000 - self.wall_s() - _NAP_S, 0.0))
-        while (now_ms := self.wall_s() * 1000) < until_ms:
+        """Sleep until then, if that is not yet, or until something is posted."""
+        left_s = until_ms / 1000 - self.wall_s() - _NAP_S
+        if left_s > _IDLE_S:
+            gc.collect(0)
+        if left_s > 0:
+            self.bell.wait(min(left_s, TIMEOUT_MAX))
+        while (now_ms := self.clock_ms()) < until_ms and not self.bell.is_set():
             pass
+        self.bell.clear()  # what was posted is taken in next
         return min(now_ms, self.horizon_ms)
 
     def free(self) -> tuple[str]:
@@ -184,21 +242,29 @@ class _Live(Loop):
 
     def dispatch(self, place: str, job: Job) -> None:
         """Answer a frame; its end is an event, as others may have happened meanwhile."""
-        if self.wall_s() * 1000 >= job.deadline_at_ms:
+        if self.clock_ms() >= job.deadline_at_ms:
             self.drop(job, "deadline passed")  # at the last moment
             self.push(self.now_ms, DONE)
             return
         self.start(job, 0.0)
-        begin_ms = self.wall_s() * 1000
         asleep_s, problem = _asleep_s(), ""
+        begin_ms = self.clock_ms()
         try:
-            self.answers[job.app, job.frame] = self.networks[job.app].answer(job.frame)
+            self._answer(job)
         except Exception as error:  # whatever it is, the other apps are served
             problem = repr(error)
-        end_ms = self.wall_s() * 1000
+            _tell(job, error)
+        end_ms = self.clock_ms()
         suspended = _asleep_s() - asleep_s > _SUSPENDED_S
         job.ran[self.clocks[job.point.unit]] = end_ms - begin_ms
         self.push(end_ms, DONE, (job, suspended, problem))
+
+    def _answer(self, job: Job) -> None:
+        answer = self.networks[job.app].answer
+        if job.answer is None:
+            self.answers[job.app, job.frame] = answer(job.frame)
+        else:
+            _tell(job, answer(job.content))
 
     def on_done(self, item) -> None:
         """A frame has its answer, or its app has died of it."""
@@ -333,6 +399,10 @@ class _Live(Loop):
         if ("process", kind) in self.machine.refused:
             del self.turned[kind]
 
+    def _join(self, app: App, table: PointTable | None, policy: Policy | None) -> None:
+        self.dead.pop(app.name, None)
+        super()._join(app, table, policy)
+
     def _dies(self, run: AppRun, why: str) -> None:
         run.gone, run.placement = True, None
         self.dead[run.app.name] = why
@@ -342,6 +412,32 @@ class _Live(Loop):
         if what not in self.problems:
             self.problems[what] = why
             _LOG.warning("%s: %s", what, why)
+
+
+def _check(case: Setup, networks: Mapping[str, Served]) -> None:
+    for change in case.workload.changes:
+        if change.stretch or change.emc_mhz or change.ambient_c is not None:
+            raise WorkloadError(
+                f"{case.workload.name}: at {change.t_s:g} s: a live run cannot set stretch, "
+                "emc_mhz or ambient_c; expected changes of apps, caps or memory_mb"
+            )
+    for app in case.workload.apps:
+        if app.name not in networks:
+            raise WorkloadError(
+                f"{case.workload.name}: app {app.name!r} has no network; "
+                f"there are {sorted(networks)}"
+            )
+
+
+def _tell(job: Job, result: Any) -> None:
+    """Whoever waits for the answer of a pushed frame gets it, or the error there was instead."""
+    if job.answer is None:
+        return
+    with suppress(InvalidStateError):  # nobody waits any more
+        if isinstance(result, Exception):
+            job.answer.set_exception(result)
+        else:
+            job.answer.set_result(result)
 
 
 def _busy_cores(point: Point, period_ms: float) -> float:
