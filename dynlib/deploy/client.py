@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from dynlib.errors import ServiceError
 from dynlib.setting import Setting
 
-MESSAGE_BYTES = 1 << 18  # of one line
+MESSAGE_BYTES = 1 << 17  # of one line
 _RETRY_S = 0.1  # until the next look for a service
 _REFUSED_S = 1.0  # and after it has refused us
 _SLACK_S = 0.25  # beyond the deadline, within which a service that lives has answered
@@ -91,7 +91,9 @@ class Client:
         }
         first = rows[0]
         settings = {key: first[key] for key in Setting._fields if first.get(key) is not None}
-        self.last = Order(first["subnet"], first["unit"], Setting(**settings), (), deadline_ms, False)
+        self.last = Order(
+            first["subnet"], first["unit"], Setting(**settings), (), deadline_ms, False
+        )
         self._line: _Line | None = None
         self._registered = self._owes = False
         self._retry_s = self._asked_s = 0.0

@@ -40,33 +40,37 @@ import struct
 import sys
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from dynlib.boards.board import Board
 from dynlib.deploy.client import MESSAGE_BYTES, control, socket_path
 from dynlib.errors import DynlibError, ServiceError, near
-from dynlib.machine.bind import host_board, load_board, open_machine
+from dynlib.machine.bind import load_board, open_machine
 from dynlib.machine.machine import Machine
 from dynlib.manager.manager import Manager
 from dynlib.manager.planner import OBJECTIVES
-from dynlib.manager.policy import Policy
-from dynlib.points import PointTable, make_table
+from dynlib.manager.policy import Action, Placement, Policy, State
+from dynlib.points import POINT_COLUMNS, TEXT_COLUMNS, PointTable
 from dynlib.runtime.case import Case
 from dynlib.runtime.jobs import AppRun, Job
-from dynlib.runtime.loop import Loop, Observed
-from dynlib.workload import App, Workload
+from dynlib.runtime.live import Live
+from dynlib.runtime.loop import ASKED, Loop
+from dynlib.workload import App, Change, Workload
 
 CLIENTS = 128  # connections
 APPS = 16  # programs that are managed at a time: planning takes the longer the more there are
 ROWS = 256  # of a program's table
 PER_S, BURST = 2000, 1000  # messages of a process; every 256 bytes are one
-JOIN_COST = 50  # messages that a connection counts for
+JOIN_COST = 100  # messages that a connection counts for
 _TEXT = 64  # characters of a name
 _SILENT_MS = 5_000.0  # after which a connection has said what it wants
 _OVERDUE_MS, _OVERDUE = 1_000.0, 20  # a frame that takes so long, or so many times its network's
+_TRUST_MS = 20.0  # of a frame that nobody may ask about
 _KEPT = 10_000  # events of the log in memory; the journal has all
 
 _NEED = {
@@ -105,6 +109,8 @@ def parse(line: bytes) -> tuple[str, dict[str, Any]]:
         if key not in MESSAGES[do]:
             raise ServiceError(f"{do}: unknown key {key!r:.99}; {near(key, MESSAGES[do])}")
         _check(f"{do}, {key}", value, MESSAGES[do][key])
+        if isinstance(value, int):
+            values[key] = float(value)
     for key in _REQUIRED.get(do, ()):
         if key not in values:
             raise ServiceError(f"{do}: no {key}; expected one")
@@ -129,16 +135,16 @@ def _check(what: str, value: Any, kind: Any) -> None:
 def read_rows(name: str, rows: list[Any], board: Board) -> PointTable:
     """The table of a program; raises `DynlibError` naming row and column of what is none."""
     known = {"board": board.name, "batch": 1}
-    full = []
     for number, row in enumerate(rows, 1):
-        if not isinstance(row, dict):
-            raise ServiceError(f"{name}, row {number}: got {row!r:.99}, expected an object")
+        if not isinstance(row, dict) or not row.keys() <= set(POINT_COLUMNS):
+            expected = f"an object of {', '.join(POINT_COLUMNS)}"
+            raise ServiceError(f"{name}, row {number}: got {row!r:.99}, expected {expected}")
         for column, value in row.items():
             if value is not None:
                 kind = str if column in TEXT_COLUMNS else (0.0, 1e9)
-                _check(f"{name}, row {number}, {column:.99}", value, kind)
-        full.append(known | row | {"model": name})
-    return PointTable(make_table(full), board)
+                _check(f"{name}, row {number}, {column}", value, kind)
+    full = [known | row | {"model": name} for row in rows]
+    return PointTable(pd.DataFrame(full, columns=list(POINT_COLUMNS)), board)
 
 
 class _Peer:
@@ -185,13 +191,17 @@ class _Door:
         self.credit: dict[int, tuple[float, float]] = {}  # pid -> messages left, at a time
         self.selector = selectors.DefaultSelector()
         self.listening = _listen(path, group)
-        self.selector.register(self.listening, selectors.EVENT_READ)
+        self.bell = os.eventfd(0)
+        for each in (self.listening, self.bell):
+            self.selector.register(each, selectors.EVENT_READ)
 
     def wait(self, seconds: float | None) -> None:
         """Until something happens, at most so long; None: for ever."""
         for key, _ in self.selector.select(seconds):
             peer = key.data
-            if peer is None:
+            if key.fd == self.bell:
+                os.eventfd_read(self.bell)
+            elif peer is None:
                 self._accept()
             elif not peer.open:
                 continue
@@ -199,6 +209,10 @@ class _Door:
                 self.drop(peer)
             else:
                 self._hear(peer)
+
+    def set(self) -> None:
+        """End a `wait`, from any thread."""
+        os.eventfd_write(self.bell, 1)
 
     def refuse(self, peer: _Peer, why: str) -> None:
         """Say why, and let go."""
@@ -225,6 +239,7 @@ class _Door:
             self.drop(peer)
         self.selector.close()
         self.listening.close()
+        os.close(self.bell)
         self.path.unlink(missing_ok=True)
 
     def _accept(self) -> None:
@@ -317,7 +332,7 @@ class Service(Live):
         path: of the socket; default `socket_path()`.
         machine: opened, and held with ``with``; None: no clock is turned.
         group: whose members may register too.
-        apps: programs at a time; more are refused, and serve by themselves.
+        most_apps: programs at a time; more are refused, and serve by themselves.
         journal: file that gets every event of the log as it comes.
 
     Raises `ServiceError` for a folder that is not ours alone, and where a service is already.
@@ -331,15 +346,20 @@ class Service(Live):
         *,
         machine: Machine | None = None,
         group: str = "",
-        apps: int = APPS,
+        most_apps: int = APPS,
         journal: str | Path | None = None,
     ):
-        case = Case(Workload("service"), board, {})
-        super().__init__(case, make_policy(board, {}), {}, machine=machine, journal=journal)
-        self.make_policy, self.most = make_policy, apps
+        case = Case(Workload("service", math.inf, ()), board, {})
+        super().__init__(case, make_policy(board, {}), {}, machine=machine)
+        self.make_policy, self.most_apps = make_policy, most_apps
+        self.turned = {}  # threads and quota are the programs' own
         self.peers: dict[str, _Peer] = {}
         self.busy: dict[str, Job] = {}
-        self.door = _Door(socket_path(path), group, self._heard, self._lost)
+        self.frames: dict[str, int] = {}  # of programs that have left
+        self.bell = self.door = _Door(socket_path(path), group, self._heard, self._lost)
+        self.reader = ThreadPoolExecutor(1)  # a table takes longer to check than many a frame
+        if journal:
+            self.log.journal(journal)
 
     # The world.
 
@@ -354,16 +374,263 @@ class Service(Live):
         """The units where nothing runs."""
         return [unit for unit, mhz in self.limits.items() if mhz and unit not in self.busy]
 
+    def ready(self) -> dict[str, list[Job]]:
+        """Each unit is a place."""
+        return Loop.ready(self)
+
     def dispatch(self, place: str, job: Job) -> None:
         """Tell the program."""
         self.start(job, 0.0)
         self.busy[place] = job
-        peer, point = job.content, job.point
+        peer, point, need = job.content, job.point, job.run.known
         peer.job, peer.since_ms = job, self.clock_ms()
         setting = {key: value for key, value in point.setting._asdict().items() if value}
         peer.send({
             "subnet": point.subnet, "unit": point.unit, "setting": setting,
-            "cpus": self.board.unit(point.unit).cpus, "deadline_ms": job.need.deadline_ms,
+            "cpus": self.board.unit(point.unit).cpus, "deadline_ms": need.deadline_ms,
+            "accuracy_floor_pct": need.floor_pct,
         })  # fmt: skip
-        due_ms = self.now_ms + max(_OVERDUE_MS, _OVERDUE * point.latency_ms[0])
-        self.push(due_ms, ASKED, (lambda: self._overdue(peer, job), None))
+        most_ms = max(_OVERDUE_MS, _OVERDUE * point.latency_ms[0])
+        self._later(most_ms, lambda: self._overdue(peer, job, most_ms))
+
+    def drop(self, job: Job, reason: str) -> None:
+        """Tell the program that it need not serve this frame."""
+        super().drop(job, reason)
+        job.content.asks = False
+        job.content.send({"drop": reason})
+
+    def switch(self, run: AppRun, placement: Placement | None) -> Placement | None:
+        """The program switches, with its next frame."""
+        return Loop.switch(self, run, placement)
+
+    def consult(self, state: State, limits: Mapping[str, float]) -> Action:
+        """Ask the policy; one that fails is not asked again until another program joins."""
+        try:
+            return super().consult(state, limits)
+        except Exception as error:  # nothing was decided yet
+            self._policy_fails(error)
+            return Action()
+
+    def _turn(self) -> None:
+        """Nothing of this process follows the plan."""
+
+    # Programs come, ask and go.
+
+    def _heard(self, peer: _Peer, line: bytes) -> None:
+        self.post(lambda: self._handle(peer, lambda: self._do(peer, line)))
+
+    def _lost(self, peer: _Peer) -> None:
+        if peer.app:
+            self.post(lambda: self._leave(peer.app))
+
+    def _later(self, after_ms: float, do: Callable[[], Any]) -> None:
+        self.push(self.now_ms + after_ms, ASKED, (do, None))
+
+    def _handle(self, peer: _Peer, do: Callable[[], Any]) -> None:
+        """Do what somebody wants; what is wrong with it ends that connection alone."""
+        try:
+            if peer.open:
+                do()
+        except DynlibError as error:
+            self.door.refuse(peer, str(error))
+        except Exception as error:  # the others are to be served whatever it was
+            _LOG.exception("process %d", peer.pid)
+            self.door.refuse(peer, f"unexpected {error!r}")
+
+    def _do(self, peer: _Peer, line: bytes) -> None:
+        do, values = parse(line)
+        getattr(self, f"_on_{do}")(peer, **values)
+
+    def _on_register(
+        self,
+        peer: _Peer,
+        name: str,
+        table: list[Any],
+        deadline_ms: float,
+        period_ms: float | None = None,
+        accuracy_floor_pct: float = 0.0,
+        priority: float = 0,
+    ) -> None:
+        if peer.app:
+            raise ServiceError(f"register: this connection is {peer.app!r}; expected another")
+        if name in self.names:
+            raise ServiceError(f"name: {name!r} is there already; expected another")
+        if len(self.names) >= self.most_apps:
+            raise ServiceError(f"{self.most_apps} programs are managed; expected fewer")
+        app = App(
+            name,
+            name,
+            deadline_ms,
+            "pushed",
+            period_ms,
+            accuracy_floor_pct=accuracy_floor_pct,
+            priority=int(priority),
+        )
+        self.names.add(name)
+        read = self.reader.submit(read_rows, name, table, self.board)
+        read.add_done_callback(lambda _: self.post(lambda: self._registered(peer, app, read)))
+
+    def _registered(self, peer: _Peer, app: App, read: Future) -> None:
+        self.names.discard(app.name)
+        self._handle(peer, lambda: self._admit(peer, app, read.result()))
+
+    def _admit(self, peer: _Peer, app: App, table: PointTable) -> None:
+        self._join(app, table, None)
+        self.names.add(app.name)
+        peer.app, self.peers[app.name] = app.name, peer
+        peer.send({"registered": app.name, **self._described()})
+
+    def _on_ask(self, peer: _Peer) -> None:
+        if not peer.app or peer.asks:
+            expected = "the frame before to be done" if peer.app else "to register first"
+            raise ServiceError(f"ask: expected {expected}")
+        peer.asks = True
+        self._submitted(peer.app, peer, Future())
+        # Nothing else may happen until it is too late for this frame.
+        self._later(self.apps[peer.app].known.deadline_ms, lambda: None)
+
+    def _on_done(self, peer: _Peer, ms: float) -> None:
+        job = peer.job
+        took_ms = self.now_ms - peer.since_ms
+        if job is None or ms > took_ms:
+            expected = f"at most {took_ms:.3f}, since it was told" if job else "to be told first"
+            raise ServiceError(f"done, ms: got {ms:g}, expected {expected}")
+        # Who takes a unit for long cannot say that it was a moment.
+        believed = took_ms <= 2 * ms + _TRUST_MS
+        job.ran[self.clocks[job.point.unit]] = ms if believed else took_ms / 2
+        self._released(peer, job)
+        self.finish(job)
+
+    def _on_status(self, peer: _Peer) -> None:
+        apps = {}
+        for name, who in self.peers.items():
+            run = self.apps[name]
+            need, where = run.known, run.placement
+            placed = {"subnet": where.subnet, "unit": where.unit} if where else {}
+            apps[name] = {"pid": who.pid, "frames": run.frames, **need._asdict(), **placed}
+        peer.send({**self._described(), "apps": apps, "problems": self.problems})
+
+    def _on_set(self, peer: _Peer, app: str, **asked: float) -> None:
+        if app not in self.peers:
+            raise ServiceError(f"set: no program {app!r}; {near(app, self.peers)}")
+        self._only(peer, self.peers[app].uid)
+        self._require(Change(self.now_ms / 1000, app, **asked))
+        peer.send({"set": app, **asked})
+
+    def _on_stop(self, peer: _Peer) -> None:
+        self._only(peer)
+        self._stop()
+        peer.send({"stop": True})
+
+    def _only(self, peer: _Peer, *users: int) -> None:
+        if peer.uid not in (0, os.geteuid(), *users):
+            raise ServiceError(f"user {peer.uid} may not; expected the program's, ours or root")
+
+    def _described(self) -> dict[str, Any]:
+        return {
+            "board": self.board.name,
+            "policy": self.policy.name,
+            "units": {unit.name: unit.cpus for unit in self.board.units},
+        }
+
+    def _overdue(self, peer: _Peer, job: Job, most_ms: float) -> None:
+        if peer.job is job:
+            self.door.refuse(peer, f"frame {job.frame} not done within {most_ms:g} ms")
+
+    def _released(self, peer: _Peer, job: Job) -> None:
+        peer.asks, peer.job = False, None
+        del self.busy[job.point.unit]
+
+    def _join(self, app: App, table: PointTable | None, policy: Policy | None) -> None:
+        tables = {**self.tables, app.model: table}
+        super()._join(app, table, policy or self.make_policy(self.board, tables))
+        self.apps[app.name].frames = self.frames.pop(app.name, 0)
+        self.problems.pop("policy", None)
+
+    def _require(self, change: Change) -> None:
+        super()._require(change)
+        # What was asked for before is in the log: here it would grow for ever.
+        run = self.apps[change.app]
+        need = run.steps[-1][1]
+        run.app = replace(run.app, deadline_ms=need.deadline_ms, accuracy_floor_pct=need.floor_pct)
+        if change.period_ms is not None:
+            run.app = replace(run.app, period_ms=need.period_ms)
+        self._only_apps(changes=())
+
+    def _leave(self, name: str) -> None:
+        self.names.discard(name)
+        peer, run = self.peers.pop(name), self.apps[name]
+        super()._leave(name)
+        if peer.job is not None:
+            run.jobs.remove(peer.job)
+            self.record("drop", peer.job, reason="app left")
+            self._released(peer, peer.job)
+        self.frames[name] = run.frames
+        self.apps = {key: each for key, each in self.apps.items() if key != name}
+        self.tables = {key: each for key, each in self.tables.items() if key != name}
+        self._only_apps()
+
+    def _only_apps(self, **values: Any) -> None:
+        apps = tuple(run.app for run in self.apps.values())
+        self.workload = replace(self.workload, apps=apps, **values)
+
+    def _stop(self) -> None:
+        super()._stop()
+        for name in list(self.peers):
+            self._leave(name)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command; see the module."""
+    parser = argparse.ArgumentParser(prog="python -m dynlib.deploy.service")
+    parser.add_argument(
+        "do", nargs="?", default="serve", choices=("serve", "status", "set", "stop")
+    )
+    parser.add_argument("app", nargs="?", help="the program to set requirements of")
+    parser.add_argument("values", nargs="*", help=f"key=number, of {', '.join(_NEED)}")
+    parser.add_argument("--socket", help="where it listens")
+    parser.add_argument("--board", default="auto", help="name or file")
+    parser.add_argument("--objective", default="energy", choices=OBJECTIVES)
+    parser.add_argument("--group", default="", help="whose members may register too")
+    parser.add_argument("--apps", type=int, default=APPS, help="programs at a time")
+    parser.add_argument("--log", help="folder for the decision log of every start")
+    parser.add_argument("--root", default="/", help="of the files of the machine")
+    parser.add_argument("--lease", type=Path, help="folder of the lease")
+    given = parser.parse_args(arguments)
+    sys.setswitchinterval(0.0005)  # a frame is not to wait while a table is checked
+    try:
+        if given.do == "serve":
+            _serve(given)
+        else:
+            asked = dict(each.split("=", 1) for each in given.values)
+            values = {"app": given.app} if given.app else {}
+            values |= {key: float(text) for key, text in asked.items()}
+            answer = control(given.do, path=given.socket, **values)
+            sys.stdout.write(json.dumps(answer, indent=1) + "\n")
+    except (DynlibError, OSError, ValueError) as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    return 0
+
+
+def _serve(given: argparse.Namespace) -> None:
+    with open_machine("auto", root=given.root, folder=given.lease) as machine:
+        board = load_board(given.board)
+        journal = None
+        if given.log:
+            journal = Path(given.log) / f"service-{time.time_ns()}.jsonl"
+        service = Service(
+            board,
+            lambda board, tables: Manager(board, tables, objective=given.objective),
+            given.socket,
+            machine=machine,
+            group=given.group,
+            most_apps=given.apps,
+            journal=journal,
+        )
+        with contextlib.closing(service.door):
+            service.serve()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
