@@ -7,7 +7,9 @@ was told last serves on, and the service is looked for again at every frame.
 import contextlib
 import json
 import logging
+import math
 import os
+import select
 import socket
 import time
 from collections.abc import Iterable, Mapping
@@ -116,7 +118,7 @@ class Client:
                 reply = self._line.receive(self.last.deadline_ms / 1000 + _SLACK_S)
                 if reply is None:
                     raise OSError("it does not answer")
-                order = None if "drop" in reply else _order(reply)
+                order = None if "drop" in reply else self._order(reply)
             except _LOST as error:
                 self._lose(error)
         self._owes = order is not None and order.managed
@@ -149,6 +151,19 @@ class Client:
 
     def __exit__(self, *_) -> None:
         self.close()
+
+    def _order(self, reply: Mapping[str, Any]) -> Order:
+        need = {key: reply[key] for key in ("deadline_ms", "accuracy_floor_pct")}
+        self._register |= need  # as others may have set it
+        setting = Setting(**reply["setting"])
+        return Order(
+            reply["subnet"],
+            reply["unit"],
+            setting,
+            tuple(reply["cpus"]),
+            need["deadline_ms"],
+            managed=True,
+        )
 
     def _look(self, wait_s: float = 0.0) -> None:
         """Find the service and register; it may answer later, a frame does not wait for it."""
@@ -209,19 +224,14 @@ def socket_path(path: str | Path | None = None) -> Path:
     return Path(folder) / "dynlib" / "manager.sock"
 
 
-def _order(reply: Mapping[str, Any]) -> Order:
-    setting = Setting(**reply["setting"])
-    return Order(
-        reply["subnet"], reply["unit"], setting, tuple(reply["cpus"]), reply["deadline_ms"], True
-    )
-
-
 class _Line:
     """A connection on which every message is one line of JSON."""
 
     def __init__(self, path: Path):
         self.socket = socket.socket(socket.AF_UNIX)
         self.rest = b""
+        self.poll = select.poll()
+        self.poll.register(self.socket, select.POLLIN)
         try:
             self.socket.setblocking(False)  # a service that hangs must not keep a frame waiting
             self.socket.connect(str(path))
@@ -230,21 +240,26 @@ class _Line:
             raise
 
     def send(self, message: Mapping[str, Any]) -> None:
-        self.socket.settimeout(1.0)
-        self.socket.sendall(json.dumps(message).encode() + b"\n")
+        """Raises `OSError` where the other end is gone, or takes no more."""
+        line = json.dumps(message).encode() + b"\n"
+        try:
+            if self.socket.send(line) < len(line):
+                raise ConnectionError("the service takes no more")
+        except OSError:
+            self.receive(0.0)  # why it has let go of us
+            raise
 
     def receive(self, wait_s: float) -> dict[str, Any] | None:
         """The next message, or None if none came in time; raises `ServiceError` with its words
         where it says no, `OSError` once the other end is gone."""
         until_s = time.monotonic() + wait_s
         while b"\n" not in self.rest:
-            self.socket.settimeout(max(until_s - time.monotonic(), 0.0))
-            try:
-                part = self.socket.recv(1 << 16)
-            except (TimeoutError, BlockingIOError):
+            left_s = until_s - time.monotonic()
+            if not self.poll.poll(max(math.ceil(1000 * left_s), 0)):
                 return None
+            part = self.socket.recv(1 << 16)
             if not part or len(self.rest) > MESSAGE_BYTES:
-                raise ConnectionResetError("the service is gone")
+                raise ConnectionError("the service is gone")
             self.rest += part
         line, _, self.rest = self.rest.partition(b"\n")
         message = json.loads(line)
@@ -253,4 +268,5 @@ class _Line:
         return message
 
     def close(self) -> None:
+        """Hang up."""
         self.socket.close()

@@ -28,6 +28,7 @@ A message is one line of JSON, an object whose `do` is a key of `MESSAGES`; its 
 
 import argparse
 import contextlib
+import gc
 import grp
 import json
 import logging
@@ -58,7 +59,7 @@ from dynlib.manager.policy import Action, Placement, Policy, State
 from dynlib.points import POINT_COLUMNS, TEXT_COLUMNS, PointTable
 from dynlib.runtime.case import Case
 from dynlib.runtime.jobs import AppRun, Job
-from dynlib.runtime.live import Live
+from dynlib.runtime.live import Live, LiveRun
 from dynlib.runtime.loop import ASKED, Loop
 from dynlib.workload import App, Change, Workload
 
@@ -70,7 +71,9 @@ JOIN_COST = 100  # messages that a connection counts for
 _TEXT = 64  # characters of a name
 _SILENT_MS = 5_000.0  # after which a connection has said what it wants
 _OVERDUE_MS, _OVERDUE = 1_000.0, 20  # a frame that takes so long, or so many times its network's
+_CLOCK_MS = 1.0  # that two clocks may be apart
 _TRUST_MS = 20.0  # of a frame that nobody may ask about
+_TIDY_MS = 10_000.0  # between two collections of garbage
 _KEPT = 10_000  # events of the log in memory; the journal has all
 
 _NEED = {
@@ -147,6 +150,10 @@ def read_rows(name: str, rows: list[Any], board: Board) -> PointTable:
     return PointTable(pd.DataFrame(full, columns=list(POINT_COLUMNS)), board)
 
 
+def _line(message: Mapping[str, Any]) -> bytes:
+    return json.dumps(message).encode() + b"\n"
+
+
 class _Peer:
     """A connection; who is at its other end, the kernel says."""
 
@@ -161,12 +168,17 @@ class _Peer:
         self.app = ""
         self.asks = False
         self.job: Job | None = None
-        self.since_ms = 0.0
+        self.since_ms = 0.0  # that it was told
+        self.told: tuple | None = None
+        self.order = b""  # in one line
 
     def send(self, message: Mapping[str, Any]) -> None:
-        """Say something; who does not listen is cut off."""
+        """Say something."""
+        self.write(_line(message))
+
+    def write(self, line: bytes) -> None:
+        """Say it; who does not listen is cut off."""
         with contextlib.suppress(OSError):
-            line = json.dumps(message).encode() + b"\n"
             if self.link.send(line) < len(line):
                 self.link.shutdown(socket.SHUT_RDWR)
 
@@ -174,19 +186,11 @@ class _Peer:
 class _Door:
     """The socket: who comes and goes, what they say, and what of it is too much.
 
-    Args:
-        heard: called with a peer and a line of its.
-        lost: called with one that is gone.
+    `owner` is told of each: `came(peer)`, `heard(peer, line)`, `lost(peer)`.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        group: str,
-        heard: Callable[[_Peer, bytes], None],
-        lost: Callable[[_Peer], None],
-    ):
-        self.path, self.heard, self.lost = path, heard, lost
+    def __init__(self, path: Path, group: str, owner: "Service"):
+        self.path, self.owner = path, owner
         self.peers: set[_Peer] = set()
         self.credit: dict[int, tuple[float, float]] = {}  # pid -> messages left, at a time
         self.selector = selectors.DefaultSelector()
@@ -216,6 +220,8 @@ class _Door:
 
     def refuse(self, peer: _Peer, why: str) -> None:
         """Say why, and let go."""
+        if not peer.open:
+            return
         _LOG.warning("process %d %s: %s", peer.pid, peer.app, why)
         peer.send({"error": why})
         self.drop(peer)
@@ -231,7 +237,7 @@ class _Door:
         if peer.life >= 0:
             self.selector.unregister(peer.life)
             os.close(peer.life)
-        self.lost(peer)
+        self.owner.lost(peer)
 
     def close(self) -> None:
         """Let go of everybody."""
@@ -255,8 +261,8 @@ class _Door:
             self.selector.register(peer.life, selectors.EVENT_READ, peer)
         if len(self.peers) > CLIENTS:
             self.refuse(peer, f"{CLIENTS} connections; expected fewer")
-        else:
-            self._spend(peer, JOIN_COST)
+        elif self._spend(peer, JOIN_COST):
+            self.owner.came(peer)
 
     def _hear(self, peer: _Peer) -> None:
         try:
@@ -273,7 +279,7 @@ class _Door:
             self.refuse(peer, f"a message of more than {MESSAGE_BYTES} bytes")
         for line in lines:
             if peer.open:
-                self.heard(peer, line)
+                self.owner.heard(peer, line)
 
     def _spend(self, peer: _Peer, messages: int) -> bool:
         """Whether a process may send so much now; else it is refused."""
@@ -353,15 +359,26 @@ class Service(Live):
         super().__init__(case, make_policy(board, {}), {}, machine=machine)
         self.make_policy, self.most_apps = make_policy, most_apps
         self.turned = {}  # threads and quota are the programs' own
+        self.cpus = {unit.name: unit.cpus for unit in board.units}
         self.peers: dict[str, _Peer] = {}
         self.busy: dict[str, Job] = {}
         self.frames: dict[str, int] = {}  # of programs that have left
-        self.bell = self.door = _Door(socket_path(path), group, self._heard, self._lost)
+        self.bell = self.door = _Door(socket_path(path), group, self)
         self.reader = ThreadPoolExecutor(1)  # a table takes longer to check than many a frame
         if journal:
             self.log.journal(journal)
 
     # The world.
+
+    def serve(self) -> LiveRun:
+        """Until it is stopped."""
+        gc.freeze()  # what there is now stays, and need not be looked at again
+        self._tidy()
+        return super().serve()
+
+    def _tidy(self) -> None:
+        gc.collect()
+        self._later(_TIDY_MS, self._tidy)
 
     def wait(self, until_ms: float) -> float:
         """Until then, or until somebody says something."""
@@ -380,17 +397,27 @@ class Service(Live):
 
     def dispatch(self, place: str, job: Job) -> None:
         """Tell the program."""
+        self._tell(job.content, job.run)
+        self._told(job)
+
+    def _tell(self, peer: _Peer, run: AppRun) -> None:
+        told = run.placement, run.known
+        if told != peer.told:
+            point, need = run.table.point(*run.placement), run.known
+            setting = {key: value for key, value in point.setting._asdict().items() if value}
+            peer.told, peer.order = told, _line({
+                "subnet": point.subnet, "unit": point.unit, "setting": setting,
+                "cpus": self.cpus[point.unit], "deadline_ms": need.deadline_ms,
+                "accuracy_floor_pct": need.floor_pct,
+            })  # fmt: skip
+        peer.since_ms = self.clock_ms()
+        peer.write(peer.order)
+
+    def _told(self, job: Job) -> None:
         self.start(job, 0.0)
-        self.busy[place] = job
-        peer, point, need = job.content, job.point, job.run.known
-        peer.job, peer.since_ms = job, self.clock_ms()
-        setting = {key: value for key, value in point.setting._asdict().items() if value}
-        peer.send({
-            "subnet": point.subnet, "unit": point.unit, "setting": setting,
-            "cpus": self.board.unit(point.unit).cpus, "deadline_ms": need.deadline_ms,
-            "accuracy_floor_pct": need.floor_pct,
-        })  # fmt: skip
-        most_ms = max(_OVERDUE_MS, _OVERDUE * point.latency_ms[0])
+        self.busy[job.point.unit] = job
+        peer, most_ms = job.content, max(_OVERDUE_MS, _OVERDUE * job.point.latency_ms[0])
+        peer.job = job
         self._later(most_ms, lambda: self._overdue(peer, job, most_ms))
 
     def drop(self, job: Job, reason: str) -> None:
@@ -416,10 +443,19 @@ class Service(Live):
 
     # Programs come, ask and go.
 
-    def _heard(self, peer: _Peer, line: bytes) -> None:
-        self.post(lambda: self._handle(peer, lambda: self._do(peer, line)))
+    def came(self, peer: _Peer) -> None:
+        """Somebody is there, and has to say what for."""
+        why = f"nothing registered within {_SILENT_MS:g} ms"
+        self._later(_SILENT_MS, lambda: peer.app or self.door.refuse(peer, why))
 
-    def _lost(self, peer: _Peer) -> None:
+    def heard(self, peer: _Peer, line: bytes) -> None:
+        """Somebody wants something; it is done as soon as its time has come."""
+        # Not `post`: in this thread nobody has to be woken up.
+        do = lambda: self._handle(peer, lambda: self._do(peer, line))  # noqa: E731
+        self.inbox.append((self.clock_ms(), do, None))
+
+    def lost(self, peer: _Peer) -> None:
+        """Somebody is gone."""
         if peer.app:
             self.post(lambda: self._leave(peer.app))
 
@@ -485,14 +521,24 @@ class Service(Live):
             expected = "the frame before to be done" if peer.app else "to register first"
             raise ServiceError(f"ask: expected {expected}")
         peer.asks = True
-        self._submitted(peer.app, peer, Future())
-        # Nothing else may happen until it is too late for this frame.
-        self._later(self.apps[peer.app].known.deadline_ms, lambda: None)
+        run = self.apps[peer.app]
+        # Where nothing is in the way a program is told what holds, before anything is written
+        # down; what is decided about this frame holds from the next one on.
+        where = run.placement
+        at_once = where is not None and where.unit in self.free() and peer.app not in self.hold
+        if at_once:
+            self._tell(peer, run)
+        job = self._arrive(run, run.known)
+        job.content = peer
+        if at_once:
+            self._told(job)
+        else:  # nothing else may happen until it is too late
+            self._later(job.need.deadline_ms, lambda: None)
 
     def _on_done(self, peer: _Peer, ms: float) -> None:
         job = peer.job
         took_ms = self.now_ms - peer.since_ms
-        if job is None or ms > took_ms:
+        if job is None or ms > took_ms + _CLOCK_MS:
             expected = f"at most {took_ms:.3f}, since it was told" if job else "to be told first"
             raise ServiceError(f"done, ms: got {ms:g}, expected {expected}")
         # Who takes a unit for long cannot say that it was a moment.
@@ -530,7 +576,7 @@ class Service(Live):
         return {
             "board": self.board.name,
             "policy": self.policy.name,
-            "units": {unit.name: unit.cpus for unit in self.board.units},
+            "units": self.cpus,
         }
 
     def _overdue(self, peer: _Peer, job: Job, most_ms: float) -> None:
