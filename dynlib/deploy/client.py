@@ -20,6 +20,7 @@ from dynlib.errors import ServiceError
 from dynlib.setting import Setting
 
 MESSAGE_BYTES = 1 << 17  # of one line
+_START_S = 2.0  # for the first answer
 _RETRY_S = 0.1  # until the next look for a service
 _REFUSED_S = 1.0  # and after it has refused us
 _SLACK_S = 0.25  # beyond the deadline, within which a service that lives has answered
@@ -100,7 +101,7 @@ class Client:
         self._registered = self._owes = False
         self._retry_s = self._asked_s = 0.0
         self._found: set[int] | None = None  # the CPUs before we were pinned
-        self._look(wait_s=2.0)
+        self._look(wait_s=_START_S)
 
     @property
     def managed(self) -> bool:
@@ -136,7 +137,7 @@ class Client:
             self._owes = False
             try:
                 self._line.send({"do": "done", "ms": latency_ms})
-            except OSError as error:
+            except _LOST as error:
                 self._lose(error)
 
     def close(self) -> None:

@@ -216,7 +216,8 @@ class _Door:
 
     def set(self) -> None:
         """End a `wait`, from any thread."""
-        os.eventfd_write(self.bell, 1)
+        if self.bell >= 0:
+            os.eventfd_write(self.bell, 1)
 
     def refuse(self, peer: _Peer, why: str) -> None:
         """Say why, and let go."""
@@ -245,7 +246,8 @@ class _Door:
             self.drop(peer)
         self.selector.close()
         self.listening.close()
-        os.close(self.bell)
+        bell, self.bell = self.bell, -1
+        os.close(bell)
         self.path.unlink(missing_ok=True)
 
     def _accept(self) -> None:
@@ -374,7 +376,11 @@ class Service(Live):
         """Until it is stopped."""
         gc.freeze()  # what there is now stays, and need not be looked at again
         self._tidy()
-        return super().serve()
+        try:
+            return super().serve()
+        finally:
+            self.door.close()
+            self.reader.shutdown()
 
     def _tidy(self) -> None:
         gc.collect()
@@ -456,8 +462,7 @@ class Service(Live):
 
     def lost(self, peer: _Peer) -> None:
         """Somebody is gone."""
-        if peer.app:
-            self.post(lambda: self._leave(peer.app))
+        self.post(lambda: self.peers.get(peer.app) is peer and self._leave(peer.app))
 
     def _later(self, after_ms: float, do: Callable[[], Any]) -> None:
         self.push(self.now_ms + after_ms, ASKED, (do, None))
@@ -674,8 +679,7 @@ def _serve(given: argparse.Namespace) -> None:
             most_apps=given.apps,
             journal=journal,
         )
-        with contextlib.closing(service.door):
-            service.serve()
+        service.serve()
 
 
 if __name__ == "__main__":
