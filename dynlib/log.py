@@ -35,6 +35,7 @@ LOG_FIELDS = (
     "power_mw",
     "energy_mj",
     "temp_c",
+    "others_pct",
     "reason",
 )
 _LOG_FIELDS = frozenset(LOG_FIELDS)

@@ -1,14 +1,13 @@
 """Runs of a case, simulated or on this machine; the baselines and the optimum beside them."""
 
 from dynlib.runtime.case import Case, simulate
-from dynlib.runtime.live import Live, LiveRun, Served, serve
+from dynlib.runtime.live import LiveRun, Served, serve
 from dynlib.runtime.oracle import Optimum, offered, optimum
 from dynlib.runtime.rivals import Static, best_static, linux_default
 from dynlib.runtime.summary import Run
 
 __all__ = [
     "Case",
-    "Live",
     "LiveRun",
     "Optimum",
     "Run",

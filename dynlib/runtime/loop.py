@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from dataclasses import replace
 from threading import Event
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from dynlib.errors import PolicyError, WorkloadError, near
@@ -45,6 +46,7 @@ class Observed(NamedTuple):
     targets: Mapping[str, float]
     power_mw: float
     temp_c: float = math.nan
+    others_pct: Mapping[str, float] = MappingProxyType({})
 
 
 class Loop(ABC):
@@ -553,7 +555,7 @@ class Loop(ABC):
         # By position, which is quicker: this is built for every decision.
         return State(
             self.now_ms, apps, units.clocks, units.targets, units.power_mw, finished, self.memory,
-            now.emc, now.memory_mb, units.temp_c,
+            now.emc, now.memory_mb, units.temp_c, units.others_pct,
         )  # fmt: skip
 
     def apply(self, action: Action) -> None:
