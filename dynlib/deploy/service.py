@@ -51,12 +51,14 @@ import pandas as pd
 from dynlib.boards.board import Board
 from dynlib.deploy.client import MESSAGE_BYTES, control, socket_path
 from dynlib.errors import DynlibError, ServiceError, near
-from dynlib.machine.bind import load_board, open_machine
+from dynlib.machine.bind import bind, host_board, load_board, open_machine
+from dynlib.machine.knobs import CPU
 from dynlib.machine.machine import Machine
 from dynlib.manager.manager import Manager
 from dynlib.manager.planner import OBJECTIVES
 from dynlib.manager.policy import Action, Placement, Policy, State
 from dynlib.points import POINT_COLUMNS, TEXT_COLUMNS, PointTable
+from dynlib.profile.points import at_full_clock
 from dynlib.runtime.case import Case
 from dynlib.runtime.jobs import AppRun, Job
 from dynlib.runtime.live import Live, LiveRun
@@ -360,7 +362,8 @@ class Service(Live):
         case = Case(Workload("service", math.inf, ()), board, {})
         super().__init__(case, make_policy(board, {}), {}, machine=machine)
         self.make_policy, self.most_apps = make_policy, most_apps
-        self.turned = {}  # threads and quota are the programs' own
+        self.turned = {}  # threads and quota are the programs' own,
+        self.usage = {}  # and what they take of the CPUs is no competitor's
         self.cpus = {unit.name: unit.cpus for unit in board.units}
         self.peers: dict[str, _Peer] = {}
         self.busy: dict[str, Job] = {}
@@ -431,6 +434,10 @@ class Service(Live):
         super().drop(job, reason)
         job.content.asks = False
         job.content.send({"drop": reason})
+
+    def finish(self, job: Job, **values: Any) -> None:
+        """What it tells holds from the next frame on, which is not kept waiting for it."""
+        Loop.finish(self, job, **values)
 
     def switch(self, run: AppRun, placement: Placement | None) -> Placement | None:
         """The program switches, with its next frame."""
@@ -665,8 +672,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _serve(given: argparse.Namespace) -> None:
-    with open_machine("auto", root=given.root, folder=given.lease) as machine:
-        board = load_board(given.board)
+    with open_machine("auto", root=given.root, folder=given.lease, own=False) as machine:
+        auto = given.board == "auto"
+        board = host_board(f"{given.root}/{CPU}/cpufreq") if auto else load_board(given.board)
+        bound, full = bind(board, machine), at_full_clock(board)
+        units = [u if bound.has(u.name, "clock_mhz") else full.unit(u.name) for u in board.units]
+        board = replace(board, units=tuple(units))
         journal = None
         if given.log:
             journal = Path(given.log) / f"service-{time.time_ns()}.jsonl"
