@@ -119,7 +119,9 @@ class Stage:
         command += ["--lease", str(self.folder), "--log", str(self.folder / "logs"), *self.options]
         with (self.folder / "service.txt").open("a") as said:
             self.service = subprocess.Popen(command, env=_one_thread(), stderr=said)
-        wait_for(self.answers, "the service")
+        if not _in_time(self.answers, 30.0, step_s=0.05):
+            said = (self.folder / "service.txt").read_text()
+            raise SuiteError(f"the service is not there after 30 s: {said}")
         self.note("service starts")
 
     def start_program(self, name: str, rows: list[dict], deadline_ms: float, period_ms: float):
@@ -134,7 +136,8 @@ class Stage:
         """Start a program; returns once it is managed."""
         command = [sys.executable, served_program.__file__, *self.arguments[name]]
         since_s = time.monotonic()
-        self.programs[name] = subprocess.Popen(command, env=_one_thread())
+        with (self.folder / f"{name}.txt").open("a") as said:
+            self.programs[name] = subprocess.Popen(command, env=_one_thread(), stderr=said)
         wait_for(lambda: self.since(name, since_s, 1), name)
         self.note(f"{name} starts")
 
@@ -290,18 +293,20 @@ def children_of(pid: int) -> list[int]:
     return [int(word) for word in text.split()]
 
 
-def wait_for(condition: Callable[[], object], what: str, seconds: float = 30.0) -> None:
+def wait_for(condition: Callable[[], object], what: str) -> None:
     """Until it holds; raises `SuiteError` if it does not."""
-    if not _in_time(condition, seconds):
-        raise SuiteError(f"{what}: not there after {seconds:g} s")
+    if not _in_time(condition, 30.0):
+        raise SuiteError(f"{what}: not there after 30 s")
 
 
-def _in_time(condition: Callable[[], object], seconds: float = 10.0) -> bool:
+def _in_time(
+    condition: Callable[[], object], seconds: float = 10.0, step_s: float = 0.002
+) -> bool:
     until_s = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > until_s:
             return False
-        time.sleep(0.002)
+        time.sleep(step_s)
     return True
 
 
