@@ -125,12 +125,18 @@ def _unit(
 
 
 def open_machine(
-    source: str = "auto", *, root: str | Path = "/", clock: Clock | None = None, **options
+    source: str = "auto",
+    *,
+    root: str | Path = "/",
+    clock: Clock | None = None,
+    own: bool = True,
+    **options,
 ) -> Machine:
     """Open a machine: `auto` is the one this runs on, with all that is found.
 
     A board's name or file gives its virtual twin, in time of its own. `lacks` of the result says
-    what was not found, and why. `options` go to `Machine`.
+    what was not found, and why. Without `own` there is no knob that this process alone would feel.
+    `options` go to `Machine`.
 
     >>> with open_machine("jetson-nano") as machine:  # the machine this runs on: "auto"
     ...     applied = machine.set("gpu", "clock_mhz", 614.4)
@@ -143,8 +149,10 @@ def open_machine(
         return Machine(board.name, virtual_parts(board, clock), None, clock=clock, **options)
     fs = SysFs(root)
     knobs = find_knobs(fs)
-    parts = knobs + find_sensors(fs, knobs.knobs) + process_parts(fs) + nvml_parts()
-    parts += duty_parts(parts, _max_mhz())
+    parts = knobs + find_sensors(fs, knobs.knobs) + nvml_parts()
+    if own:
+        parts += process_parts(fs)
+        parts += duty_parts(parts, _max_mhz())
     name, *_ = fs.words("proc/sys/kernel/hostname") or ["this machine"]
     return Machine(name, parts, fs, clock=clock, **options)
 
