@@ -18,7 +18,7 @@ try:
         machine.set("policy0", "governor", "userspace")
         machine.set("policy0", "clock_mhz", 1200.0)
         machine.set("policy2" if "policy2" in machine.units else "policy1", "cores", 0)
-        pid = machine._lease._guardian.pid
+        pid = machine._lease.guardian_pid
         sys.stdout.write(f"{pid}\n")
         sys.stdout.flush()
         if how == "raise":
