@@ -127,6 +127,14 @@ def test_process_key_tells_processes_apart():
         process_key(2**22 + 1)
 
 
+def test_a_process_that_has_ended_has_no_key_even_if_nobody_has_waited_for_it():
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    with pytest.raises(ProcessLookupError):
+        process_key(child.pid)
+    child.wait()
+
+
 def test_persistent_steps_survive_a_reboot(root, memory):
     fs = SysFs(root)
     steps = [

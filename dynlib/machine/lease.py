@@ -20,7 +20,6 @@ import hashlib
 import json
 import logging
 import os
-import pwd
 import select
 import signal
 import stat
@@ -49,34 +48,27 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 def state_dir() -> Path:
     """Where leases are kept: of the system for root, else of the user. Survives a reboot.
 
-    Raises `MachineError` for a user without a home.
+    Raises `MachineError` for a user without a home: a folder that all share will not do.
     """
     if os.geteuid() == 0:
         return Path("/var/lib/dynlib")
-    state = Path(os.environ.get("XDG_STATE_HOME", ""))
+    state, home = (Path(os.environ.get(name, "")) for name in ("XDG_STATE_HOME", "HOME"))
     if not state.is_absolute():
-        home = Path(_home())
-        if not home.is_absolute() or home == Path("/"):
-            raise MachineError(
-                f"no folder for leases: the home of user {os.geteuid()} is {str(home)!r}; "
-                f"expected a folder of that user, or $XDG_STATE_HOME"
-            )
         state = home / ".local/state"
+        if not home.is_absolute() or home == Path("/"):
+            raise MachineError(f"HOME is '{home}'; expected a folder of yours, or $XDG_STATE_HOME")
     return state / "dynlib"
-
-
-def _home() -> str:
-    with contextlib.suppress(KeyError):
-        return os.environ.get("HOME") or pwd.getpwuid(os.geteuid()).pw_dir
-    return ""
 
 
 def process_key(pid: int) -> str:
     """`pid:start time`, which no later process of the same number has; raises `OSError`."""
     if not _PROC.is_dir():
         raise MachineError(f"{_PROC} is not there; expected Linux: nothing else has leases")
-    text = (_PROC / str(pid) / "stat").read_text()
-    return f"{pid}:{text.rpartition(')')[2].split()[19]}"
+    _, _, text = (_PROC / str(pid) / "stat").read_text().rpartition(")")
+    state, *fields = text.split()
+    if state == "Z":
+        raise ProcessLookupError(errno.ESRCH, "it has ended, and nobody has looked")
+    return f"{pid}:{fields[18]}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,11 +80,6 @@ class Record:
     root: str
     undo: list[Undo]
     made: str = "an unknown day"
-
-    @property
-    def pid(self) -> str:
-        """Number of the process that held it."""
-        return self.holder.partition(":")[0]
 
 
 class Lease:
@@ -127,7 +114,8 @@ class Lease:
         self._pending = None
         whole = lease_file(fs, folder)
         self.file = whole.with_stem(f"{whole.stem}-{self._pid}") if own else whole
-        _make_private(whole.parent)
+        whole.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _check_owner(whole.parent, whole.parent.stat())
         self._lock = None if own else _lock(whole.with_suffix(".lock"), self._key)
         try:
             for file in whole.parent.glob(f"{whole.stem}-*.json"):  # of processes
@@ -173,7 +161,7 @@ class Lease:
             return {}
         self.closed = True
         with contextlib.ExitStack() as last:  # the last one first; each whatever was raised
-            last.callback(self._pass_on_pending)
+            last.callback(lambda: self._pass_on(self._pending))
             last.callback(self._give_signals_back)
             last.callback(self._unlock)
             last.callback(self._dismiss_guardian)
@@ -190,7 +178,9 @@ class Lease:
 
     def _dismiss_guardian(self) -> None:
         self._guardian.stdin.close()
-        select.select([self._guardian.stdout], [], [], 2)  # until it has ended
+        ended = select.poll()
+        ended.register(self._guardian.stdout, select.POLLHUP)
+        ended.poll(2000)
         self._guardian.stdout.close()
 
     def _unlock(self) -> None:
@@ -201,10 +191,6 @@ class Lease:
         for number, handler in self._old.items():
             if signal.getsignal(number) == self._handle:
                 signal.signal(number, handler)
-
-    def _pass_on_pending(self) -> None:
-        if self._pending is not None:
-            self._pass_on(self._pending)
 
     def _handle(self, number, frame):
         if os.getpid() != self._pid:
@@ -217,7 +203,9 @@ class Lease:
             finally:
                 self.release()
 
-    def _pass_on(self, number: int) -> None:
+    def _pass_on(self, number: int | None) -> None:
+        if number is None:
+            return
         self._pending = None
         old = self._old.get(number, signal.SIG_DFL)
         if callable(old):
@@ -247,10 +235,7 @@ def lease_file(fs: SysFs, folder: Path | None = None) -> Path:
     later start looks. Raises `MachineError`.
     """
     if folder and fs.root == Path("/"):
-        raise MachineError(
-            f"{folder}: a lease of this machine is kept in {state_dir()}, where every later start "
-            f"looks for it; expected no folder"
-        )
+        raise MachineError(f"{folder}: expected {state_dir()}, where every later start looks")
     return (folder or state_dir()) / f"lease-{_digest(str(fs.root))[:12]}.json"
 
 
@@ -266,8 +251,8 @@ def recover(fs: SysFs, file: Path) -> list[Undo]:
     if record.boot_id != _boot_id(fs):
         undo = [step for step in undo if step.persistent]
     _LOG.warning(
-        "%s: process %s ended without putting back what it changed since %s: done now (%d steps)",
-        file, record.pid, record.made, len(undo),
+        "%s: process %s ended without putting back what it changed since %s: %d steps",
+        file, _pid(record.holder), record.made, len(undo),
     )  # fmt: skip
     left, problems = restore(fs, undo)
     for target, reason in problems.items():
@@ -314,17 +299,12 @@ def parse_lease(raw: bytes, file: Path) -> Record:
 def _check_owner(path: Path, status: os.stat_result) -> None:
     """Raise `MachineError` if another user may have written this: its commands would be run."""
     if status.st_uid != os.geteuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        rights = stat.filemode(status.st_mode)
-        raise MachineError(f"{path}: {rights}, of user {status.st_uid}; {_expected()}")
+        what = f"{stat.filemode(status.st_mode)} of user {status.st_uid}"
+        raise MachineError(f"{path}: {what}; {_expected()}")
 
 
 def _expected() -> str:
     return f"expected what only user {os.geteuid()} may write. Nothing was restored or changed"
-
-
-def _make_private(folder: Path) -> None:
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    _check_owner(folder, folder.stat())
 
 
 def restore(fs: SysFs, undo: list[Undo]) -> tuple[list[Undo], dict[str, str]]:
@@ -430,7 +410,7 @@ def _lock(path: Path, key: str) -> int:
             break
         time.sleep(0.02)
     os.close(handle)
-    who = f"process {holder.partition(':')[0]}"
+    who = f"process {_pid(holder)}"
     if not _lives(holder):
         who = f"the guardian of {who}, which is gone"
     raise MachineError(f"{path}: held by {who}; expected a machine that nobody manages")
@@ -438,10 +418,13 @@ def _lock(path: Path, key: str) -> int:
 
 def _lives(key: str) -> bool:
     """Whether the process of a `process_key` is there; a later one of its number is not."""
-    pid = key.partition(":")[0]
     with contextlib.suppress(OSError, ValueError):
-        return process_key(int(pid)) == key
+        return process_key(int(_pid(key))) == key
     return False
+
+
+def _pid(key: str) -> str:
+    return key.partition(":")[0]
 
 
 def _start_guardian(file: Path, root: Path, lock: int | None) -> tuple[subprocess.Popen, int]:
