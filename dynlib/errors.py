@@ -57,6 +57,10 @@ class PolicyError(DynlibError):
     """A policy asked for what the board or the table does not have."""
 
 
+class ServiceError(DynlibError):
+    """The manager service refuses a client, a message or a place for its socket; says why."""
+
+
 class SearchError(DynlibError):
     """A search cannot be run, resumed or learnt from; says which study and why."""
 

@@ -225,6 +225,15 @@ def read_toml(file: str | Path, error: type[DynlibError]) -> tuple[dict[str, Any
         raise error(f"{file}: not valid TOML: {problem}") from problem
 
 
+def as_toml(value: Any) -> str:
+    """A text, number, truth or (nested) list of these as TOML writes it.
+
+    For these JSON is TOML; only DEL may not stand in a TOML string.
+    """
+    text = json.dumps(value, ensure_ascii=False)
+    return text.replace("\x7f", "\\u007f")
+
+
 def entries(item: Any, names: Iterable[str] | None = None) -> list[str]:
     """Lines of TOML: the fields of a dataclass that have not their default value."""
     defaults = {field.name: field.default for field in fields(item)}
@@ -232,9 +241,5 @@ def entries(item: Any, names: Iterable[str] | None = None) -> list[str]:
     for name in names or defaults:
         value = getattr(item, name)
         if value != defaults[name]:
-            # For these types JSON is TOML: basic strings, numbers, true and false, arrays of
-            # numbers. Only DEL may not stand in a TOML string.
-            text = json.dumps(value, ensure_ascii=False)
-            text = text.replace("\x7f", "\\u007f")
-            lines.append(f"{name} = {text}")
+            lines.append(f"{name} = {as_toml(value)}")
     return lines

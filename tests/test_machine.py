@@ -143,7 +143,7 @@ def test_simulated_energy_is_exact():
     clock = VirtualClock()
     model = load_board("hikey960")
     parts = virtual_parts(model, clock)
-    load(parts, "big", 4.0)
+    load(parts.knobs, "big", 4.0)
     with Machine("model", parts, None, clock=clock) as machine:
         machine.set("big", "clock_mhz", 903.0)
         with machine.measure() as window:

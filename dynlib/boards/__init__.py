@@ -8,12 +8,13 @@ import importlib
 from typing import Any
 
 from dynlib.boards.board import Board, Opp, Unit
-from dynlib.boards.file import list_boards, read_board
+from dynlib.boards.file import list_boards, read_board, save_board
 from dynlib.boards.governors import make_governor
 from dynlib.boards.latency import network_ms
 
 _LATER = {
     "Platform": "platform",
+    "calibrate": "calibration",
     "fit_samples": "calibration",
     "fitting_batch": "simulated",
     "mape": "calibration",
@@ -25,6 +26,7 @@ __all__ = [
     "Opp",
     "Platform",
     "Unit",
+    "calibrate",
     "fit_samples",
     "fitting_batch",
     "list_boards",
@@ -32,6 +34,7 @@ __all__ = [
     "mape",
     "network_ms",
     "read_board",
+    "save_board",
     "simulate_points",
 ]
 

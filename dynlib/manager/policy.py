@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from dynlib.setting import PLAIN, Setting
@@ -97,6 +98,8 @@ class State(NamedTuple):
     emc: float = 1.0  # highest clock of the memory over its present one
     memory_mb: float = math.inf  # what the apps may hold together
     temp_c: float = math.nan  # of the board, where heat plays a part
+    # By unit, of its CPU time just now, the share that other programs use, where that can be seen.
+    others_pct: Mapping[str, float] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from time import process_time
 
 from dynlib.boards.board import Unit
 from dynlib.boards.governors import make_governor
-from dynlib.errors import PolicyError
+from dynlib.errors import PolicyError, WorkloadError
 from dynlib.manager.policy import Action, Policy, State
 from dynlib.runtime.conditions import Conditions, Setup
 from dynlib.runtime.heat import Heat
@@ -25,6 +25,7 @@ from dynlib.runtime.jobs import Job
 from dynlib.runtime.loop import CHANGE, CLOCK, DONE, TICK, Loop, Observed
 from dynlib.runtime.units import UnitRun
 from dynlib.source import weakest
+from dynlib.workload import Workload
 
 SWITCH_MS = 1.0  # bar of the switching notebook: p99 below 1 ms in one process
 
@@ -48,6 +49,7 @@ class Simulation(Loop):
     ):
         board = case.board
         board.power_mw({}, {})  # raises for a board without a power model
+        _check_times(case.workload)
         warms = any(change.ambient_c is not None for change in case.workload.changes)
         power_source = "estimated" if warms else board.power_source
         source = weakest(power_source, *(table.source for table in case.tables.values()))
@@ -61,6 +63,10 @@ class Simulation(Loop):
     def wait(self, until_ms: float) -> float:
         """Time passes at once."""
         return until_ms
+
+    def clock_ms(self) -> float:
+        """The time of what is being handled."""
+        return self.now_ms
 
     def schedule(self) -> None:
         """The polls of heat, and those of governors, too."""
@@ -226,6 +232,17 @@ class Simulation(Loop):
             targets[name] = unit.target_mhz
         temp_c = self.heat.advance(self.now_ms) if self.heat else math.nan
         return Observed(clocks, targets, self.last_power_mw, temp_c)
+
+
+def _check_times(workload: Workload) -> None:
+    if math.isinf(workload.horizon_s):
+        raise WorkloadError(f"{workload.name}: no horizon_s; a simulation needs one")
+    for app in workload.apps:
+        if app.arrival == "pushed":
+            raise WorkloadError(
+                f"{workload.name}: app {app.name!r}: nobody knows when frames will be pushed; "
+                "a simulation needs another arrival, such as their trace"
+            )
 
 
 def _unit_run(unit: Unit, policy: Policy) -> UnitRun:

@@ -19,6 +19,7 @@ __getattr__ = lazily(__name__, {
     "panel": ["Panel"],
     "parallel": ["in_parallel"],
     "random_workloads": ["noise_wrong", "random_case"],
+    "replay_power": ["calibrations", "replay"],
     "scenarios": ["scenario"],
     "search": ["compare_archives", "compare_samplers", "gains", "record_front", "replayed"],
     "throughput": ["images_per_s", "reference_step", "sandwich_step"],
