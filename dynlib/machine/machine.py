@@ -81,7 +81,7 @@ class Machine:
 
     def __enter__(self) -> "Machine":
         self.problems = {}
-        kinds = self._leased()
+        kinds = self._leased() if self.fs else ()
         if kinds:
             self._lease = Lease(
                 self.fs,
