@@ -104,7 +104,7 @@ class Programs:
         return subprocess.Popen(command, cwd="/t")
 
     def start_client(self, name: str) -> None:
-        command = [sys.executable, "/t/guest_client.py", name, str(SOCKET)]
+        command = [sys.executable, "/t/numpy_program.py", name, str(SOCKET)]
         with (self.folder / name).open("w") as said:
             self.clients[name] = subprocess.Popen(command, cwd="/t", stdout=said)
 

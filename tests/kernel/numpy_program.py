@@ -1,6 +1,6 @@
 """A program with a numpy network of three widths, managed by the service: serves until stopped.
 
-python guest_client.py NAME SOCKET: prints a line whenever who manages it has changed.
+python numpy_program.py NAME SOCKET: prints a line whenever who manages it has changed.
 """
 
 import sys
