@@ -176,13 +176,17 @@ def measured_on() -> str:
     return hashlib.sha256(listing.encode()).hexdigest()[:16]
 
 
-def report(outcomes: dict[str, str], said: str, kernel: str, folder: Path) -> Path:
-    """Write what ``data/boards`` keeps for notebook 02: the outcomes, and the clocks that the
-    guest printed."""
+def provenance(kernel: str) -> str:
+    """Package, commit and digest, as columns of a report; to be asked before the run."""
     commit = _run(["git", "rev-parse", "--short=12", "HEAD"], REPO).strip()
     if _run(["git", "status", "--porcelain", "dynlib", "tests"], REPO):
         commit += "-dirty"
-    beside = f"{package(kernel)},{commit},{measured_on()}"
+    return f"{package(kernel)},{commit},{measured_on()}"
+
+
+def report(outcomes: dict[str, str], said: str, kernel: str, beside: str, folder: Path) -> Path:
+    """Write what ``data/boards`` keeps for notebook 02: the outcomes, each with the `provenance`
+    `beside` it, and the clocks that the guest printed."""
     rows = "".join(f'{kernel},"{case}",{what},{beside}\n' for case, what in outcomes.items())
     clocks = re.findall(r"^CLOCK (.*)$", said, re.MULTILINE)
     if clocks:

@@ -27,12 +27,13 @@ def test_real_kernel(tmp_path, kernel):
     if not os.environ.get("DYNLIB_REAL_KERNEL"):
         pytest.skip("a guest takes minutes: set DYNLIB_REAL_KERNEL=1 to run it")
     assert not guest.missing(), f"no real kernel: install the Debian packages {guest.missing()}"
+    beside = guest.provenance(kernel)
     outcomes, text = guest.run_guest(kernel, tmp_path)
     passed = sum(outcome == "PASSED" for outcome in outcomes.values())
     assert len(outcomes) > len(cases.CASES), text[-3000:]
     assert passed == len(outcomes), text[-6000:]
     if folder := os.environ.get("DYNLIB_KERNEL_REPORTS"):
-        guest.report(outcomes, text, kernel, Path(folder))
+        guest.report(outcomes, text, kernel, beside, Path(folder))
 
 
 @pytest.mark.parametrize("kernel", guest.KERNELS)
