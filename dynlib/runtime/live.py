@@ -393,8 +393,15 @@ class Live(Loop):
         return Observed(clocks, targets, math.nan, others_pct=others_pct)
 
     def schedule(self) -> None:
-        """Governors that the policy leaves clocks to."""
+        """Governors that the policy leaves clocks to; for the others one that acts at once.
+
+        Under schedutil a clock that was set acts when its CPU next has work, and until then every
+        look at it waits in vain.
+        """
         super().schedule()
+        for unit in self.clocked:
+            if self.board.unit(unit).kind == "cpu" and self.bound.has(unit, "governor"):
+                self.bound.set(unit, "governor", "performance")
         for unit, governor in self.policy.governors.items():
             if self.bound and len(self.board.unit(unit).freqs) > 1:
                 applied = self.bound.set(unit, "governor", governor)
