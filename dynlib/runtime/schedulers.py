@@ -5,8 +5,7 @@ until its next segment ends. What it reads are the attributes of `drain.Request`
 save time and change nothing: ``best`` returns also what the answer was measured by, and
 ``hold(job, that, now_ms)`` up to which segment it surely stays the same while nobody comes.
 
-Dysta and its rivals are written after specs of their equations; what its public simulator does
-otherwise is in `suite.papers.dysta`.
+`Dysta` is there to compare with; with beta = 0 it is the shortest remaining time first.
 """
 
 import heapq
@@ -57,67 +56,6 @@ class Fcfs(Scheduler):
     def hold(self, job: Request, rival, now_ms: float) -> int:
         """To its end."""
         return len(job.row.cum_ms) - 1
-
-
-@dataclass(frozen=True)
-class Prema(Scheduler):
-    """Of those with a high token the one with the least left (HPCA'20).
-
-    Tokens are priorities, which grow with waiting: priority (1 + waited / mean time).
-    """
-
-    name: str = "PREMA"
-
-    def choose(self, ready: Ready, now_ms: float) -> Request:
-        """The least left among the tokens at or above a threshold of 9, 3 or 1."""
-        tokens = [self.token(job, now_ms) for job in ready]
-        return least_left(ready, tokens, max(tokens))
-
-    @staticmethod
-    def token(job: Request, now_ms: float) -> float:
-        """What a request has come to by waiting."""
-        waited_ms = now_ms - job.arrival_ms - (job.size_ms - job.left_ms)
-        return job.priority * (1 + max(waited_ms, 0.0) / job.mean_ms)
-
-
-def least_left(ready: Ready, tokens: Sequence[float], most: float) -> Request:
-    """The request with the least left, of those whose token reaches the threshold for `most`."""
-    threshold = 9 if most >= 9 else 3 if most >= 3 else 1
-    high = [job for job, token in zip(ready, tokens, strict=True) if token >= threshold]
-    return min(high, key=_LEFT)
-
-
-@dataclass(frozen=True)
-class Planaria(Scheduler):
-    """The most important per time to its deadline; late ones last (MICRO'20, time sharing only)."""
-
-    name: str = "Planaria"
-
-    def choose(self, ready: Ready, now_ms: float) -> Request:
-        """The highest priority / (deadline - now)."""
-        return max(ready, key=lambda job: _per(job.priority, job.deadline_at_ms - now_ms, late=0.0))
-
-
-@dataclass(frozen=True)
-class Sdrm3(Scheduler):
-    """Urgency, and fairness in units of the next segment; late ones are urgent (2212.03414)."""
-
-    alpha: float = 1.0
-    name: str = "SDRM3"
-
-    def choose(self, ready: Ready, now_ms: float) -> Request:
-        """The highest min(1, left / (deadline - now)) + alpha idle / next segment."""
-
-        def score(job: Request) -> float:
-            urgency = _per(job.left_ms, job.deadline_at_ms - now_ms, late=1.0)
-            idle_ms = now_ms - job.idle_since_ms
-            return min(1.0, urgency) + self.alpha * idle_ms / job.row.step_ms[job.segment]
-
-        return max(ready, key=score)
-
-
-def _per(value: float, ms: float, late: float) -> float:
-    return value / ms if ms > 0 else late
 
 
 @dataclass(frozen=True)
@@ -309,5 +247,4 @@ def in_time(order: Ready, now_ms: float) -> set[Request]:
     return {order[i] for _, i in heap}
 
 
-_LEFT = attrgetter("left_ms")
 _DEADLINE = attrgetter("deadline_at_ms")

@@ -9,6 +9,7 @@ import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,16 +18,8 @@ import pandas as pd
 
 from dynlib.errors import DataError
 from dynlib.files import repo_root
-from dynlib.runtime.drain import Offered, Profile, Request, Row, Trace, density_ratio, drain, rows
-from dynlib.runtime.schedulers import (
-    Dysta,
-    Fcfs,
-    Planaria,
-    Prema,
-    Scheduler,
-    Sdrm3,
-    least_left,
-)
+from dynlib.runtime.drain import Offered, Profile, Request, Row, Trace, drain, rows
+from dynlib.runtime.schedulers import Dysta, Fcfs, Scheduler
 
 WORKLOADS = {"attnn": 30.0, "cnn": 3.0}  # -> requests per second
 SLO = 10.0  # deadline over the mean time of the network
@@ -150,7 +143,68 @@ def published_requests(
     return benchmark(workload, rate, arrival_ms, np.array(model), np.array(sample), priority, slo)
 
 
-# The schedulers, and what the public simulator does otherwise.
+# The rivals, and what the public simulator does otherwise.
+
+
+@dataclass(frozen=True)
+class Prema(Scheduler):
+    """Of those with a high token the one with the least left (HPCA'20).
+
+    Tokens are priorities, which grow with waiting: priority (1 + waited / mean time).
+    """
+
+    name: str = "PREMA"
+
+    def choose(self, ready: Sequence[Request], now_ms: float) -> Request:
+        """The least left among the tokens at or above a threshold of 9, 3 or 1."""
+        tokens = [self.token(job, now_ms) for job in ready]
+        return least_left(ready, tokens, max(tokens))
+
+    @staticmethod
+    def token(job: Request, now_ms: float) -> float:
+        """What a request has come to by waiting."""
+        waited_ms = now_ms - job.arrival_ms - (job.size_ms - job.left_ms)
+        return job.priority * (1 + max(waited_ms, 0.0) / job.mean_ms)
+
+
+def least_left(ready: Sequence[Request], tokens: Sequence[float], most: float) -> Request:
+    """The request with the least left, of those whose token reaches the threshold for `most`."""
+    threshold = 9 if most >= 9 else 3 if most >= 3 else 1
+    high = [job for job, token in zip(ready, tokens, strict=True) if token >= threshold]
+    return min(high, key=attrgetter("left_ms"))
+
+
+@dataclass(frozen=True)
+class Planaria(Scheduler):
+    """The most important per time to its deadline; late ones last (MICRO'20, time sharing only)."""
+
+    name: str = "Planaria"
+
+    def choose(self, ready: Sequence[Request], now_ms: float) -> Request:
+        """The highest priority / (deadline - now)."""
+        return max(ready, key=lambda job: _per(job.priority, job.deadline_at_ms - now_ms, late=0.0))
+
+
+@dataclass(frozen=True)
+class Sdrm3(Scheduler):
+    """Urgency, and fairness in units of the next segment; late ones are urgent (2212.03414)."""
+
+    alpha: float = 1.0
+    name: str = "SDRM3"
+
+    def choose(self, ready: Sequence[Request], now_ms: float) -> Request:
+        """The highest min(1, left / (deadline - now)) + alpha idle / next segment."""
+
+        def score(job: Request) -> float:
+            urgency = _per(job.left_ms, job.deadline_at_ms - now_ms, late=1.0)
+            idle_ms = now_ms - job.idle_since_ms
+            return min(1.0, urgency) + self.alpha * idle_ms / job.row.step_ms[job.segment]
+
+        return max(ready, key=score)
+
+
+def _per(value: float, ms: float, late: float) -> float:
+    return value / ms if ms > 0 else late
 
 
 @dataclass(frozen=True)
@@ -233,9 +287,6 @@ ENTRIES = {
     "Dysta naive": Entry("blind", Dysta, Dysta, "Dysta_Scheduler", {"name": "Dysta naive"}),
     "SJF sparse": Entry("density", Dysta, Dysta, "SJF_Scheduler+sparse",
                         {"beta": 0.0, "name": "SJF sparse"}),
-    "SDRM3 sparse": Entry("density", Sdrm3, CompatSdrm3, "SDRM3_Scheduler+sparse"),
-    # It scales all candidates alike, so that only the pattern in its profile is left.
-    "PREMA sparse": Entry("profile", Prema, CompatPrema, "PREMA_Scheduler+sparse"),
 }  # fmt: skip
 
 
