@@ -6,6 +6,7 @@ import numpy as np
 
 from dynlib.manager.policy import AppState, Placement, Running, Waiting
 from dynlib.points import Point, PointTable
+from dynlib.runtime.drain import Trace
 from dynlib.workload import ANNOUNCE_MS, App, Requirement, Workload, app_rng, requirement_at
 
 EPS_MS = 1e-9
@@ -18,6 +19,8 @@ class Job:
         "app",
         "arrival_ms",
         "deadline_at_ms",
+        "density",
+        "ended_ms",
         "fixed_ms",
         "frame",
         "need",
@@ -28,6 +31,7 @@ class Job:
         "run",
         "segment",
         "share",
+        "shares",
     )
 
     def __init__(self, run: "AppRun", frame: int, arrival_ms: float, need: Requirement):
@@ -39,12 +43,15 @@ class Job:
         self.share = 0.0  # of the whole latency, left in the current segment
         self.fixed_ms = 0.0  # left of the switch to another sub-network
         self.ran: dict[float, float] = {}
+        self.shares: tuple[float, ...] = ()
+        self.density: tuple[float, ...] = ()  # of what each segment reads, where it is known
+        self.ended_ms = arrival_ms  # when it last ran, or came
 
     def end_segment(self) -> bool:
         """Go on to the next segment; whether there is none."""
         self.share = 0.0
         self.segment += 1
-        return self.segment == len(self.point.segments)
+        return self.segment == len(self.shares)
 
 
 class AppRun:
@@ -55,6 +62,7 @@ class AppRun:
         jobs: those that have started and not finished.
         wanted: where the policy wants it; `placement` is where it is.
         known: the requirement as its policy knows it.
+        trace: what its frames take, if that is known one by one.
         gone: it asks for nothing any more.
     """
 
@@ -73,6 +81,7 @@ class AppRun:
         "served",
         "steps",
         "table",
+        "trace",
         "waiting",
         "wanted",
     )
@@ -93,6 +102,7 @@ class AppRun:
         self.served: Point | None = None
         self.last_arrival_ms: float | None = None
         self.frames, self.gone = 0, False
+        self.trace: Trace | None = None
 
     def draw(self, frame: int) -> float:
         """Standard normal number of one frame."""
@@ -113,7 +123,12 @@ class AppRun:
         self.waiting.remove(job)
         self.jobs.append(job)
         job.point = point = self.table.point(*self.placement)
-        job.noise = point.noise(self.draw(job.frame))
+        if self.trace is None:
+            job.shares, job.noise = point.segments, point.noise(self.draw(job.frame))
+        else:
+            ms, density = self.trace.of(job.frame)
+            job.shares = tuple([segment_ms / point.latency_ms[-1] for segment_ms in ms])
+            job.density, job.noise = tuple(density), 1.0
         before = self.served
         if before and (before.subnet, before.setting) != (point.subnet, point.setting):
             job.fixed_ms = switch_ms

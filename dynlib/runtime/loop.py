@@ -6,7 +6,8 @@ behind it is a simulated board (`simulate`) or the machine this runs on (`live`)
 waiting and running take, and what can be observed.
 
 Rules a number depends on:
-- a frame whose deadline has passed before it starts is dropped; one that runs is never aborted;
+- a frame whose deadline has passed before it starts is dropped, unless the policy's `late` says
+  otherwise; one that runs is never aborted;
 - every frame that waits is a candidate for its unit, and so is every job between two segments;
 - at the end of the horizon what still waits or runs is dropped;
 - where memory is capped, the networks of the apps, those that run included, fit together at any
@@ -29,6 +30,9 @@ from dynlib.workload import ANNOUNCE_MS, CLOSED_LOOP, Requirement, requirement_a
 
 # Among events at one instant: requirements first, then the hardware, then frames, then decisions.
 CHANGE, DONE, CLOCK, ARRIVE, TICK, WAKE = range(6)
+
+# What becomes of frames late before they start: they go, wait on, or run when no other can.
+LATE = ("drop", "keep", "last")
 
 
 class Observed(NamedTuple):
@@ -55,6 +59,9 @@ class Loop(ABC):
         self.policy = policy
         self.horizon_ms = self.workload.horizon_s * 1000
         self.now_ms, self.heap, self.wake = 0.0, [], 0
+        self.late = getattr(policy, "late", LATE[0])
+        if self.late not in LATE:
+            raise PolicyError(f"{policy.name}: late {self.late!r}; {near(self.late, LATE)}")
         self.pushed = 0
         self.apps: dict[str, AppRun] = {}
         for app in self.workload.apps:
@@ -196,17 +203,21 @@ class Loop(ABC):
         self.sample()
 
     def choose(self, jobs: list[Job]) -> Job:
-        """The policy's choice."""
+        """The policy's choice; raises `PolicyError`, with the log, for one that is not there."""
+        if self.late == "last":
+            jobs = [job for job in jobs if self.now_ms < job.deadline_at_ms - EPS_MS] or jobs
         job = self.policy.choose(jobs, self.now_ms)
         if job not in jobs:
-            raise PolicyError(f"{self.policy.name}: chose {job!r}, expected one of {jobs}")
+            error = PolicyError(f"{self.policy.name}: chose {job!r}, expected one of {jobs}")
+            error.log = self.log
+            raise error
         return job
 
     def ready(self) -> dict[Any, list[Job]]:
         """Place -> the jobs that could run there; a place is a unit, if the world says no other."""
         ready: dict[Any, list[Job]] = {}
         for run in self.apps.values():
-            if run.waiting:
+            if run.waiting and self.late == "drop":
                 self.drop_expired(run)
             for job in run.jobs:
                 ready.setdefault(job.point.unit, []).append(job)
