@@ -7,6 +7,7 @@ with late frames kept and the run drained, and the tests hold both to the same f
 
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -40,6 +41,11 @@ class Trace:
         self._check("ms", self.ms, (self.ms > 0) & np.isfinite(self.ms), "a time above 0")
         inside = (self.density > 0) & (self.density <= 1)
         self._check("density", self.density, inside, "above 0, at most 1")
+
+    def of(self, frame: int) -> tuple[list[float], list[float]]:
+        """Times and densities of one frame; frames take the inputs in turn."""
+        row = frame % len(self.ms)
+        return self.ms[row].tolist(), self.density[row].tolist()
 
     def _check(self, what: str, values: np.ndarray, good: np.ndarray, expected: str) -> None:
         if not good.all():
@@ -90,6 +96,11 @@ class Profile:
     def left_by_density(self, segment, ratio):
         """Remaining ms if it is denser than the mean by `ratio`, Dysta's gamma."""
         return ratio * self.rest_ms[segment]
+
+    @cached_property
+    def row(self) -> "Row":
+        """An input that takes the mean times."""
+        return rows(Trace("mean", [self.step_ms], [self.density]), self)[0]
 
 
 def _cumulated(ms: np.ndarray) -> np.ndarray:

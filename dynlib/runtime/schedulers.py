@@ -10,11 +10,14 @@ save time and change nothing: ``best`` returns also what the answer was measured
 
 import heapq
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 
-from dynlib.runtime.drain import Request
+from dynlib.errors import PolicyError, near
+from dynlib.manager.policy import Action, Policy, State
+from dynlib.manager.policy import Ready as Job
+from dynlib.runtime.drain import Profile, Request
 
 Ready = Sequence[Request]
 _SURE = 1 - 1e-9  # a bound holds with so much to spare, whatever was rounded
@@ -247,4 +250,66 @@ def in_time(order: Ready, now_ms: float) -> set[Request]:
     return {order[i] for _, i in heap}
 
 
+@dataclass(frozen=True)
+class Ordered:
+    """A policy for the loop of the house: `base` decides, a scheduler says who is next.
+
+    Args:
+        profiles: app -> what is known of its network ahead.
+        by_density: remaining time is estimated from densities, as Dysta has it; default: from the
+            time that a frame has taken so far, which holds at a fixed clock.
+        late: see `dynlib.manager.policy`.
+    """
+
+    base: Policy
+    scheduler: Scheduler
+    profiles: Mapping[str, Profile]
+    by_density: bool = False
+    late: str = "keep"
+
+    @property
+    def name(self) -> str:
+        """The scheduler's."""
+        return self.scheduler.name
+
+    @property
+    def static(self) -> bool:
+        """That of `base`, as are its governors."""
+        return self.base.static
+
+    @property
+    def governors(self) -> Mapping[str, str]:
+        """Those of `base`."""
+        return self.base.governors
+
+    def decide(self, state: State, limits: Mapping[str, float]) -> Action:
+        """What `base` decides."""
+        return self.base.decide(state, limits)
+
+    def choose(self, ready: Sequence[Job], now_ms: float) -> Job:
+        """The scheduler's choice; raises `PolicyError` for an app without a profile."""
+        jobs = sorted(ready, key=_ARRIVAL)
+        requests = [self._request(job) for job in jobs]
+        chosen = self.scheduler.choose(requests, now_ms)
+        return next((j for j, r in zip(jobs, requests, strict=True) if r is chosen), chosen)
+
+    def _request(self, job: Job) -> Request:
+        if job.app not in self.profiles:
+            known = near(job.app, self.profiles)
+            raise PolicyError(f"{self.name}: no profile for app {job.app!r}; {known}")
+        profile, done = self.profiles[job.app], job.segment
+        elapsed_ms = sum(job.ran.values())
+        if self.by_density:
+            seen = [d / mean for d, mean in zip(job.density[:done], profile.density)]  # noqa: B905
+            left_ms = profile.left_by_density(done, sum(seen) / done if done else 1.0)
+        else:
+            left_ms = profile.left_by_time(done, elapsed_ms)
+        request = Request(job.frame, job.arrival_ms, 0.0, job.priority, profile.row)
+        request.deadline_at_ms, request.idle_since_ms = job.deadline_at_ms, job.ended_ms
+        request.segment = done
+        request.left_ms, request.size_ms = float(left_ms), float(elapsed_ms + left_ms)
+        return request
+
+
+_ARRIVAL = attrgetter("arrival_ms", "app", "frame")
 _DEADLINE = attrgetter("deadline_at_ms")
