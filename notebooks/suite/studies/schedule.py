@@ -1,11 +1,10 @@
 """Schedulers compared on the same requests: mean slowdown, misses, accuracy, and the bounds."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
 from scipy.optimize import LinearConstraint, milp
 
 from dynlib.runtime.drain import Drained, Row, drain, ladder, rows
@@ -20,7 +19,6 @@ from suite.papers.dysta import (
     summary,
     traces,
 )
-from suite.record import geometric_ratio, mean_interval
 
 # Once-for-All on ResNet-50 D: 79.8 % at 4.1 and 75.0 % at 0.6 billion MACs, as published; between
 # them accuracy is taken as linear in the logarithm of the work, and time as linear in the work.
@@ -81,7 +79,9 @@ def serve(bench: Benchmark, variant: str) -> Drained:
         offered = levels(bench.workload, how.estimate)
     elif how.static:
         offered = levels(bench.workload, how.estimate)
-        offered = {name: [row.cheaper[how.static - 1] for row in of] for name, of in offered.items()}
+        offered = {
+            name: [row.cheaper[how.static - 1] for row in of] for name, of in offered.items()
+        }
     done = drain(bench.offered.requests(offered), how.scheduler(), switch_ms=how.switch_ms)
     if how.static:
         done = done._replace(level=np.full_like(done.level, how.static))
