@@ -364,3 +364,58 @@ def reference_jobs(runs: Iterable[str] | None = None) -> list[tuple]:
         table = table[table["run"].isin(list(runs))]
     groups = table.groupby(["run", "seed_index", "slo_mult"])
     return [(*key, rows_.to_dict("records")) for key, rows_ in groups]
+
+
+def plain_loop(bench: Benchmark, beta: float = 0.01) -> np.ndarray:
+    """Dysta as its equations say it, with suffix sums and nothing else: finish times in ms.
+
+    It decides after every layer and knows no kernel; what that is compared with.
+    """
+    found, known_ahead = traces(bench.workload), profiles(bench.workload, True)
+    arrival_ms, model, sample, deadline_ms, _ = bench.offered
+    arrival_ms, deadline_ms = list(map(float, arrival_ms)), list(map(float, deadline_ms))
+    tables = {
+        name: (trace.ms.tolist(), trace.density.tolist(), known_ahead[name].density.tolist(),
+               known_ahead[name].rest_ms.tolist())
+        for name, trace in found.items()
+    }  # fmt: skip
+    finish_ms, ready, now_ms, coming = [0.0] * len(model), [], 0.0, 0
+    while ready or coming < len(model):
+        if not ready:
+            now_ms = max(now_ms, arrival_ms[coming])
+        while coming < len(model) and arrival_ms[coming] <= now_ms:
+            ms, density, mean, rest = tables[model[coming]]
+            i = sample[coming]
+            ready.append(_Plain(coming, ms[i], density[i], mean, rest, arrival_ms[coming],
+                                arrival_ms[coming] + deadline_ms[coming]))  # fmt: skip
+            coming += 1
+        lowest = np.inf
+        for job in ready:
+            gamma = job.ratios / job.done if job.done else 1.0
+            left_ms = gamma * job.rest[job.done]
+            slack_ms = max(0.0, job.due_ms - now_ms - left_ms)
+            wait = (now_ms - job.last_ms) / job.rest[0] / len(ready)
+            score = left_ms + beta * (slack_ms + 1000 * wait)
+            if score < lowest:
+                chosen, lowest = job, score
+        now_ms += chosen.ms[chosen.done]
+        chosen.ratios += chosen.density[chosen.done] / chosen.mean[chosen.done]
+        chosen.done += 1
+        chosen.last_ms = now_ms
+        if chosen.done == len(chosen.ms):
+            ready.remove(chosen)
+            finish_ms[chosen.frame] = now_ms
+    return np.array(finish_ms)
+
+
+@dataclass(slots=True, eq=False)
+class _Plain:
+    frame: int
+    ms: list[float]
+    density: list[float]
+    mean: list[float]
+    rest: list[float]
+    last_ms: float
+    due_ms: float
+    done: int = 0
+    ratios: float = 0.0

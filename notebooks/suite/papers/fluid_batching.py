@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 
 from dynlib.runtime.batching import BATCHINGS, Batching, serve_batches
 from suite.errors import SuiteError
@@ -139,3 +140,13 @@ def judge(
             "batch": np.mean([size for _, _, size, _ in done.sizes]),
         })  # fmt: skip
     return found
+
+
+def gains(table: pd.DataFrame, ours: str, theirs: str) -> pd.DataFrame:
+    """Per seed, theirs over ours: mean and 99th percentile of latency, the mean of that over the
+    loads; and all misses over all loads, which at a low load alone are too few to divide."""
+    by = table.set_index(["batching", "seed", "load"])
+    mine, other = by.loc[ours], by.loc[theirs]
+    ratios = (other[["mean_ms", "p99_ms"]] / mine[["mean_ms", "p99_ms"]]).groupby("seed").mean()
+    misses = [rows["violation_pct"].groupby("seed").mean() for rows in (other, mine)]
+    return ratios.assign(violation=misses[0] / misses[1])

@@ -20,6 +20,10 @@ __getattr__ = lazily(__name__, {
     "parallel": ["in_parallel"],
     "random_workloads": ["noise_wrong", "random_case"],
     "scenarios": ["scenario"],
+    "schedule": [
+        "VARIANTS", "compare_schedulers", "late_against_optimum", "queue_error", "seed_ratio",
+        "speed", "who_runs",
+    ],
     "search": ["compare_archives", "compare_samplers", "gains", "record_front", "replayed"],
     "throughput": ["images_per_s", "reference_step", "sandwich_step"],
     "workers": ["trials_per_s"],

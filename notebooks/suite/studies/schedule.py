@@ -2,23 +2,29 @@
 
 from collections.abc import Callable, Sequence
 from functools import cache
+from time import process_time
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 from scipy.optimize import LinearConstraint, milp
 
 from dynlib.runtime.drain import Drained, Row, drain, ladder, rows
 from dynlib.runtime.schedulers import Dysta, Index, Scheduler, Strict
+from suite.errors import SuiteError
 from suite.papers.dysta import (
     ENTRIES,
     SLO,
+    WORKLOADS,
     Benchmark,
     known,
+    plain_loop,
     poisson,
     profiles,
     summary,
     traces,
 )
+from suite.record import geometric_ratio
 
 # Once-for-All on ResNet-50 D: 79.8 % at 4.1 and 75.0 % at 0.6 billion MACs, as published; between
 # them accuracy is taken as linear in the logarithm of the work, and time as linear in the work.
@@ -88,7 +94,7 @@ def serve(bench: Benchmark, variant: str) -> Drained:
     return done
 
 
-def compare(
+def compare_schedulers(
     workload: str, rate: float, count: int, seed: int, names: Sequence[str], slo: float = SLO
 ) -> list[dict]:
     """A row per variant on the requests of one seed.
@@ -169,12 +175,112 @@ def _broken(arrival_ms, due_ms, work_ms) -> list[tuple[int, int]]:
     return found
 
 
-def against_optimum(workload: str, rate: float, count: int, seed: int) -> list[dict]:
+def late_against_optimum(workload: str, rate: float, count: int, seed: int) -> list[dict]:
     """Misses of the strict scheduler and of the exact offline optimum on the same requests."""
     bench = poisson(workload, rate, count, seed)
     arrival_ms = np.asarray(bench.offered.arrival_ms)
     due_ms = arrival_ms + bench.offered.deadline_ms
     best = fewest_late(arrival_ms, due_ms, bench.alone_ms)
-    late = serve(bench, "strict").finish_ms > due_ms
+    strict, dysta = (serve(bench, name).finish_ms > due_ms for name in ("strict", "Dysta"))
     return [{"workload": workload, "rate": rate, "seed": seed, "requests": count,
-             "strict_pct": 100 * late.mean(), "optimum_pct": 100 * best / count}]  # fmt: skip
+             "strict_pct": 100 * strict.mean(), "dysta_pct": 100 * dysta.mean(),
+             "optimum_pct": 100 * best / count}]  # fmt: skip
+
+
+# Numbers of the notebook.
+
+
+def seed_ratio(
+    table: pd.DataFrame, measure: str, ours: str, theirs: str
+) -> tuple[float, float, float]:
+    """Geometric mean over seeds of one scheduler's measure over another's, and its interval.
+
+    Where a run has no miss at all the ratio is that of the means, its interval by bootstrap.
+    """
+    wide = table.pivot(index="seed", columns="scheduler", values=measure)
+    mine, other = wide[ours].to_numpy(), wide[theirs].to_numpy()
+    if (mine > 0).all() and (other > 0).all():
+        return geometric_ratio(mine, other)
+    draws = np.random.default_rng(0).integers(len(mine), size=(2000, len(mine)))
+    means = mine[draws].mean(1) / other[draws].mean(1)
+    return (mine.mean() / other.mean(), *np.quantile(means, (0.025, 0.975)))
+
+
+def queue_error(workload: str, count: int, seed: int) -> list[dict]:
+    """Mean turnaround of first come, first served, beside Pollaczek and Khinchine's formula."""
+    rate = WORKLOADS[workload]
+    bench = poisson(workload, rate, count, (seed, 1))
+    done = serve(bench, "FCFS")
+    seen_ms = (done.finish_ms - np.asarray(bench.offered.arrival_ms)).mean()
+    work_ms = [trace.ms.sum(1) for trace in traces(workload).values()]
+    mean_ms = np.mean([ms.mean() for ms in work_ms])
+    square = np.mean([(ms**2).mean() for ms in work_ms])
+    per_ms = rate / 1000
+    wait_ms = per_ms * square / (2 * (1 - per_ms * mean_ms))
+    return [{"workload": workload, "seed": seed, "requests": count, "seen_ms": seen_ms,
+             "formula_ms": mean_ms + wait_ms}]  # fmt: skip
+
+
+def speed(workload: str, count: int, repeats: int = 3) -> dict[str, float]:
+    """CPU microseconds a request of Dysta: the plain loop, the kernel asked always, the kernel.
+
+    The best of `repeats`, in turn. Raises `SuiteError` if they do not finish at the same times.
+    """
+    bench = poisson(workload, WORKLOADS[workload], count, 0)
+    offered = known(workload, "density")
+
+    def serve_dysta(**options) -> np.ndarray:
+        return drain(bench.offered.requests(offered), Dysta(), **options).finish_ms
+
+    ways: dict[str, Callable[[], np.ndarray]] = {
+        "plain": lambda: plain_loop(bench),
+        "always": lambda: (
+            drain(bench.offered.requests(offered), Dysta(), ask_always=True).finish_ms
+        ),
+        "kernel": lambda: drain(bench.offered.requests(offered), Dysta()).finish_ms,
+    }
+    best, finish_ms = dict.fromkeys(ways, np.inf), {}
+    for _ in range(repeats):
+        for name, way in ways.items():
+            begin_s = process_time()
+            finish_ms[name] = way()
+            best[name] = min(best[name], 1e6 * (process_time() - begin_s) / count)
+    exact = (finish_ms["kernel"] == finish_ms["always"]).all()
+    if not exact or not np.allclose(finish_ms["plain"], finish_ms["kernel"], rtol=0, atol=1e-4):
+        raise SuiteError(f"{workload}: the kernel and the plain loop finish at other times")
+    return best
+
+
+def who_runs(
+    workload: str, names: Sequence[str], fewest: int = 16, most: int = 24, count: int = 10_000
+) -> pd.DataFrame:
+    """When requests ran in the busy period in which the first scheduler is late most often.
+
+    Of `count` requests those busy periods count that have `fewest` to `most`; a row per stretch.
+    """
+    bench = poisson(workload, WORKLOADS[workload], count, 3)
+    arrival_ms = np.asarray(bench.offered.arrival_ms)
+    due_ms = arrival_ms + bench.offered.deadline_ms
+    trails = {}
+    for name in names:
+        how, trail = VARIANTS[name], []
+        requests = bench.offered.requests(known(workload, how.estimate))
+        trails[name] = drain(requests, how.scheduler(), trail=trail).finish_ms, trail
+    finish_ms = trails[names[0]][0]
+    starts = np.flatnonzero(arrival_ms[1:] >= np.maximum.accumulate(finish_ms)[:-1]) + 1
+    periods = [p for p in np.split(np.arange(count), starts) if fewest <= len(p) <= most]
+    shown = max(periods, key=lambda p: (finish_ms[p] > due_ms[p]).sum())
+    found = []
+    for name, (finish_ms, trail) in trails.items():
+        for frame, begin_ms, end_ms, *_ in trail:
+            if shown[0] <= frame <= shown[-1]:
+                t_ms = {"begin_ms": begin_ms, "end_ms": end_ms, "arrival_ms": arrival_ms[frame],
+                        "deadline_at_ms": due_ms[frame]}  # fmt: skip
+                found.append({
+                    "scheduler": name, "request": frame - shown[0] + 1,
+                    "model": bench.offered.model[frame].split("_")[2 if workload == "attnn" else 0],
+                    **{key: value - arrival_ms[shown[0]] for key, value in t_ms.items()},
+                    "late": bool(finish_ms[frame] > due_ms[frame]),
+                    "slowdown": (finish_ms[frame] - arrival_ms[frame]) / bench.alone_ms[frame],
+                })  # fmt: skip
+    return pd.DataFrame(found)
