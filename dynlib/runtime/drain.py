@@ -38,6 +38,7 @@ class Trace:
         if self.ms.ndim != 2 or self.ms.size == 0 or self.density.shape != self.ms.shape:
             got = f"times {self.ms.shape}, densities {self.density.shape}"
             raise ProfileError(f"trace {name!r}: {got}, expected the same (inputs, segments) > 0")
+        self.mean_ms = float(self.ms.sum(1).mean())
         self._check("ms", self.ms, (self.ms > 0) & np.isfinite(self.ms), "a time above 0")
         inside = (self.density > 0) & (self.density <= 1)
         self._check("density", self.density, inside, "above 0, at most 1")

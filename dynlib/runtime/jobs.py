@@ -127,8 +127,9 @@ class AppRun:
             job.shares, job.noise = point.segments, point.noise(self.draw(job.frame))
         else:
             ms, density = self.trace.of(job.frame)
-            job.shares = tuple([segment_ms / point.latency_ms[-1] for segment_ms in ms])
-            job.density, job.noise = tuple(density), 1.0
+            whole_ms = sum(ms)
+            job.shares = tuple([segment_ms / whole_ms for segment_ms in ms])
+            job.density, job.noise = tuple(density), whole_ms / self.trace.mean_ms
         before = self.served
         if before and (before.subnet, before.setting) != (point.subnet, point.setting):
             job.fixed_ms = switch_ms

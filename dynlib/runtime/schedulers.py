@@ -293,12 +293,16 @@ class Ordered:
         chosen = self.scheduler.choose(requests, now_ms)
         return next((j for j, r in zip(jobs, requests, strict=True) if r is chosen), chosen)
 
+    def elapsed_ms(self, job: Job) -> float:
+        """How long a frame has run, at the clock of its profile."""
+        return sum(job.ran.values())
+
     def _request(self, job: Job) -> Request:
         if job.app not in self.profiles:
             known = near(job.app, self.profiles)
             raise PolicyError(f"{self.name}: no profile for app {job.app!r}; {known}")
         profile, done = self.profiles[job.app], job.segment
-        elapsed_ms = sum(job.ran.values())
+        elapsed_ms = self.elapsed_ms(job)
         if self.by_density:
             seen = [d / mean for d, mean in zip(job.density[:done], profile.density)]  # noqa: B905
             left_ms = profile.left_by_density(done, sum(seen) / done if done else 1.0)

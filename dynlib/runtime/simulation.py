@@ -37,7 +37,7 @@ class Simulation(Loop):
     Args:
         switch_ms: cost of another sub-network.
         displace_ms: cost of another job while the last one is not done.
-        traces: app -> what its frames take, one by one, at the highest clock.
+        traces: app -> what its frames take, one by one; a point's latency is that of their mean.
         decision_ms: a list that collects how much CPU time each decision took.
     """
 

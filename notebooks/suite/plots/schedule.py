@@ -147,6 +147,29 @@ def schedule_overload(table: pd.DataFrame) -> Figure:
     return drawn
 
 
+@figure("schedule_energy")
+def schedule_energy(table: pd.DataFrame) -> Figure:
+    """Energy over the optimum, misses and accuracy given up: a bar a policy, a dot a seed."""
+    drawn, axes = panels(3, figsize=(9.6, 3.4))
+    measures = (("over_optimum", "energy above idle, over the least"),
+                ("violation_pct", "late requests (%)"),
+                ("drop_pp", "accuracy given up (points)"))  # fmt: skip
+    shown = table.assign(workload=table["workload"].map(
+        {"attnn": "attention", "cnn": "convolutional"}
+    ))  # fmt: skip
+    palette = {"ours": "C3", "EdgeServing": "0.6"}
+    for panel, (measure, label) in zip(axes, measures, strict=True):
+        options = {"data": shown, "x": "workload", "y": measure, "hue": "policy", "ax": panel}
+        sns.barplot(**options, palette=palette, errorbar=None, legend=measure == "over_optimum")
+        sns.stripplot(**options, dodge=True, palette={name: "0.2" for name in palette}, size=3,
+                      legend=False)  # fmt: skip
+        panel.set(xlabel="", ylabel=label)
+        if measure == "over_optimum":
+            panel.axhline(1, color="0.3", lw=0.8, ls="--")
+            panel.legend(loc="lower right", title=None, frameon=True)
+    return drawn
+
+
 @figure("fluid_batching")
 def fluid_batching(table: pd.DataFrame) -> Figure:
     """Mean latency, tail and misses over the load, a line a way of batching."""

@@ -24,6 +24,8 @@ __getattr__ = lazily(__name__, {
         "VARIANTS", "compare_schedulers", "late_against_optimum", "queue_error", "seed_ratio",
         "speed", "who_runs",
     ],
+    "schedule_energy": ["energy_rows"],
+    "schedule_live": ["live_rows"],
     "search": ["compare_archives", "compare_samplers", "gains", "record_front", "replayed"],
     "throughput": ["images_per_s", "reference_step", "sandwich_step"],
     "workers": ["trials_per_s"],
