@@ -77,6 +77,8 @@ class Dysta(Scheduler):
 
     def best(self, ready: Ready, now_ms: float) -> tuple[Request, float]:
         """The lowest score (the earliest of equals), and the second lowest."""
+        if len(ready) == 1:
+            return ready[0], math.inf
         beta = self.beta
         per_wait = 1000 * beta / len(ready)  # ms of a score per mean time waited
         chosen, lowest, second = None, math.inf, math.inf
@@ -85,7 +87,8 @@ class Dysta(Scheduler):
             slack_ms = job.deadline_at_ms - now_ms - score
             if slack_ms > 0:
                 score += beta * slack_ms
-            score += per_wait * (now_ms - job.idle_since_ms) / job.mean_ms
+            if beta:
+                score += per_wait * (now_ms - job.idle_since_ms) / job.mean_ms
             if score < lowest:
                 chosen, lowest, second = job, score, lowest
             elif score < second:
@@ -94,18 +97,21 @@ class Dysta(Scheduler):
 
     def hold(self, job: Request, rival: float, now_ms: float) -> int:
         """As long as it stays below the rivals, whose scores fall by beta at most."""
-        beta, cum_ms, left_ms = self.beta, job.row.cum_ms, job.row.left_ms
-        end, stop = len(cum_ms) - 1, job.segment + 1
+        beta, row, stop = self.beta, job.row, job.segment + 1
         if beta >= 1:
             return stop
-        start_ms = now_ms - cum_ms[job.segment]
-        # score < rival - beta (t - now), both without slack and with it, where t cancels out
-        slack_free = (rival + beta * now_ms - beta * job.deadline_at_ms) / (1 - beta)
-        falls = rival + beta * now_ms
-        lowest = min(slack_free, falls - beta * (start_ms + cum_ms[end]))
-        if job.row.most_left_ms[stop] < lowest - (1 - _SURE) * now_ms:
+        cum_ms = row.cum_ms
+        end = len(cum_ms) - 1
+        # score < rival - beta (t - now): without slack, and with it, where t cancels out
+        lowest = rival - beta * (cum_ms[end] - cum_ms[job.segment])
+        with_slack = (rival + beta * (now_ms - job.deadline_at_ms)) / (1 - beta)
+        if with_slack < lowest:
+            lowest = with_slack
+        lowest -= (1 - _SURE) * now_ms
+        if row.most_left_ms[stop] < lowest:
             return end
-        while stop < end and left_ms[stop] < lowest - (1 - _SURE) * now_ms:
+        left_ms = row.left_ms
+        while stop < end and left_ms[stop] < lowest:
             stop += 1
         return stop
 

@@ -161,7 +161,7 @@ def schedule_energy(table: pd.DataFrame) -> Figure:
     for panel, (measure, label) in zip(axes, measures, strict=True):
         options = {"data": shown, "x": "workload", "y": measure, "hue": "policy", "ax": panel}
         sns.barplot(**options, palette=palette, errorbar=None, legend=measure == "over_optimum")
-        sns.stripplot(**options, dodge=True, palette={name: "0.2" for name in palette}, size=3,
+        sns.stripplot(**options, dodge=True, palette=dict.fromkeys(palette, "0.2"), size=3,
                       legend=False)  # fmt: skip
         panel.set(xlabel="", ylabel=label)
         if measure == "over_optimum":
