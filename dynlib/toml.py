@@ -7,15 +7,19 @@ left out. Everything that is wrong with a file is one error, of one line each.
 import hashlib
 import json
 import sys
-import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, fields
 from difflib import get_close_matches
 from pathlib import Path
 from types import NoneType
-from typing import Any, Literal, NoReturn, Self, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 from dynlib.errors import DynlibError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:  # what tomllib was before
+    import tomli as tomllib
 
 NEEDED = object()  # the default of a key that has none
 Check = Callable[[Any], bool]
@@ -127,14 +131,14 @@ class Table:
             return tuple(map(float, value))
         return tuple(value) if get_origin(hint) is tuple else value
 
-    def table(self, key: str, default: Any = NEEDED) -> Self | None:
+    def table(self, key: str, default: Any = NEEDED) -> "Table | None":
         """A table ``[key]``."""
         values = self.take(key, f"a table [{key}]", is_a(dict), default)
         if values is None:
             return None
         return self._inner(values, key)
 
-    def tables(self, key: str) -> list[Self]:
+    def tables(self, key: str) -> list["Table"]:
         """The tables ``[[key]]``, of which there may be none."""
         values = self.take(key, "", is_a(object), [])
         if not list_of(is_a(dict))(values):
@@ -149,7 +153,7 @@ class Table:
         tables = self.attempt(self.tables, key) or []
         return tuple([self.attempt(read, table, *args) for table in tables])
 
-    def _inner(self, values: Mapping, key: str) -> Self:
+    def _inner(self, values: Mapping, key: str) -> "Table":
         where = self.path(key)
         return type(self)(values, self.file, self.error, where)
 
@@ -225,6 +229,15 @@ def read_toml(file: str | Path, error: type[DynlibError]) -> tuple[dict[str, Any
         raise error(f"{file}: not valid TOML: {problem}") from problem
 
 
+def as_toml(value: Any) -> str:
+    """A text, number, truth or (nested) list of these as TOML writes it.
+
+    For these JSON is TOML; only DEL may not stand in a TOML string.
+    """
+    text = json.dumps(value, ensure_ascii=False)
+    return text.replace("\x7f", "\\u007f")
+
+
 def entries(item: Any, names: Iterable[str] | None = None) -> list[str]:
     """Lines of TOML: the fields of a dataclass that have not their default value."""
     defaults = {field.name: field.default for field in fields(item)}
@@ -232,9 +245,5 @@ def entries(item: Any, names: Iterable[str] | None = None) -> list[str]:
     for name in names or defaults:
         value = getattr(item, name)
         if value != defaults[name]:
-            # For these types JSON is TOML: basic strings, numbers, true and false, arrays of
-            # numbers. Only DEL may not stand in a TOML string.
-            text = json.dumps(value, ensure_ascii=False)
-            text = text.replace("\x7f", "\\u007f")
-            lines.append(f"{name} = {text}")
+            lines.append(f"{name} = {as_toml(value)}")
     return lines

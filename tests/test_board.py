@@ -3,11 +3,22 @@ import sys
 from dataclasses import replace
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from dynlib.boards.board import Board
-from dynlib.boards.file import BOARD_DIR, list_boards
+from dynlib.boards.board import (
+    Board,
+    LayerCost,
+    Measured,
+    MemoryController,
+    Meter,
+    Mode,
+    Opp,
+    Thermal,
+    Unit,
+)
+from dynlib.boards.file import BOARD_DIR, list_boards, read_board, save_board
+from dynlib.boards.governors import GOVERNORS
 from dynlib.errors import BoardError
 from dynlib.machine.bind import host_board, load_board
 
@@ -324,3 +335,119 @@ def test_replace_keeps_boards_frozen():
     with pytest.raises(AttributeError):
         board.name = "other"
     assert replace(board, name="other").units == board.units
+
+
+# Random boards that a file can hold: every field has a value of its own now and then.
+def numbers(low, high):
+    return st.floats(low, high, allow_subnormal=False)
+
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12).filter(str.strip)
+STATUS = st.sampled_from(["published", "fitted", "estimated"])
+POWER_MW = st.just(0.0) | numbers(20, 1e6)
+SHARE = numbers(0, 1)
+VOLTAGE_MV = numbers(300, 3000)
+
+
+def opps(voltage_mv):
+    clocks = st.lists(numbers(10, 10_000), min_size=1, max_size=5, unique=True).map(sorted)
+    return clocks.flatmap(
+        lambda mhz: st.tuples(*(st.builds(Opp, st.just(f), voltage_mv) for f in mhz))
+    )
+
+
+COST = st.builds(
+    LayerCost, *[numbers(0, 1e6)] * 5, st.booleans(), st.integers(1, 16), STATUS
+)  # fmt: skip
+
+
+def units(kind, name, cpus=()):
+    return st.builds(
+        Unit, st.just(name), st.just(kind), st.just(len(cpus) or 1), opps(VOLTAGE_MV),
+        c_uw_mhz_v2=numbers(0, 1e6), idle_fraction=SHARE, stall_ms=numbers(0, 10),
+        settle_ms=numbers(0, 10), governor=st.sampled_from(sorted(GOVERNORS)), model=TEXT,
+        cpus=st.just(tuple(cpus)), capacity=st.integers(1, 1024),
+        transition_latency_us=numbers(0, 1e6), memory_share=SHARE, noise_cv=SHARE,
+        cost=st.none() | COST, c_status=STATUS, voltage_status=STATUS, idle_status=STATUS,
+        memory_share_status=STATUS,
+    )  # fmt: skip
+
+
+@st.composite
+def boards(draw):
+    names = draw(st.lists(TEXT, min_size=1, max_size=4, unique=True))
+    clusters = [draw(units("cpu", name, (2 * i, 2 * i + 1))) for i, name in enumerate(names[:-1])]
+    gpu = not clusters or draw(st.booleans())
+    all_units = (*clusters, *([draw(units("gpu", names[-1]))] if gpu else []))
+    cores = [st.tuples(st.just(unit.name), st.integers(0, unit.cores)) for unit in clusters]
+    maybe = st.none() | numbers(10, 10_000)
+    mode = st.builds(Mode, TEXT, st.tuples(*cores), numbers(10, 10_000), maybe, maybe, st.none())
+    columns = draw(st.lists(TEXT, max_size=3, unique=True).map(tuple))
+    row = st.tuples(*[numbers(-1e9, 1e9)] * len(columns))
+    celsius = st.lists(numbers(0, 200), max_size=3).map(tuple)
+    return draw(st.builds(
+        Board, TEXT, TEXT, st.just(all_units),
+        memory=st.none() | st.builds(
+            MemoryController, TEXT, opps(VOLTAGE_MV | st.just(0.0)), numbers(0, 10), STATUS),
+        static_mw=POWER_MW, static_status=STATUS, modes=st.lists(mode, max_size=2).map(tuple),
+        thermal=st.none() | st.builds(
+            Thermal, TEXT, STATUS, celsius, celsius, st.none() | numbers(0, 200),
+            polling_ms=st.none() | numbers(0, 1e6), sustainable_power_mw=st.none() | POWER_MW,
+            note=TEXT),
+        sensors=st.lists(
+            st.builds(Meter, TEXT, TEXT, st.lists(TEXT, max_size=3).map(tuple), TEXT, TEXT,
+                      st.none() | numbers(0, 1e8)), max_size=2).map(tuple),
+        measured=st.lists(
+            st.builds(Measured, TEXT, st.just(columns), st.lists(row, max_size=3).map(tuple)),
+            max_size=2).map(tuple),
+        digest=st.just(""), sources=st.lists(TEXT, max_size=2).map(tuple),
+        notes=st.lists(TEXT, max_size=2).map(tuple), static_slope_per_c=numbers(0, 0.1),
+        static_slope_status=STATUS, reference_c=numbers(0, 200),
+    ))  # fmt: skip
+
+
+@pytest.mark.parametrize("name", list_boards())
+def test_a_saved_board_is_the_same_board(tmp_path, name):
+    board = load_board(name)
+    again = read_board(save_board(board, tmp_path / "deep" / "board.toml"))
+    assert again == board
+    assert hash(again) == hash(board)
+    assert again.digest != board.digest  # of another file
+    busy = {unit.name: unit.cores for unit in board.units}
+    if board.static_mw is not None:
+        assert again.power_mw({}, busy) == board.power_mw({}, busy)
+
+
+@settings(
+    deadline=None,
+    max_examples=50,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+    phases=[Phase.explicit, Phase.reuse, Phase.generate],  # shrinking boards takes minutes
+)
+@given(boards())
+def test_saving_and_loading_is_the_identity(tmp_path, board):
+    path = tmp_path / "board.toml"
+    again = read_board(save_board(board, path))
+    assert again == board
+    save_board(again, path)
+    assert read_board(path).digest == again.digest
+
+
+def test_what_no_file_can_hold_is_refused_and_nothing_written(tmp_path):
+    board = load_board(NX)
+    path = tmp_path / "board.toml"
+    save_board(board, path)
+    before = path.read_bytes()
+    gpu = board.gpu
+    for wrong, words in (
+        (host_board(), "c_uw_mhz_v2: missing"),
+        (replace(board, static_mw=3.2), "looks like W"),
+        (replace(board, units=board.units[::-1]), "units of .* cannot be kept"),
+        (replace(board, units=(*board.units, replace(gpu, name="second"))), "not valid TOML"),
+        (replace(board, units=(replace(gpu, opps=gpu.opps[::-1]),), modes=()), "clocks ascending"),
+        (replace(board, name=" "), "name"),
+    ):
+        with pytest.raises(BoardError, match=words):
+            save_board(wrong, path)
+    assert path.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["board.toml"]

@@ -1,21 +1,29 @@
 """Calibrated power and latency: of invented networks, and on the measured Jetsons."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
+import runtime_cases
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dynlib.boards.board import Opp
 from dynlib.boards.calibration import (
     ClockModel,
+    calibrate,
     cross_validate,
     fit_model,
     fit_samples,
     mape,
     pick_samples,
 )
-from dynlib.errors import ProfileError
+from dynlib.boards.file import list_boards, read_board, save_board
+from dynlib.errors import BoardError, ProfileError
 from dynlib.machine.bind import load_board
+from dynlib.manager import Manager
+from dynlib.runtime.case import Case
 
 CLOCKS = np.linspace(100, 1000, 10)
 TRUTH = ClockModel(1000.0, (5.0, 15.0), (2.0, 14.0), 4000.0, 5.0, 2.0, 30.0, 0.8, 0.5)
@@ -176,3 +184,124 @@ def test_the_measured_jetsons(data_root, name):
                              predicted_latency_ms=calibration.model.latency_ms(f, n))  # fmt: skip
         assert mape(found, "power_mw") <= 3
         assert mape(found, "latency_ms") <= 4
+
+
+MODELLED = [name for name in list_boards() if load_board(name).static_mw is not None]
+
+
+def grid(board, shares=(0.0, 0.5, 1.0)):
+    """Power of a board while one unit works at each clock and load, the others idle."""
+    rows = [
+        (unit.name, mhz, share * unit.cores,
+         board.power_mw({unit.name: mhz}, {unit.name: share * unit.cores}))
+        for unit in board.units
+        for mhz in unit.freqs
+        for share in shares
+    ]  # fmt: skip
+    return pd.DataFrame(rows, columns=["unit", "freq_mhz", "busy", "power_mw"])
+
+
+def blank(board, volts=False):
+    """The board without what a calibration finds."""
+    units = []
+    for unit in board.units:
+        opps = unit.opps if volts else tuple(Opp(mhz, 0.0) for mhz in unit.freqs)
+        status = "published" if volts else "estimated"
+        units.append(replace(
+            unit, c_uw_mhz_v2=None, idle_fraction=0.0, opps=opps, voltage_status=status
+        ))  # fmt: skip
+    return replace(board, static_mw=None, units=tuple(units))
+
+
+def relative_error(board, rows):
+    predicted = [
+        board.power_mw({row.unit: row.freq_mhz}, {row.unit: row.busy}) for row in rows.itertuples()
+    ]
+    return np.abs(np.array(predicted) / rows["power_mw"] - 1)
+
+
+@pytest.mark.parametrize("name", MODELLED)
+def test_a_board_is_found_again_from_its_own_power(name):
+    truth = load_board(name)
+    rows = grid(truth)
+    found = calibrate(rows, blank(truth, volts=True))
+    assert relative_error(found, rows).max() < 1e-6
+    assert found.static_mw == pytest.approx(truth.static_mw, abs=20, rel=1e-6)
+    for one, other in zip(found.units, truth.units, strict=True):
+        assert one.c_uw_mhz_v2 == pytest.approx(other.c_uw_mhz_v2, rel=1e-6)
+        assert one.idle_fraction == pytest.approx(other.idle_fraction, abs=1e-6)
+    # Voltages that nobody published become a floor and a line, which they are about.
+    assert relative_error(calibrate(rows, blank(truth)), rows).mean() < 0.025
+
+
+def test_a_calibrated_board_is_saved_loaded_and_used(tmp_path):
+    """Of half of a grid, with noise; judged on the other half."""
+    truth = load_board("jetson-xavier-nx")
+    rows = grid(truth)
+    seen = rows.iloc[::2]
+    rng = np.random.default_rng(0)
+    noisy = seen.assign(power_mw=seen["power_mw"] * rng.normal(1, 0.03, len(seen)))
+    found = calibrate(noisy, blank(truth))
+    again = read_board(save_board(found, tmp_path / "mine.toml"))
+    assert again == found
+    assert again.notes[-1].startswith("carmel0, carmel1, carmel2, gpu calibrated on 135 samples")
+    assert relative_error(again, rows.drop(seen.index)).mean() < 0.02
+    assert again.source(["gpu"]) == truth.source(["gpu"])
+
+
+def test_clients_of_one_network_calibrate_a_gpu():
+    """Neither a board nor how busy the GPU was is given: both follow from the samples."""
+    board = calibrate(samples())
+    assert [unit.name for unit in board.units] == ["gpu"]
+    assert board.gpu.freqs == tuple(CLOCKS)
+    f, n = samples()["freq_mhz"], samples()["concurrency"]
+    busy = TRUTH.busy(f, n)
+    predicted = [board.power_mw({"gpu": mhz}, {"gpu": b}) for mhz, b in zip(f, busy, strict=True)]
+    assert np.abs(predicted / samples()["power_mw"] - 1).mean() < 0.02
+    assert board.gpu.memory_share == pytest.approx(7 / 36)  # 5 + 2 of 36 ms
+    assert TRUTH.busy(1000.0, 1) == pytest.approx(16 / 36)
+
+
+def test_a_board_of_samples_alone_is_saved_loaded_and_managed(tmp_path):
+    board = read_board(save_board(calibrate(samples()), tmp_path / "mine.toml"))
+    points = runtime_cases.tables(board)
+    case = Case(runtime_cases.periodic(accuracy_floor_pct=75.0), board, points)
+    run = case.simulate(Manager(board, points), seed=1)
+    summary = run.summary()
+    assert (summary["accuracy_mean_pct"], summary["deadline_miss_pct"]) == (80.0, 0.0)
+    mean_mw = run.energy_mj / case.workload.horizon_s
+    assert board.power_mw({}, {}) < mean_mw < board.power_mw({"gpu": 1000}, {"gpu": 1})
+
+
+def test_of_a_unit_that_others_were_not_measured_with_only_that_one_changes():
+    nano = load_board("jetson-nano")
+    rows = grid(nano).query("unit == 'gpu'").drop(columns="unit")
+    found = calibrate(rows, nano)
+    assert found.unit("cpu") == nano.unit("cpu")
+    assert found.static_mw == pytest.approx(nano.static_mw)
+    with pytest.raises(BoardError, match="cpu: no power model"):
+        calibrate(rows, blank(nano))
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"power_mw": np.nan}, "finite"),
+        ({"power_mw": 0.0}, "above 0"),
+        ({"busy": -0.1}, "at least 0"),
+        ({"busy": 1.0}, "at 1 loads"),
+        ({"busy": [0.0, 2.0] * 6}, "busy = 2"),
+        ({"freq_mhz": 2000.0}, "outside 0..1109.25"),
+        ({"unit": "npu"}, "no unit 'npu'"),
+        ({"power_mw": 1.0}, "below the"),
+    ],
+)
+def test_samples_that_cannot_carry_a_board_are_refused(change, words):
+    board = load_board("jetson-orin-nano" if "power_mw" in change else "jetson-xavier-nx")
+    rows = pd.DataFrame({"unit": "gpu", "freq_mhz": 306.0, "busy": [0.0, 1.0] * 6,
+                         "power_mw": 5000.0})  # fmt: skip
+    with pytest.raises((ProfileError, BoardError), match=words):
+        calibrate(rows.assign(**change), board)
+    with pytest.raises(ProfileError, match="lack the columns"):
+        calibrate(rows.drop(columns="freq_mhz"), board)

@@ -215,10 +215,14 @@ class Thermal:
 
 @dataclass(frozen=True, slots=True)
 class Meter:
-    """A power meter: what it is, what its channels are called, where to read it."""
+    """A power meter: what it is, what its channels are called, where to read it.
+
+    `total`: the rails whose sum, over all meters, is the power of the whole board.
+    """
 
     kind: str
     label: str
+    total: tuple[str, ...] = ()
     path: str = ""
     unit: str = ""
     shunt_uohm: float | None = None
@@ -242,7 +246,8 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class Board:
-    """A board as its file describes it; `digest` is the SHA-256 of that file.
+    """A board as its file describes it; `digest` is the SHA-256 of that file, which does not count
+    when boards are compared.
 
     `static_slope_per_c`: relative growth of static power per degree above `reference_c`.
     """
@@ -257,7 +262,7 @@ class Board:
     thermal: Thermal | None
     sensors: tuple[Meter, ...]
     measured: tuple[Measured, ...]
-    digest: str
+    digest: str = field(compare=False)
     sources: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     static_slope_per_c: float = 0.0

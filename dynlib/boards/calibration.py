@@ -12,23 +12,30 @@ Where no voltages are public v = V / V_max is a floor up to a knee, then a line,
 
 Samples may be a grid or any rows of one. What they cannot tell is taken to be nothing: without
 queues all of L(1) is s, so that time grows with the queue, and waiting makes no unit busier.
+
+`calibrate` makes a board of samples, whose power is that of `dynlib.boards.board`: static power,
+and of each unit ``C f V^2`` for an idle share and for what is busy.
 """
 
+import hashlib
 import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 from scipy.optimize import nnls
 
-from dynlib.errors import ProfileError
+from dynlib.boards.board import Board, Opp, Unit
+from dynlib.boards.file import LEAST_MW
+from dynlib.errors import BoardError, ProfileError
 
 SAMPLE_COLUMNS = ("freq_mhz", "concurrency", "power_mw", "latency_ms")
 MIN_SAMPLES = 12
 MIN_CLOCKS = 4
 _FLOORS = np.arange(0.60, 1.001, 0.02)
 _KNEES = np.arange(0.0, 0.91, 0.05)
+_TOP_MV = 1000.0  # at the highest clock, where nobody knows it: only C V^2 has a meaning
 _SINGULAR = 1e-9  # of squares
 _SHARE = 1e-6  # that is more than rounding
 
@@ -60,6 +67,13 @@ class ClockModel:
         terms = _latency_terms(slower, np.asarray(concurrency, float))
         parts = [*self.image_ms, *self.overhead_ms]
         return terms @ np.array(parts)
+
+    def busy(self, freq_mhz, concurrency=1):
+        """Share of the time in which the unit works on answers, n*s/L; both broadcast."""
+        slower = self.max_mhz / np.asarray(freq_mhz, float)
+        fixed_ms, scaled_ms = self.image_ms
+        image_ms = fixed_ms + scaled_ms * slower
+        return concurrency * image_ms / self.latency_ms(freq_mhz, concurrency)
 
     def power_mw(self, freq_mhz, concurrency=1, temp_c: float | None = None):
         """Power of the whole board (mW); both arguments broadcast."""
@@ -105,6 +119,63 @@ def fit_samples(samples: pd.DataFrame, budget: int = 50) -> Calibration:
     model = fit_model(chosen)
     unknown = undetermined(chosen, model)
     return Calibration(model, power_pct, latency_pct, len(chosen), unknown)
+
+
+def calibrate(samples: pd.DataFrame, board: Board | None = None) -> Board:
+    """A board whose static power, C, idle shares and voltages are fitted to samples.
+
+    Args:
+        samples: one row a measurement of the whole board while one unit worked and the others
+            idled at their lowest clocks: freq_mhz, power_mw, and `busy` (cores of a CPU cluster,
+            utilisation 0..1 of a GPU) or, of clients of one network, concurrency and latency_ms;
+            `unit` is its name, "gpu" where there is no such column. See
+            `dynlib.profile.measure_board`.
+        board: whose units, clocks and other coefficients are kept; without one, units with the
+            clocks that occur. Published voltages are kept too.
+
+    Raises `ProfileError` for samples that cannot carry it, `BoardError` for a unit without samples
+    and without a power model.
+
+    >>> samples = pd.DataFrame({"freq_mhz": [500, 500, 1000, 1000] * 3, "busy": [0, 1] * 6})
+    >>> samples["power_mw"] = 3000 + samples["freq_mhz"] * (1 + 4 * samples["busy"])
+    >>> board = calibrate(samples)
+    >>> round(board.power_mw({"gpu": 1000}, {"gpu": 0.5}))
+    6000
+    """
+    rows, memory_shares = _loads(samples)
+    board = board or _bare_board(rows)
+    units = {name: board.unit(name) for name in rows["unit"].unique()}
+    rest_mw = sum(unit.idle_mw(unit.min_mhz) for unit in board.units if unit.name not in units)
+    power_mw = rows["power_mw"].to_numpy() - rest_mw
+    if (power_mw <= 0).any():
+        raise ProfileError(f"power below the {rest_mw:.0f} mW of the units without samples")
+    units = {name: _with_voltages(unit, rows[rows["unit"] == name]) for name, unit in units.items()}
+    terms = _load_terms(rows, units)
+    parts = _fit(terms, power_mw)
+    static_mw, idles, busys = parts[0], parts[1::2], parts[2::2]
+    for (name, unit), idle, busy in zip(units.items(), idles, busys, strict=True):
+        c = float(idle + busy)
+        memory = {}
+        if name in memory_shares:
+            memory = {"memory_share": memory_shares[name], "memory_share_status": "fitted"}
+        units[name] = replace(
+            unit,
+            c_uw_mhz_v2=c,
+            c_status="fitted",
+            idle_fraction=float(idle) / c if c else 0.0,
+            idle_status="fitted",
+            **memory,
+        )
+    error_pct = 100 * np.abs(terms @ parts / power_mw - 1).mean()
+    said = f"{', '.join(units)} calibrated on {len(rows)} samples, mean error {error_pct:.2g} %"
+    fitted = replace(
+        board,
+        units=tuple(units.get(unit.name, unit) for unit in board.units),
+        static_mw=float(static_mw) if static_mw >= LEAST_MW else 0.0,
+        static_status="fitted",
+        notes=(*board.notes, said),
+    )
+    return replace(fitted, digest=hashlib.sha256(repr(fitted).encode()).hexdigest())
 
 
 def pick_samples(samples: pd.DataFrame, budget: int) -> pd.DataFrame:
@@ -196,6 +267,90 @@ def undetermined(samples: pd.DataFrame, model: ClockModel) -> tuple[str, ...]:
     for names, terms in ((of_times, times), (of_powers, powers)):
         found += [names[part] for part in _dependent(terms)]
     return tuple(dict.fromkeys(found))
+
+
+def _loads(samples: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, float]]:
+    """The samples as unit, freq_mhz, busy and power_mw; what a model of clients says: how busy, and
+    by unit the share of L(1) at the highest clock that the clock does not change."""
+    rows = samples if "unit" in samples else samples.assign(unit="gpu")
+    memory_shares = {}
+    if "busy" not in rows:
+        parts = []
+        for name, part in rows.groupby("unit", sort=False):
+            model = fit_model(_checked(part))
+            parts.append(part.assign(busy=model.busy(part["freq_mhz"], part["concurrency"])))
+            fixed_ms, scaled_ms = np.add(model.image_ms, model.overhead_ms)
+            memory_shares[name] = float(fixed_ms / (fixed_ms + scaled_ms))
+        rows = pd.concat(parts)
+    needed = ["freq_mhz", "busy", "power_mw"]
+    if missing := [name for name in needed if name not in rows]:
+        raise ProfileError(f"samples lack the columns {missing}; expected {needed}")
+    numbers = rows[needed].to_numpy(float)
+    if not (np.isfinite(numbers) & (numbers >= 0)).all() or (rows["power_mw"] == 0).any():
+        raise ProfileError(f"{needed} of samples must be finite, at least 0 and power above 0")
+    for name, part in rows.groupby("unit"):
+        if len(part) < 3 or part["busy"].nunique() < 2:
+            raise ProfileError(
+                f"{name}: {len(part)} samples at {part['busy'].nunique()} loads; expected 3 or "
+                "more at 2 or more"
+            )
+    return rows[["unit", *needed]], memory_shares
+
+
+def _bare_board(rows: pd.DataFrame) -> Board:
+    """Units of which no more is known than that samples were taken at these clocks."""
+    units = []
+    for name, part in rows.groupby("unit", sort=False):
+        gpu = name == "gpu"
+        cores = 1 if gpu else math.ceil(part["busy"].max())
+        freqs = sorted(part["freq_mhz"].unique().tolist())
+        units.append(Unit(
+            name, "gpu" if gpu else "cpu", cores, tuple(Opp(float(mhz), 0.0) for mhz in freqs),
+            c_uw_mhz_v2=None, idle_fraction=0.0, stall_ms=0.1, settle_ms=5.0 if gpu else 1.0,
+            governor="performance", model="unknown",
+        ))  # fmt: skip
+    units.sort(key=lambda unit: unit.kind)
+    return Board(
+        "calibrated", "unknown", tuple(units), memory=None, static_mw=None,
+        static_status="estimated", modes=(), thermal=None, sensors=(), measured=(), digest="",
+    )  # fmt: skip
+
+
+def _with_voltages(unit: Unit, rows: pd.DataFrame) -> Unit:
+    """The unit with the floor and the line of voltages that fit its samples best."""
+    if unit.voltage_status == "published" and unit.opps[-1].voltage_mv:
+        return unit
+    top_mv = unit.opps[-1].voltage_mv or _TOP_MV
+    power_mw = rows["power_mw"].to_numpy()
+    best, least = unit, math.inf
+    for floor, knee in itertools.product(_FLOORS, _KNEES):
+        volts = _volts(np.array(unit.freqs) / unit.max_mhz, floor, knee)
+        opps = tuple(map(Opp, unit.freqs, np.round(top_mv * volts, 1).tolist()))
+        tried = replace(unit, opps=opps, voltage_status="fitted")
+        _, error = relative_nnls(_load_terms(rows, {unit.name: tried}), power_mw)
+        squares = (error**2).sum()
+        if squares < least:
+            best, least = tried, squares
+    return best
+
+
+def _load_terms(rows: pd.DataFrame, units: dict[str, Unit]) -> np.ndarray:
+    """1, then of each unit ``f V^2`` for C times its idle share, and for C times the rest; where
+    another unit was sampled, at its lowest clock and idle."""
+    terms = [np.ones(len(rows))]
+    for name, unit in units.items():
+        own = (rows["unit"] == name).to_numpy()
+        most = rows["busy"][own].max()
+        if most > unit.cores:
+            raise ProfileError(f"{name}: busy = {most:g}; expected at most {unit.cores}")
+        mhz = np.where(own, rows["freq_mhz"], unit.min_mhz)
+        try:
+            switched = np.array([f * unit.voltage_mv(f) ** 2 / 1e9 for f in mhz])
+        except BoardError as error:
+            raise ProfileError(str(error)) from error
+        busy = np.where(own, rows["busy"], 0.0)
+        terms += [unit.cores * switched, busy * switched]
+    return np.stack(terms, axis=-1)
 
 
 def _columns(samples: pd.DataFrame) -> np.ndarray:

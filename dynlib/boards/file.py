@@ -1,4 +1,4 @@
-"""Reading a board file: strict, so that a wrong file never becomes half a board.
+"""Board files, read and written: strict, so that a wrong file never becomes half a board.
 
 Each table is taken apart key by key; what is left over, missing or in the wrong unit is a
 `BoardError` with a line for each problem, which names file, key path and what was expected. Keys
@@ -8,6 +8,7 @@ and its range.
 
 import math
 import re
+from collections.abc import Iterable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal
@@ -25,9 +26,21 @@ from dynlib.boards.board import (
 )
 from dynlib.boards.governors import GOVERNORS
 from dynlib.errors import BoardError
-from dynlib.toml import NEEDED, Check, Table, is_number, is_whole, list_of, read_toml
+from dynlib.files import atomic_write
+from dynlib.toml import (
+    NEEDED,
+    Check,
+    Table,
+    as_toml,
+    is_number,
+    is_whole,
+    list_of,
+    read_toml,
+    tomllib,
+)
 
 BOARD_DIR = Path(__file__).parent
+LEAST_MW = 20  # a power in a file below it, but for 0, is taken for W
 
 
 def list_boards() -> list[str]:
@@ -38,6 +51,8 @@ def list_boards() -> list[str]:
 _SETTLE_MS = {"cpu": 1.0, "gpu": 5.0, "memory": 8.0}  # arXiv 2606.16106
 _NOISE_CV = {"cpu": 0.10, "gpu": 0.036}  # where no measured table says otherwise
 _STALL_MS = 0.1  # upper bound of the same measurement
+_OF_POWER = ("static_", "reference_")  # how fields of a board begin that are in [power]
+_OF_KIND = ("kind", "cores", "cpus", "cost")  # of a unit, and no keys of its table
 # Unit and highest value that any board could have, by name; the lowest is 0.
 _RANGES = {
     r"_uw_mhz_v2$": ("uW/MHz/V^2", 1e6),
@@ -57,6 +72,62 @@ def read_board(path: str | Path) -> Board:
     """The board in a TOML file; raises `BoardError` for anything but a complete, sound one."""
     content, digest = read_toml(path, BoardError)
     return _board(_Table(content, path, BoardError), digest)
+
+
+def save_board(board: Board, path: str | Path) -> Path:
+    """Write a board as a file that `read_board` makes the same board of, whole or not at all.
+
+    Notes of single tables are no part of a board; they are not written. Raises `BoardError` for
+    what no file can say: a unit without a power model, a GPU before a CPU cluster.
+    """
+    text = "\n".join(_lines(board)) + "\n"
+    # What a reader would refuse, or understand differently, is not written.
+    try:
+        content = tomllib.loads(text)
+    except ValueError as problem:  # two GPUs: one table twice
+        raise BoardError(f"{path}: {board.name!r} is not valid TOML: {problem}") from problem
+    again = _board(_Table(content, path, BoardError), board.digest)
+    for item in fields(Board):
+        if item.compare and getattr(again, item.name) != getattr(board, item.name):
+            raise BoardError(f"{path}: {item.name} of {board.name!r} cannot be kept in a file")
+    return atomic_write(path, text)
+
+
+def _lines(board: Board) -> list[str]:
+    """The lines of a board's file."""
+    power = [f.name for f in fields(Board) if f.name.startswith(_OF_POWER)]
+    lines = _entries(board, ["name", "soc", "sources", "notes"])
+    for unit in board.units:
+        names = ["name", "opps", *(["cpus"] if unit.kind == "cpu" else [])]
+        names += [f.name for f in fields(Unit) if f.init and f.name not in (*names, *_OF_KIND)]
+        lines += ["", "[gpu]" if unit.kind == "gpu" else "[[cluster]]", *_entries(unit, names)]
+        if unit.cost:
+            table = "[gpu.cost]" if unit.kind == "gpu" else "[cluster.cost]"
+            lines += ["", table, *_entries(unit.cost)]
+    for table, item in (("memory", board.memory), ("power", board), ("thermal", board.thermal)):
+        if item:
+            lines += ["", f"[{table}]", *_entries(item, power if item is board else None)]
+    for meter in board.sensors:
+        lines += ["", "[[sensor]]", *_entries(meter)]
+    for mode in board.modes:
+        cores = ", ".join(f"{as_toml(name)} = {count}" for name, count in mode.cores)
+        names = [f.name for f in fields(Mode) if f.name != "cores"]
+        lines += ["", "[[power_mode]]", *_entries(mode, names), f"cores = {{ {cores} }}"]
+    for measured in board.measured:
+        lines += ["", "[[measured]]", *_entries(measured)]
+    return lines
+
+
+def _entries(item: Any, names: Iterable[str] | None = None) -> list[str]:
+    """Lines for the fields of a dataclass that say something."""
+    lines = []
+    for name in names or [f.name for f in fields(item)]:
+        value = getattr(item, name)
+        if name == "opps":
+            value = [(opp.freq_mhz, opp.voltage_mv) for opp in value]
+        if value not in (None, ""):
+            lines.append(f"{name} = {as_toml(value)}")
+    return lines
 
 
 class _Table(Table):
@@ -81,7 +152,7 @@ class _Table(Table):
         if hint is float and value is not None:
             if key.endswith("_mhz"):
                 self.check_mhz(key, value)
-            if key.endswith("_mw") and 0 < value < 20:
+            if key.endswith("_mw") and 0 < value < LEAST_MW:
                 self.fail(key, f"{value:g} looks like W; expected a power in mW")
         return value
 
@@ -145,8 +216,8 @@ def _range(key: str) -> tuple[str, float]:
 
 def _board(top: _Table, digest: str) -> Board:
     given = top.values(Board, ("name", "soc", "sources", "notes"))
-    if top.left.get("cluster", []) == []:
-        missing = "missing or empty; expected at least one [[cluster]]"
+    if top.left.get("cluster", []) == [] and "gpu" not in top.left:
+        missing = "missing or empty; expected at least one [[cluster]] or a [gpu]"
         top.attempt(top.fail, "cluster", missing)
     units = [*top.records("cluster", _unit, "cpu")]
     if gpu := top.attempt(top.table, "gpu", None):
@@ -156,7 +227,7 @@ def _board(top: _Table, digest: str) -> Board:
     if len(set(names)) < len(names):
         twice = f"two units of the same name in {names}; expected different names"
         top.attempt(top.fail, "cluster", twice)
-    static = [f.name for f in fields(Board) if f.name.startswith(("static_", "reference_"))]
+    static = [f.name for f in fields(Board) if f.name.startswith(_OF_POWER)]
     given |= dict.fromkeys(static)
     if power := top.attempt(top.table, "power"):
         given |= power.values(Board, static, needed=["static_mw"])
@@ -200,8 +271,10 @@ def _cpus(table: _Table) -> tuple[int, ...]:
     return cpus
 
 
-def _cost(table: _Table) -> LayerCost:
-    return table.table("cost").record(LayerCost, cores=1, us_per_kweight_depthwise=0.0)
+def _cost(table: _Table) -> LayerCost | None:
+    """None where nobody timed single layers."""
+    cost = table.table("cost", None)
+    return cost and cost.record(LayerCost, cores=1, us_per_kweight_depthwise=0.0)
 
 
 def _memory(table: _Table) -> MemoryController:

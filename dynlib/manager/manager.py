@@ -65,6 +65,7 @@ class _Hand:
         work: the frames at hand.
         streams, coming: those to come, that have to be in time and all.
         spare: the next frame of each app that gets what time is left.
+        next_ms: when another frame of such an app may come.
         give_up: apps, frames of which that are due before a time are given up.
     """
 
@@ -73,6 +74,7 @@ class _Hand:
     streams: list[Stream] = field(default_factory=list)
     coming: list[Stream] = field(default_factory=list)
     spare: dict[str, Work] = field(default_factory=dict)
+    next_ms: float = math.inf
     give_up: dict[str, float] = field(default_factory=dict)
 
 
@@ -136,10 +138,13 @@ class Manager:
         for name, pacer in self.pacers.items():
             hand, clocks[name] = hands[name], pacer.unit.min_mhz
             if limits[name]:
+                waits = self._held(state, memory, pacer, hand, limits[name])
                 late |= hand.give_up
-                held |= self._held(state, memory, pacer, hand, limits[name])
+                held |= waits
                 # For those that get what time is left a unit makes room as fast as it can.
-                fast = self.objective == "latency" or hand.spare.keys() - plan.hopeless
+                last_ms = max([frame.deadline_ms for frame in hand.work], default=-math.inf)
+                room = hand.spare and (waits - hand.give_up.keys() or hand.next_ms < last_ms)
+                fast = self.objective == "latency" or room
                 least_mhz = limits[name] if fast else pacer.unit.min_mhz
                 clocks[name], again_ms = self._clock(state, pacer, hand, least_mhz, limits[name])
                 wake_ms = min(wake_ms, again_ms)
@@ -324,6 +329,7 @@ class Manager:
                 coming.append(Stream(next_ms, demand.period_ms, frame))
             hand.coming += coming
             if app.name in plan.spare and placed.count(placement.unit) > 1:
+                hand.next_ms = min([hand.next_ms, coming[0].next_ms if coming else state.t_ms])
                 if waiting:
                     first_ms = min(frame.deadline_at_ms for frame in waiting)
                     first_ms = math.inf if again else first_ms
@@ -378,11 +384,15 @@ class Manager:
         last_ms = {app: memory.times.get((app, name), _NO_TIMES).last_ms for app in hand.spare}
         # The one that was served least recently comes first.
         for app, frame in sorted(hand.spare.items(), key=lambda item: (last_ms[item[0]], item[0])):
-            work = in_order([*hand.work, frame._replace(worst=frame.typical)])
+            likely = frame._replace(worst=frame.typical)
+            work = in_order([*hand.work, likely])
+            before = work[: work.index(likely) + 1]
             top = pacer.index[limit]
             if pacer.in_time(state.t_ms, mhz, work, hand.streams, top, top):
-                hand.work[:] = work
+                hand.work[:] = in_order([*hand.work, frame])
                 held.remove(app)
+            elif not pacer.in_time(state.t_ms, mhz, before, (), top, top, sure=False):
+                hand.give_up[app] = frame.deadline_ms + SAFETY_MS
         return held
 
     def _clock(self, state: State, pacer: Pacer, hand: _Hand, least_mhz: float, limit: float):

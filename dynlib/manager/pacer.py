@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 MAX_FRAMES = 24  # looked ahead in a busy period, or all that are there if those are more
 SAFETY_MS = 0.1
 _DRAWS = [NormalDist().inv_cdf((i + 0.5) / 6) for i in range(6)]  # equally likely lengths
-_DEADLINE = itemgetter(0)
+_DUE = itemgetter(0)
 
 
 class Work(NamedTuple):
@@ -50,7 +50,11 @@ class Stream(NamedTuple):
 
     def at(self, t_ms: float) -> Work:
         """The frame that comes then."""
-        return self.frame._replace(deadline_ms=t_ms + self.frame.deadline_ms)
+        return self.frame._replace(deadline_ms=self.due_ms(t_ms))
+
+    def due_ms(self, t_ms: float) -> float:
+        """When the frame that comes then has to be done."""
+        return t_ms + self.frame.deadline_ms
 
 
 class Pace(NamedTuple):
@@ -124,11 +128,12 @@ class Pacer:
         clock and the others at another: at worst, or typically. Margins of frames add as squares.
         """
         t, variance = now_ms, 0.0
-        ready, coming = list(work), [stream.next_ms for stream in streams]
+        ready = [(frame.deadline_ms, frame) for frame in work]
+        coming = [stream.next_ms for stream in streams]
         for n in range(max(MAX_FRAMES, len(work))):
             if n and len(ready) > 1:
-                ready.sort(key=_DEADLINE)
-            frame = ready.pop(0)
+                ready.sort(key=_DUE)
+            due_ms, frame = ready.pop(0)
             ms, typical = frame.point.latency_ms[then if n else index], max(frame.typical, 0.0)
             if n == 0 and now_mhz not in (self.unit.freqs[index], None):
                 # Until the clock acts the frame runs as it does now.
@@ -137,12 +142,12 @@ class Pacer:
             t += typical * ms
             if sure:
                 variance += ((frame.worst - typical) * ms) ** 2
-            late_ms = frame.deadline_ms - t
+            late_ms = due_ms - t
             if late_ms < 0 or variance > late_ms * late_ms:
                 return False
             while coming and (next_ms := min(coming)) <= t:
                 i = coming.index(next_ms)
-                ready.append(streams[i].at(next_ms))
+                ready.append((streams[i].due_ms(next_ms), streams[i].frame))
                 coming[i] += streams[i].period_ms
             if not ready:
                 break

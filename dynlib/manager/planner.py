@@ -185,6 +185,7 @@ class Planner:
         self.plan = lru_cache(maxsize=256)(self._plan)
         self.load = lru_cache(maxsize=4096)(self._load)
         self.choice = lru_cache(maxsize=1024)(self._choice)
+        self.attainable = lru_cache(maxsize=256)(self._attainable)
 
     def margin(self, sigma: float, speed: Speed) -> float:
         """Longest to typical time of a frame, but for the target."""
@@ -201,7 +202,7 @@ class Planner:
         Where memory is short no network is larger than a size that is as large as possible; where
         not even the smallest ones fit together, the least important app is not served.
         """
-        kept = [self._attainable(demand, limits) for demand in demands]
+        kept = [self.attainable(demand, limits) for demand in demands]
         kept.sort(key=lambda d: (-d.priority, d.period_ms, d.app))
 
         def needed_mb(most_mb: float) -> float:
@@ -265,7 +266,9 @@ class Planner:
             return round(sum([load.lost for load in found]), 6), sum([load.cost for load in found])
 
         best = {
-            d: min(units, key=lambda u, d=d: score({d: u})) for d, units in options.items() if units
+            d: min(units, key=lambda u, d=d: score({d: u})) if len(units) > 1 else units[0]
+            for d, units in options.items()
+            if units
         }
         while len(best) <= _SEARCHED or score(best)[0]:
             moves = [best | {d: unit} for d in best for unit in options[d] if unit != best[d]]
@@ -276,9 +279,10 @@ class Planner:
         return loads(best)
 
     def _choice(self, demand: Demand, unit: str, limit_mhz: float, most_mb: float, strict: bool):
-        """(points, planned times, costs, least costs): what `demand` could do on `unit` up to a
-        clock; arrays (clocks, points), costs inf where it could not. With networks of at most
-        `most_mb`, or the smallest; `strict`: with the margin, else the fastest alone."""
+        """(points, planned times, costs, least costs, least shares of the time): what `demand`
+        could do on `unit` up to a clock; arrays (clocks, points), costs inf where it could not, and
+        (clocks,). With networks of at most `most_mb`, or the smallest; `strict`: with the margin,
+        else the fastest alone."""
         here, spec = self.on[demand.table, unit], self.units[unit]
         speed = dict(demand.speeds).get(unit, Speed())
         clocks = spec.freqs.index(limit_mhz) + 1
@@ -298,8 +302,11 @@ class Planner:
         cost = here.energy_uj[kept, :clocks].T * (speed.typical / demand.period_ms)
         if self.objective == "accuracy":
             cost -= _ACCURACY_MW * here.accuracy_pct[kept]
-        cost = np.where(needed_ms <= demand.deadline_ms, cost, np.inf)
-        return [here.points[i] for i in kept], planned_ms, cost, cost.min(axis=1, initial=np.inf)
+        in_time = needed_ms <= demand.deadline_ms
+        cost = np.where(in_time, cost, np.inf)
+        least = cost.min(axis=1, initial=np.inf)
+        shares = planned_ms.min(axis=1, where=in_time, initial=np.inf) / demand.period_ms
+        return [here.points[i] for i in kept], planned_ms, cost, least, shares
 
     def _likely(self, demand: Demand, unit: str, point: "Point", limit_mhz: float) -> float:
         """Share of the frames of an app, of which not all are in time, that it has credit for: of
@@ -336,16 +343,19 @@ class Planner:
 
     def _together(self, demands, choices, strict: bool):
         """The cheapest load at which all are in time; None without."""
-        least = sum(best for *_, best in choices).tolist()
+        least = sum(best for *_, best, _ in choices).tolist()
         best = None
-        clocks = sorted(range(len(least)), key=least.__getitem__) if strict else [len(least) - 1]
+        clocks = [len(least) - 1]
+        if strict:  # not at clocks at which there is no time for all, whatever they take
+            lowest = int((sum(shares for *_, shares in choices) >= 1).sum())
+            clocks = sorted(range(lowest, len(least)), key=least.__getitem__)
         for clock in clocks:
             if least[clock] >= (best.cost if best else math.inf):
                 break
             times = [planned_ms[clock] for _, planned_ms, *_ in choices]
-            costs = [cost[clock] for _, _, cost, _ in choices]
+            costs = [cost[clock] for _, _, cost, *_ in choices]
             picks = self._at(demands, times, costs, strict)
-            cost = sum(cost[clock, i] for (*_, cost, _), i in zip(choices, picks, strict=False))
+            cost = sum(cost[i] for cost, i in zip(costs, picks, strict=False))
             if picks and (best is None or cost < best.cost):
                 pairs = zip(demands, choices, picks, strict=True)
                 points = {demand.app: some[i] for demand, (some, *_), i in pairs}

@@ -1,6 +1,7 @@
 """Figures of the board models: what they predict beside what was measured or published."""
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
@@ -35,6 +36,32 @@ def profile_models(table: pd.DataFrame) -> Figure:
     for panel in axes:
         handles = panel.get_legend_handles_labels()[0]
         panel.legend(handles=[*handles, *(_MARKS if panel is axes[0] else [])], loc="upper left")
+    return drawn
+
+
+@figure("profile_replay")
+def profile_replay(table: pd.DataFrame) -> Figure:
+    """Energy of runs that a board's model predicts, and the error of each by what was fitted."""
+    drawn, axes = panels(2)
+    names = {"nx0": "first Xavier NX", "nx1": "second Xavier NX"}
+    for device, rows in table[table["method"] == "idle base"].groupby("device"):
+        axes[0].plot(rows["predicted_j"], rows["measured_j"], "o", ms=3, alpha=0.6,
+                     label=names[device])  # fmt: skip
+    if table["measured_j"].isna().all():
+        axes[0].text(0.1, 0.5, "the measured runs are not here", transform=axes[0].transAxes)
+    else:
+        limits = np.array([0.9, 1.05]) * [table["measured_j"].min(), table["measured_j"].max()]
+        axes[0].plot(limits, limits, color="0.7", lw=1, zorder=0)
+        axes[0].fill_between(limits, 0.9 * limits, 1.1 * limits, color="0.93", zorder=0,
+                             label="within 10 %")  # fmt: skip
+        axes[0].legend(loc="upper left")
+        sns.stripplot(table, x="error_pct", y="method", hue="device", ax=axes[1], size=3,
+                      alpha=0.6, legend=False, dodge=True)  # fmt: skip
+    axes[0].set(xlabel="energy predicted (J)", ylabel="energy measured (J)")
+    for side in (-10, 10):
+        axes[1].axvline(side, color="0.7", lw=1, ls=":")
+    axes[1].axvline(0, color="0.7", lw=1)
+    axes[1].set(xlabel="error of a run's energy (%)", ylabel="fitted on a third of the runs")
     return drawn
 
 

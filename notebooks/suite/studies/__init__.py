@@ -5,6 +5,7 @@ from suite.lazy import lazily
 __getattr__ = lazily(__name__, {
     "ablation": ["compare_alone", "compare_recipes", "single"],
     "bound": ["attackers", "below_optimum"],
+    "bundles": ["bundle_latency", "bundle_memory"],
     "code_size": ["manager_tokens"],
     "compare": ["compare_policies", "headline", "published_ladder", "reductions"],
     "contention": ["judged_cases"],
@@ -16,9 +17,11 @@ __getattr__ = lazily(__name__, {
         "against_optimum", "contenders", "decision_us", "levels", "over_linux", "recoveries",
         "rivals", "sensitivity", "simulate_many", "simulation_speed", "tables_by_work",
     ],
+    "mechanisms": ["MECHANISMS", "most_of_each", "take_out", "what_each_brings"],
     "panel": ["Panel"],
     "parallel": ["in_parallel"],
     "random_workloads": ["noise_wrong", "random_case"],
+    "replay_power": ["calibrations", "replay"],
     "scenarios": ["scenario"],
     "schedule": [
         "VARIANTS", "compare_schedulers", "late_against_optimum", "queue_error", "seed_ratio",
