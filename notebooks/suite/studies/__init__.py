@@ -22,6 +22,11 @@ __getattr__ = lazily(__name__, {
     "replay_power": ["calibrations", "replay"],
     "scenarios": ["scenario"],
     "search": ["compare_archives", "compare_samplers", "gains", "record_front", "replayed"],
+    "serve_many": [
+        "Stage", "accuracy_pct", "ask_many", "board_by_core", "kill_many", "measured_rows", "play",
+        "small_images", "train_prefixes",
+    ],
+    "served_program": ["PrefixNet"],
     "throughput": ["images_per_s", "reference_step", "sandwich_step"],
     "workers": ["trials_per_s"],
 })  # fmt: skip
