@@ -27,6 +27,11 @@ class CheckpointError(DynlibError):
     file and tensor."""
 
 
+class BundleError(DynlibError):
+    """A bundle is damaged, made for another machine, or reaches outside its folder; names file
+    and what was expected."""
+
+
 class RecipeError(DynlibError):
     """A training recipe asks for what does not exist; names the field."""
 

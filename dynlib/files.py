@@ -4,6 +4,7 @@ import hashlib
 import os
 import secrets
 from pathlib import Path
+from typing import BinaryIO
 
 FIGURE_SUFFIXES = (".png", ".pdf", ".csv")  # what a figure is kept as, the last its table
 
@@ -53,4 +54,12 @@ def sha256(path: str | Path) -> str:
         listing = "\n".join(f"{sha256(p)} {p.relative_to(path).as_posix()}" for p in files)
         return hashlib.sha256(listing.encode()).hexdigest()
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return digest(file)
+
+
+def digest(file: BinaryIO) -> str:
+    """SHA-256 of what is left to read of a file; hexadecimal."""
+    sha = hashlib.sha256()
+    while chunk := file.read(2**20):
+        sha.update(chunk)
+    return sha.hexdigest()

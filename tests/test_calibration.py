@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+import runtime_cases
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -21,6 +22,8 @@ from dynlib.boards.calibration import (
 from dynlib.boards.file import list_boards, read_board, save_board
 from dynlib.errors import BoardError, ProfileError
 from dynlib.machine.bind import load_board
+from dynlib.manager import Manager
+from dynlib.runtime.case import Case
 
 CLOCKS = np.linspace(100, 1000, 10)
 TRUTH = ClockModel(1000.0, (5.0, 15.0), (2.0, 14.0), 4000.0, 5.0, 2.0, 30.0, 0.8, 0.5)
@@ -257,6 +260,17 @@ def test_clients_of_one_network_calibrate_a_gpu():
     assert np.abs(predicted / samples()["power_mw"] - 1).mean() < 0.02
     assert board.gpu.memory_share == pytest.approx(7 / 36)  # 5 + 2 of 36 ms
     assert TRUTH.busy(1000.0, 1) == pytest.approx(16 / 36)
+
+
+def test_a_board_of_samples_alone_is_saved_loaded_and_managed(tmp_path):
+    board = read_board(save_board(calibrate(samples()), tmp_path / "mine.toml"))
+    points = runtime_cases.tables(board)
+    case = Case(runtime_cases.periodic(accuracy_floor_pct=75.0), board, points)
+    run = case.simulate(Manager(board, points), seed=1)
+    summary = run.summary()
+    assert (summary["accuracy_mean_pct"], summary["deadline_miss_pct"]) == (80.0, 0.0)
+    mean_mw = run.energy_mj / case.workload.horizon_s
+    assert board.power_mw({}, {}) < mean_mw < board.power_mw({"gpu": 1000}, {"gpu": 1})
 
 
 def test_of_a_unit_that_others_were_not_measured_with_only_that_one_changes():

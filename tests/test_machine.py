@@ -143,10 +143,9 @@ def test_simulated_energy_is_exact():
     clock = VirtualClock()
     model = load_board("hikey960")
     parts = virtual_parts(model, clock)
-    load(parts.knobs, "big", 4.0)
     with Machine("model", parts, None, clock=clock) as machine:
         machine.set("big", "clock_mhz", 903.0)
-        with machine.measure() as window:
+        with load(parts.knobs, "big", 4.0), machine.measure() as window:
             clock.sleep(2.0)
     expected = model.power_mw({"big": 903.0, "little": 1844.0}, {"big": 4.0})
     assert window.power_mw == pytest.approx(expected)

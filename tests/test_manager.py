@@ -699,6 +699,20 @@ def test_the_manager_holds_and_gives_up_only_those_that_are_there():
     assert not recorder.calls[-1][2].hold
 
 
+def test_the_highest_clock_ends_when_nobody_that_waits_can_be_in_time_any_more():
+    on = load_board("jetson-nano")
+    points = published_tables(on)
+    case = scenario("T6", on, points, 400)
+    log = case.simulate(Manager(on, points), 400).log
+    overloaded = [e for e in log if 1.0 < e["t_s"] < 19.0]
+    clocks = {e["gpu_mhz"] for e in overloaded if e["event"] == "set" and "gpu_mhz" in e}
+    started = sum(e["event"] == "start" for e in overloaded)
+    given_up = sum(e.get("reason") == "given up" for e in overloaded)
+    # One of the two has its frame done before the next ones come, and need not hurry.
+    assert given_up == pytest.approx(started, abs=2)
+    assert any(on.gpu.min_mhz < mhz < on.gpu.max_mhz for mhz in clocks)
+
+
 # A unit left for being slow.
 
 

@@ -7,7 +7,7 @@ needs numpy, pandas or scipy is loaded when it is asked for.
 import importlib
 from typing import Any
 
-from dynlib.boards.board import Board, Opp, Unit
+from dynlib.boards.board import Board, Unit
 from dynlib.boards.file import list_boards, read_board, save_board
 from dynlib.boards.governors import make_governor
 from dynlib.boards.latency import network_ms
@@ -17,13 +17,11 @@ _LATER = {
     "calibrate": "calibration",
     "fit_samples": "calibration",
     "fitting_batch": "simulated",
-    "mape": "calibration",
     "simulate_points": "simulated",
 }
 
 __all__ = [
     "Board",
-    "Opp",
     "Platform",
     "Unit",
     "calibrate",
@@ -31,7 +29,6 @@ __all__ = [
     "fitting_batch",
     "list_boards",
     "make_governor",
-    "mape",
     "network_ms",
     "read_board",
     "save_board",

@@ -217,7 +217,7 @@ class Binding:
             return self._left_alone(unit, kind, value, str(error))
         done = [self.machine.set(*key, share) for key, share in zip(keys, values, strict=True)]
         if kind == "clock_mhz":
-            self._asked[unit] = value
+            self._asked[unit] = done[0].asked  # as the machine lists it: limits compare with that
         problem = next((applied.problem for applied in done if applied.problem), "")
         return Applied(unit, kind, value, self.get(unit, kind), problem)
 
@@ -344,10 +344,7 @@ class Binding:
         return Applied(unit, kind, value, in_force, reason)
 
     def _mode_caps(self, kind: str) -> dict[str, float]:
-        mode = None
-        if self.modes:
-            in_force = self.machine.get("board", "mode")
-            mode = self.modes.get(in_force)
+        mode = self.modes.get(self.machine.get("board", "mode")) if self.modes else None
         if mode is None:
             return {}
         if kind == "cores":
@@ -359,8 +356,8 @@ class Binding:
 
     def _limit_mhz(self, unit: str) -> float:
         """The lowest upper limit that the kernel shows below what was asked, or has just shown."""
-        asked_mhz = self._asked.get(unit, self._most(unit, "clock_mhz"))
-        now_ns = self.machine.clock.now_ns()
+        most_mhz, now_ns = self._most(unit, "clock_mhz"), self.machine.clock.now_ns()
+        asked_mhz = self._asked.get(unit, most_mhz)
         for key in self._keys(unit, "clock_mhz"):
             knob = self.machine.knobs[key]
             if not isinstance(knob, ClockKnob):
@@ -369,10 +366,8 @@ class Binding:
                 limit_mhz = knob.fs.number(knob.high) / knob.per_mhz
                 if limit_mhz < asked_mhz:
                     self._seen[unit] = limit_mhz, now_ns
-        cap_mhz, seen_ns = self._seen.get(unit, (asked_mhz, now_ns))
-        if now_ns - seen_ns > 1e9 * _CAP_S or unit not in self._seen:
-            return self._most(unit, "clock_mhz")
-        return cap_mhz
+        cap_mhz, seen_ns = self._seen.get(unit, (most_mhz, now_ns))
+        return cap_mhz if now_ns - seen_ns <= 1e9 * _CAP_S else most_mhz
 
     def _most(self, unit: str, kind: str) -> float:
         return self._freqs[unit][-1] if kind == "clock_mhz" else self.board.unit(unit).cores

@@ -10,6 +10,9 @@ from dynlib.sysfs import SysFs
 _WINDOW_S = 0.05  # the kernel counts in hundredths of a second: of less there is nothing to say
 
 
+CALM = 0.25  # a share of the CPUs that others may use without being felt
+
+
 class Usage:
     """What share of some CPUs others use.
 

@@ -3,9 +3,10 @@
 Power is constant between two changes, so the energy counter is exact.
 """
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
 
-from dynlib.boards.board import Board
+from dynlib.boards.board import Board, Mode
 from dynlib.boards.governors import GOVERNORS
 from dynlib.machine.control import Clock, Knob, MachineUnit, Parts, Sensor
 
@@ -40,9 +41,7 @@ class _State:
             self.memory_mhz["memory"] = board.memory.opps[-1].freq_mhz
         self.mode = {}
         if board.modes:
-            fastest = max(
-                board.modes, key=lambda mode: (sum(dict(mode.cores).values()), mode.cpu_mhz)
-            )
+            fastest = max(board.modes, key=_speed)
             self.mode["board"] = fastest.name
         self.busy: dict[str, float] = {}
         self.energy_mj = 0.0
@@ -60,6 +59,11 @@ class _State:
             self.energy_mj += self.power_mw() * (now_ns - self._since_ns) / 1e9
         self._since_ns = now_ns
         return self.energy_mj
+
+
+def _speed(mode: Mode) -> tuple[int, float]:
+    """Cores and clock: the twin starts in the mode that has most of them."""
+    return sum(count for _, count in mode.cores), mode.cpu_mhz
 
 
 class _VirtualKnob(Knob):
@@ -104,7 +108,7 @@ class _VirtualMode(_VirtualKnob):
 
 
 def virtual_parts(board: Board, clock: Clock) -> Parts:
-    """Knobs and sensors of a board's model; `load(knobs, unit, busy)` puts work on it."""
+    """Knobs and sensors of a board's model; in `load(knobs, unit, busy)` it works."""
     state = _State(board, clock)
     parts = Parts()
     if board.modes:  # first, because it changes the others when everything is put back
@@ -136,8 +140,16 @@ def virtual_parts(board: Board, clock: Clock) -> Parts:
     return parts
 
 
-def load(knobs: Iterable[Knob], unit: str, busy: float) -> None:
-    """Put work on a unit of `virtual_parts`: busy cores (CPU) or utilisation 0..1 (GPU)."""
+@contextlib.contextmanager
+def load(knobs: Iterable[Knob], unit: str, busy: float) -> Iterator[None]:
+    """Work on a unit of `virtual_parts`: busy cores (CPU) or utilisation 0..1 (GPU)."""
     state = next(iter(knobs)).state
+    name = state.board.unit(unit).name
+    before = state.busy.get(name, 0.0)
     state.settle()
-    state.busy[state.board.unit(unit).name] = busy
+    state.busy[name] = busy
+    try:
+        yield
+    finally:
+        state.settle()
+        state.busy[name] = before

@@ -13,7 +13,7 @@ from typing import NamedTuple
 _WINDOW = 200  # frames after which a shock is forgotten
 _FEW = 5  # frames whose median is the speed after a change
 _MANY = 40  # frames whose median it is while nothing changes
-_ENOUGH = 20  # frames whose largest but one is what to plan for
+_ENOUGH = 10  # frames whose largest is what to plan for; of twice as many one may be chance
 _AGREE = 1.5  # standard deviations between the two: three standard errors of the first
 _PRIOR = 10  # frames that the spread of the table counts for
 _LEAST_SIGMA = 0.005  # a table that knows of no noise at all is not believed
@@ -38,7 +38,7 @@ class Times(NamedTuple):
         spread: standard deviation of the log noise over that of the table.
         peak: what a shock may bring, if they keep coming; 1 if not.
         worst: the longest to be ready for just now.
-        high: the largest but one of the last ratios; infinite while there are few.
+        high: the largest of the last ratios, or the largest but one of many; infinite of few.
         prior: the speed that is expected before anything is measured.
     """
 
@@ -107,7 +107,7 @@ class Times(NamedTuple):
             spread,
             peak,
             worst,
-            sorted(ratios)[-2] if len(ratios) >= _ENOUGH else math.inf,
+            _high(ratios),
             self.prior,
         )
 
@@ -121,6 +121,12 @@ class Times(NamedTuple):
         if self.typical < SLOW or now_ms - self.last_ms < kept_ms:
             return self
         return Times.expected(self.prior)._replace(last_ms=now_ms, patience=2 * self.patience)
+
+
+def _high(ratios: tuple[float, ...]) -> float:
+    if len(ratios) < _ENOUGH:
+        return math.inf
+    return sorted(ratios)[-2] if len(ratios) >= 2 * _ENOUGH else max(ratios)
 
 
 class Gaps(NamedTuple):

@@ -4,11 +4,10 @@ from dynlib.profile.layertable import Affine, LayerTable, build_table, leave_one
 from dynlib.profile.measuring import measure_board
 from dynlib.profile.points import at_full_clock, profile_points
 from dynlib.profile.switching import profile_switches
-from dynlib.profile.timing import Latency, paired_ratio, peak_memory_mb, profile_latency
+from dynlib.profile.timing import paired_ratio, peak_memory_mb, profile_latency
 
 __all__ = [
     "Affine",
-    "Latency",
     "LayerTable",
     "at_full_clock",
     "build_table",

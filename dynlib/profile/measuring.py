@@ -15,6 +15,7 @@ import pandas as pd
 
 from dynlib.boards.board import Board, Unit
 from dynlib.errors import ProfileError
+from dynlib.machine import virtual
 from dynlib.machine.bind import Binding, bind
 from dynlib.machine.control import Missing
 from dynlib.machine.machine import Machine
@@ -50,7 +51,7 @@ def measure_board(
 
     Args:
         load: makes ``load(unit, busy)``, in which that many cores of a CPU cluster, or that share
-            of a GPU, are busy; default `spin`, which knows CPUs only.
+            of a GPU, are busy; default `spin`, which knows CPUs only, or the work of a twin.
         units: which ones; default all of the board whose clock can be set.
         clocks: at most so many of a unit, spread over its list, both ends included.
         shares: of all cores of a unit that are to be busy.
@@ -58,6 +59,8 @@ def measure_board(
 
     Raises `ProfileError` where the machine does not measure its power, or gave no clock.
     """
+    if load is None:
+        load = spin if machine.fs is not None else _twin_load(machine)
     bound = bind(board, machine)
     if not bound.sensors:
         raise ProfileError(f"{machine.name}: no sensor measures the power of the whole board")
@@ -76,7 +79,7 @@ def measure_board(
                     continue
                 for share in shares:
                     busy = share * unit.cores
-                    row = _measured(bound, load or spin, unit, busy, seconds)
+                    row = _measured(bound, load, unit, busy, seconds)
                     rows.append({"unit": name, "freq_mhz": mhz, "busy": busy, **row})
             bound.set(name, "clock_mhz", unit.min_mhz)
     if not rows:
@@ -93,6 +96,10 @@ def _measured(bound: Binding, load: Load, unit: Unit, busy: float, seconds: floa
     if isinstance(window.power_mw, Missing):
         raise ProfileError(f"{machine.name}: power: {window.power_mw.reason}")
     return {"power_mw": window.power_mw, "uncertainty_pct": window.uncertainty_pct}
+
+
+def _twin_load(machine: Machine) -> Load:
+    return lambda unit, busy: virtual.load(machine.knobs.values(), unit.name, busy)
 
 
 @contextlib.contextmanager

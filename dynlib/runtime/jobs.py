@@ -26,6 +26,7 @@ class Job:
         "answer",
         "app",
         "arrival_ms",
+        "begin_ms",
         "content",
         "deadline_at_ms",
         "fixed_ms",
@@ -45,7 +46,7 @@ class Job:
         self.app, self.priority = run.app.name, run.app.priority
         self.deadline_at_ms = arrival_ms + need.deadline_ms
         self.point: Point | None = None
-        self.segment = 0
+        self.segment, self.begin_ms = 0, 0.0
         self.share = 0.0  # of the whole latency, left in the current segment
         self.fixed_ms = 0.0  # left of the switch to another sub-network
         self.ran: dict[float, float] = {}

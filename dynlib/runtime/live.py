@@ -265,8 +265,8 @@ class Live(Loop):
             self.push(self.now_ms, DONE)
             return
         asleep_s, throttled, problem = _asleep_s(), self._throttled(), ""
-        begin_ms = self.now_ms = min(self.clock_ms(), self.horizon_ms)  # deciding took its time
-        self.start(job, 0.0)
+        begin_ms = self.clock_ms()  # deciding took its time
+        self.start(job, 0.0, latency_ms=begin_ms - job.arrival_ms)
         try:
             self._answer(job)
         except Exception as error:  # whatever it is, the other apps are served
@@ -279,7 +279,7 @@ class Live(Loop):
             why = why or self._held_back(job.point)
         elif throttled:
             self.held.append(False)
-        self._read_clock(job.point.unit)
+        self.on_clock(job.point.unit)
         job.ran[self.clocks[job.point.unit]] = end_ms - begin_ms
         self.push(end_ms, DONE, (job, why, problem))
 

@@ -152,6 +152,15 @@ class Loop(ABC):
 
     def run(self) -> DecisionLog:
         """Run to the horizon, or until it is stopped."""
+        try:
+            self._run()
+            self._close()
+        finally:
+            self.ended = True
+            self._cancel()
+        return self.log
+
+    def _run(self) -> None:
         self.sample()
         self.schedule()
         self.push(0.0, WAKE)
@@ -161,15 +170,14 @@ class Loop(ABC):
             now_ms = self.wait(min(next_ms, self.horizon_ms))
             while self.inbox:
                 asked_ms, *item = self.inbox.popleft()
-                self.push(max(asked_ms, self.now_ms), ASKED, item)
+                # Not before what has been handled; and what came before the start comes now.
+                self.push(max(min(asked_ms, now_ms), self.now_ms), ASKED, item)
             while heap and heap[0][0] <= now_ms:
                 self.now_ms, kind, _, item = heapq.heappop(heap)
                 handlers[kind](item)
             self.now_ms = now_ms
             if now_ms < self.horizon_ms:
                 self.settle()
-        self._close()
-        return self.log
 
     def _over(self) -> bool:
         if self.stopped:  # what runs is finished
@@ -179,7 +187,6 @@ class Loop(ABC):
         return not self.heap or self.heap[0][0] >= self.horizon_ms
 
     def _close(self) -> None:
-        self.ended = True
         if not self.stopped:
             self.now_ms = self.horizon_ms
         elif self.now_ms > 0:
@@ -190,11 +197,16 @@ class Loop(ABC):
         self.sample(last=True)
         if self.stopped:
             self.log.add(self.now_ms / 1000, "set", reason="stopped")
-        late = [item for _, kind, _, item in self.heap if kind == ASKED]
+
+    def _cancel(self) -> None:
+        """Whoever waits for an answer that will not come is told so."""
+        jobs = [job for run in self.apps.values() for job in (*run.jobs, *run.waiting)]
+        waiting = [job.answer for job in jobs]
+        waiting += [item[1] for _, kind, _, item in self.heap if kind == ASKED]
         while self.inbox:
-            _, *item = self.inbox.popleft()
-            late.append(item)
-        for _, answer in late:
+            *_, answer = self.inbox.popleft()
+            waiting.append(answer)
+        for answer in waiting:
             if answer is not None:
                 answer.cancel()
 
@@ -438,10 +450,10 @@ class Loop(ABC):
         """A frame that runs can do so no longer."""
         job.run.restart(job)
 
-    def start(self, job: Job, switch_ms: float) -> None:
-        """Begin with a frame that waits."""
+    def start(self, job: Job, switch_ms: float, **values: Any) -> None:
+        """Begin with a frame that waits; `values` go into the log."""
         point = job.run.start(job, switch_ms)
-        self.record("start", job, **point.logged)
+        self.record("start", job, **point.logged, **values)
 
     def finish(self, job: Job, **values: Any) -> None:
         """A frame is done, and may be learnt from; `values` go into the log."""

@@ -431,7 +431,7 @@ class _Programme:
         cost, most = np.append(cost, np.zeros(more)), np.append(most, np.ones(more))
         limits = {"node_limit": MOST_NODES, "time_limit": search_s, "mip_rel_gap": GOOD_GAP}
         solved = _search(cost, entries, room, most, is_whole, limits)
-        if solved.status not in (0, 1):  # neither solved nor at its limits
+        if solved.status in (2, 3):  # infeasible or unbounded; all else is solved, or at a limit
             return None
         bound = max(relaxed.fun, solved.mip_dual_bound or 0.0)
         if solved.x is None:

@@ -5,17 +5,23 @@ from suite.lazy import lazily
 __getattr__ = lazily(__name__, {
     "ablation": ["compare_alone", "compare_recipes", "single"],
     "bound": ["attackers", "below_optimum"],
+    "bundles": ["bundle_latency", "bundle_memory"],
     "code_size": ["manager_tokens"],
     "compare": ["compare_policies", "headline", "published_ladder", "reductions"],
     "contention": ["judged_cases"],
     "judge_boards": ["clock_models", "find_data", "published_grid", "queues", "resolutions"],
     "judge_machine": ["inject_faults", "machine_costs_us", "quota_tracking", "reached"],
     "life": ["LIFE", "life_case", "life_workload"],
+    "live": [
+        "Labelled", "bursts", "compare_live", "duty_sweep", "fixed_policies", "harm_points",
+        "predict", "serve_all",
+    ],
     "load": ["Burst", "background"],
     "manage": [
         "against_optimum", "contenders", "decision_us", "levels", "over_linux", "recoveries",
         "rivals", "sensitivity", "simulate_many", "simulation_speed", "tables_by_work",
     ],
+    "mechanisms": ["MECHANISMS", "most_of_each", "take_out", "what_each_brings"],
     "panel": ["Panel"],
     "parallel": ["in_parallel"],
     "random_workloads": ["noise_wrong", "random_case"],

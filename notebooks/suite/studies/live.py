@@ -4,7 +4,9 @@ What counts is an answer that is right and in time. All policies serve the same 
 same load, one after the other in every repetition, so that they are compared in pairs.
 """
 
+import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,6 +15,7 @@ import pandas as pd
 from dynlib.machine.machine import Machine
 from dynlib.manager.policy import Placement, Policy
 from dynlib.runtime import Case, LiveRun, Served, Static
+from dynlib.workload import Change, Workload
 from suite.record.statistics import mean_interval
 from suite.studies.load import Burst
 
@@ -95,49 +98,37 @@ def _from(network: Labelled, first: int) -> Served:
     return Served(network.switch, lambda k: network.answer(k + first))
 
 
-def side_by_side(frames: pd.DataFrame) -> pd.DataFrame:
-    """Per policy, in percent: right_in_time, missed, and right of the answers given."""
-    by_policy = frames.groupby("policy", sort=False)
-    return pd.DataFrame({
-        "right_in_time_pct": 100 * by_policy["right"].mean(),
-        "missed_pct": 100 - 100 * by_policy["on_time"].mean(),
-        "accuracy_pct": 100 * by_policy["answered"].mean(),
-    })  # fmt: skip
+def compare_live(frames: pd.DataFrame) -> pd.DataFrame:
+    """What came of each policy, and of one that knew the load ahead, in percent.
 
+    Columns: policy, right_in_time_pct, missed_pct, accuracy_pct (of the answers given); gain_pp,
+    low, high: percentage points right and in time over the fixed network that is best over all
+    repetitions, 95 % over repetitions.
 
-class Gain(NamedTuple):
-    """Percentage points right and in time over the best fixed network: (mean, low, high), 95 % over
-    repetitions. `rival` is that network, `hindsight` the best without and with load."""
-
-    manager: tuple[float, float, float]
-    oracle: tuple[float, float, float]
-    rival: str
-    hindsight: tuple[str, str]
-
-
-def gain_of(frames: pd.DataFrame, manager: str = "manager") -> Gain:
-    """What the manager gains, and what it would if it knew the load ahead.
-
-    The rival is the fixed network that is best over all repetitions. The oracle takes one network
-    while there is load and one while there is none, the best of each over all repetitions.
+    The oracle takes one network while there is load and one while there is none, the best of each
+    in hindsight: its row is what they reached then.
     """
-    fixed = frames[frames["policy"] != manager]
+    fixed = frames[frames["policy"] != "manager"]
     rival = fixed.groupby("policy")["right"].mean().idxmax()
     by_load = fixed.groupby(["loaded", "policy"])["right"].mean().unstack()
-    hindsight = by_load.idxmax(axis=1)
+    best = fixed["loaded"].map(by_load.idxmax(axis=1))
+    oracle = fixed[fixed["policy"] == best].assign(policy="oracle")
+    rows = []
+    for policy, mine in pd.concat([frames, oracle]).groupby("policy", sort=False):
+        base = frames[frames["policy"] == rival]
+        gain = _right_pct(mine) - _right_pct(base)
+        mean, low, high = mean_interval(gain)
+        rows.append({
+            "policy": policy, "right_in_time_pct": 100 * mine["right"].mean(),
+            "missed_pct": 100 - 100 * mine["on_time"].mean(),
+            "accuracy_pct": 100 * mine["answered"].mean(),
+            "gain_pp": mean, "low": low, "high": high,
+        })  # fmt: skip
+    return pd.DataFrame(rows)
 
-    def per_repetition(rows: pd.DataFrame) -> pd.Series:
-        return 100 * rows.groupby("repetition")["right"].mean()
 
-    base = per_repetition(frames[frames["policy"] == rival])
-    known = fixed[fixed["policy"] == fixed["loaded"].map(hindsight)]
-    mine = per_repetition(frames[frames["policy"] == manager])
-    return Gain(
-        mean_interval(mine - base),
-        mean_interval(per_repetition(known) - base),
-        rival,
-        (hindsight.get(False, ""), hindsight.get(True, "")),
-    )
+def _right_pct(frames: pd.DataFrame) -> pd.Series:
+    return 100 * frames.groupby("repetition")["right"].mean()
 
 
 def harm_points(
@@ -159,3 +150,64 @@ def harm_points(
             points.append(shares[0] - shares[1])
         harm.append(float(np.mean(points)))
     return harm
+
+
+def duty_sweep(
+    case: Case, subnet: str, network: Served, machine: Machine, repetitions: int
+) -> pd.DataFrame:
+    """One network at every clock of the first unit: a row per clock and repetition.
+
+    Columns: share_pct of the highest clock, repetition, cpu_s of this process, on_time_pct,
+    latency_ms (median from start to end).
+    """
+    unit, rows = case.board.units[0], []
+    (app,) = case.workload.apps
+    for repetition in range(repetitions):
+        for mhz in unit.freqs:
+            policy = Static("duty", {app.name: Placement(subnet, unit.name)}, {unit.name: mhz})
+            begin_s = time.process_time()
+            frames = case.serve(policy, {app.name: network}, machine=machine).frames()
+            took_s = frames["finish_s"] - frames["start_s"]
+            rows.append({
+                "share_pct": 100 * mhz / unit.max_mhz, "repetition": repetition,
+                "cpu_s": time.process_time() - begin_s,
+                "on_time_pct": 100 * frames["on_time"].mean(),
+                "latency_ms": 1000 * took_s.median(),
+            })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def predict(case: Case, frames: pd.DataFrame, script: Sequence[Burst]) -> pd.DataFrame:
+    """Fixed networks simulated on this machine's board beside what they did live.
+
+    How much the load stretches execution is calibrated on the first repetition, with the largest
+    network; the others are judged. Columns: policy, on_time_pct and busy_pct (time that frames
+    take), each also as ..._live.
+    """
+    ran = frames.assign(took_s=frames["finish_s"] - frames["start_s"])
+    first, others = ran[ran["repetition"] == 0], ran[ran["repetition"] > 0]
+    policies = fixed_policies(case, case.tables[case.workload.apps[0].model].frame["subnet"])
+    cpu = case.board.units[0].name
+    largest = first[(first["policy"] == list(policies)[-1]) & first["loaded"]]
+    alone_ms = case.tables[case.workload.apps[0].model].on(cpu)[-1].latency_ms[-1]
+    stretch = max(1000 * largest["took_s"].mean() / alone_ms, 1.0)
+    changes = [
+        Change(t_s, unit=cpu, stretch=by, announced=False)
+        for burst in script
+        for t_s, by in ((burst.start_s, stretch), (burst.end_s, 1.0))
+    ]
+    loaded = Workload("predicted", case.workload.horizon_s, case.workload.apps, tuple(changes))
+    known = Case(loaded, replace(case.board, static_mw=0.0), case.tables)
+    rows = []
+    for label, policy in policies.items():
+        live = others[others["policy"] == label]
+        runs = live["repetition"].nunique()
+        simulated = known.simulate(policy, switch_ms=0.0).frames()
+        took_s = simulated["finish_s"] - simulated["start_s"]
+        rows.append({
+            "policy": label, "on_time_pct": 100 * simulated["on_time"].mean(),
+            "on_time_pct_live": 100 * live["on_time"].mean(),
+            "busy_pct": 100 * took_s.sum() / known.workload.horizon_s,
+            "busy_pct_live": 100 * live["took_s"].sum() / runs / known.workload.horizon_s,
+        })  # fmt: skip
+    return pd.DataFrame(rows)

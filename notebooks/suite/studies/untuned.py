@@ -48,12 +48,14 @@ _SEARCH_S = 1.0  # of the optimum, for what is feasible
 
 
 @lru_cache
-def _on(board: str) -> tuple[Board, Tables]:
+def on_board(board: str) -> tuple[Board, Tables]:
+    """A board by its name, and the published points on it."""
     found = load_board(board)
     return found, published_tables(found)
 
 
-def _per_frame_mj(done: Run) -> float:
+def per_frame_mj(done: Run) -> float:
+    """Board energy per on-time frame, in mJ; NaN where none is."""
     on_time = int(done.frames()["on_time"].sum())
     return done.energy_mj / on_time if on_time else math.nan
 
@@ -65,7 +67,7 @@ def _missed_pct(frames: pd.DataFrame) -> float:
 def _beside_simple(case: Case, done: Run, seed: int) -> dict[str, float]:
     """The manager's run beside that of `JustInTime`: misses and energy per on-time frame."""
     simple = case.simulate(JustInTime(case.board, case.tables), seed)
-    frame_mj, simple_mj = _per_frame_mj(done), _per_frame_mj(simple)
+    frame_mj, simple_mj = per_frame_mj(done), per_frame_mj(simple)
     missed_pct, simple_pct = _missed_pct(done.frames()), _missed_pct(simple.frames())
     return {
         "miss_pct": missed_pct, "simple_miss_pct": simple_pct,
@@ -83,7 +85,7 @@ def same_frames(board: str, name: str, seeds: Iterable[int]) -> list[dict]:
     infeasible_pct (frames in these), gap (of the optima); energy_pct and miss_points: manager over
     and minus `JustInTime`, NaN where one of them serves nothing.
     """
-    on, tables = _on(board)
+    on, tables = on_board(board)
     rows = []
     for seed in seeds:
         case = scenario(name, on, tables, seed)
@@ -192,7 +194,7 @@ def untuned(board: str, name: str, seeds: Iterable[int]) -> list[dict]:
     """One of `UNTUNED`, by the manager, `JustInTime` and the Linux default: a row per policy and
     seed, with miss_pct (for periods from 2 s after the change on), energy_per_frame_mj, and for
     batches batch_in_time: whether all of it was, NaN elsewhere. All batches can be."""
-    on, tables = _on(board)
+    on, tables = on_board(board)
     group, make = UNTUNED[name]
     make = partial(make, on, tables)
     case = make(0)
@@ -209,7 +211,7 @@ def untuned(board: str, name: str, seeds: Iterable[int]) -> list[dict]:
             frames = frames[frames["arrival_s"] >= slower * _LEARNT_S.get(group, 0.0)]
             rows.append({
                 "board": board, "case": name, "group": group, "seed": seed, "policy": policy,
-                "miss_pct": _missed_pct(frames), "energy_per_frame_mj": _per_frame_mj(done),
+                "miss_pct": _missed_pct(frames), "energy_per_frame_mj": per_frame_mj(done),
                 "batch_in_time": float(batch.all()) if len(batch) else math.nan,
                 "source": done.log.header["source"],
             })  # fmt: skip
@@ -237,7 +239,7 @@ def at_equal_accuracy(board: str, name: str, seeds: Iterable[int], objective: st
     `name`: a scenario or one of `UNTUNED`. A row per policy ("linux", "manager") and seed, with
     what `Run.summary` says, and `scenario`; for `reductions`.
     """
-    on, tables = _on(board)
+    on, tables = on_board(board)
     make = partial(UNTUNED[name][1] if name in UNTUNED else partial(scenario, name), on, tables)
     linux = linux_default(make)
     manager = Manager(on, tables, objective=objective)
@@ -311,7 +313,7 @@ _TIGHT: Mapping[str, Callable[..., Case]] = {"overload": overload_case, "memory"
 def short_of_optimum(board: str, name: str, seeds: Iterable[int]) -> list[dict]:
     """The manager in the case "overload" or "memory": a row per seed with feasible_miss_pct: by
     how much the frames on time fall short of the most that anybody serves."""
-    on, tables = _on(board)
+    on, tables = on_board(board)
     case, rows = _TIGHT[name](on, tables), []
     for seed in seeds:
         done = case.simulate(Manager(on, case.tables), seed)
@@ -332,7 +334,7 @@ def random_pairs(board: str, seeds: Iterable[int]) -> list[dict]:
     """Manager and `JustInTime` on `random_case`: a row per seed, with energy_pct and miss_points as
     `same_frames` has them, apps (how their frames arrive), changes (what changes), and is_worse:
     more than `MUCH_ENERGY_PCT` or `MUCH_MISSED` above the other."""
-    on, tables = _on(board)
+    on, tables = on_board(board)
     rows = []
     for seed in seeds:
         case = random_case(on, tables, seed)
@@ -365,7 +367,7 @@ def worst_pairs(pairs: pd.DataFrame, count: int = 8) -> pd.DataFrame:
 def zoo_below(board: str, seeds: Iterable[int], every: int = 1) -> list[dict]:
     """`below_optimum` of `attackers` on `random_case`: a row per seed and policy; one in `every`
     policies, others for the next seed."""
-    on, tables = _on(board)
+    on, tables = on_board(board)
     rows = []
     for seed in seeds:
         case = random_case(on, tables, seed)
@@ -377,7 +379,7 @@ def zoo_below(board: str, seeds: Iterable[int], every: int = 1) -> list[dict]:
 def life(board: str, name: str, seeds: Iterable[int]) -> list[dict]:
     """A workload from life by the manager, `JustInTime` and the Linux default: a row per policy and
     seed, with miss_pct, energy_per_frame_mj and energy_over_linux."""
-    on, tables = _on(board)
+    on, tables = on_board(board)
     case = life_case(name, on, tables)
     policies = {"linux": linux_default(lambda seed: case), "manager": Manager(on, tables),
                 "just in time": JustInTime(on, tables)}  # fmt: skip
@@ -385,7 +387,7 @@ def life(board: str, name: str, seeds: Iterable[int]) -> list[dict]:
     for seed in seeds:
         for policy, each in policies.items():
             done = case.simulate(each, seed)
-            frame_mj = _per_frame_mj(done)
+            frame_mj = per_frame_mj(done)
             base_mj = frame_mj if policy == "linux" else base_mj
             rows.append({
                 "workload": name, "seed": seed, "policy": policy,
