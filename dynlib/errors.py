@@ -59,7 +59,13 @@ class WorkloadError(DynlibError):
 
 
 class PolicyError(DynlibError):
-    """A policy asked for what the board or the table does not have."""
+    """A policy asked for what the board or the table does not have.
+
+    Attributes:
+        log: the run's until then, if it chose a job that was not there.
+    """
+
+    log: Any = None
 
 
 class ServiceError(DynlibError):

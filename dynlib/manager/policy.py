@@ -5,6 +5,7 @@ A policy has `governors` (unit -> kernel governor; units not named obey `Action.
 pure functions: ``decide(state, limits) -> Action``, which returns what it wants to remember in
 `Action.memory` and finds it in `State.memory`; and ``choose(ready, now_ms) -> job``, one of the
 jobs that a unit could run now, asked whenever it falls idle: at the start and after every segment.
+It may have `late`, what becomes of frames late before they start: `drop` (default), `keep`, `last`.
 """
 
 import math
@@ -127,7 +128,8 @@ class Action:
 class Ready(Protocol):
     """A job as `choose` sees it: one frame, started (`point` is its operating point) or waiting.
 
-    `segment` is the number of the one it would run next; `ran` the time at each clock, MHz -> ms.
+    `segment` is the number of the one it would run next; `ran` the time at each clock, MHz -> ms;
+    `ended_ms` when it last ran, or came; `density` that of what its segments read, where known.
     """
 
     app: str
@@ -138,6 +140,8 @@ class Ready(Protocol):
     point: "Point | None"
     segment: int
     ran: Mapping[float, float]
+    ended_ms: float
+    density: Sequence[float]
 
 
 def share_done(point: "Point", ran: Iterable[tuple[float, float]], freqs: Sequence[float]) -> float:

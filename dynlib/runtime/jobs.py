@@ -8,6 +8,7 @@ import numpy as np
 
 from dynlib.manager.policy import AppState, Placement, Running, Waiting
 from dynlib.points import Point, PointTable
+from dynlib.runtime.drain import Trace
 from dynlib.workload import ANNOUNCE_MS, App, Requirement, Workload, app_rng, requirement_at
 
 EPS_MS = 1e-9
@@ -29,6 +30,8 @@ class Job:
         "begin_ms",
         "content",
         "deadline_at_ms",
+        "density",
+        "ended_ms",
         "fixed_ms",
         "frame",
         "need",
@@ -39,6 +42,7 @@ class Job:
         "run",
         "segment",
         "share",
+        "shares",
     )
 
     def __init__(self, run: "AppRun", frame: int, arrival_ms: float, need: Requirement):
@@ -52,12 +56,15 @@ class Job:
         self.ran: dict[float, float] = {}
         self.content: Any = None
         self.answer: Future | None = None
+        self.shares: tuple[float, ...] = ()
+        self.density: tuple[float, ...] = ()  # of what each segment reads, where it is known
+        self.ended_ms = arrival_ms  # when it last ran, or came
 
     def end_segment(self) -> bool:
         """Go on to the next segment; whether there is none."""
         self.share = 0.0
         self.segment += 1
-        return self.segment == len(self.point.segments)
+        return self.segment == len(self.shares)
 
 
 class AppRun:
@@ -69,6 +76,7 @@ class AppRun:
         wanted: where the policy wants it; `placement` is where it is.
         known: the requirement as its policy knows it.
         regular: whether frames that are pushed come as if by a timetable.
+        trace: what its frames take, if that is known one by one.
         gone: it asks for nothing any more.
         left: it was removed.
     """
@@ -91,6 +99,7 @@ class AppRun:
         "served",
         "steps",
         "table",
+        "trace",
         "waiting",
         "wanted",
     )
@@ -113,6 +122,7 @@ class AppRun:
         self.frames, self.gone, self.left = 0, False, False
         self.gaps_ms: deque[float] = deque(maxlen=_GAPS)
         self.regular = app.period_ms is not None
+        self.trace: Trace | None = None
 
     def draw(self, frame: int) -> float:
         """Standard normal number of one frame."""
@@ -153,7 +163,13 @@ class AppRun:
         self.waiting.remove(job)
         self.jobs.append(job)
         job.point = point = self.table.point(*self.placement)
-        job.noise = point.noise(self.draw(job.frame))
+        if self.trace is None:
+            job.shares, job.noise = point.segments, point.noise(self.draw(job.frame))
+        else:
+            ms, density = self.trace.of(job.frame)
+            whole_ms = sum(ms)
+            job.shares = tuple([segment_ms / whole_ms for segment_ms in ms])
+            job.density, job.noise = tuple(density), whole_ms / self.trace.mean_ms
         before = self.served
         if before and (before.subnet, before.setting) != (point.subnet, point.setting):
             job.fixed_ms = switch_ms

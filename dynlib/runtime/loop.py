@@ -6,7 +6,8 @@ behind it is a simulated board (`simulate`) or the machine this runs on (`live`)
 waiting and running take, and what can be observed.
 
 Rules a number depends on:
-- a frame whose deadline has passed before it starts is dropped; one that runs is never aborted;
+- a frame whose deadline has passed before it starts is dropped, unless the policy's `late` says
+  otherwise; one that runs is never aborted;
 - every frame that waits is a candidate for its unit, and so is every job between two segments;
 - at the end of the horizon what still waits or runs is dropped;
 - where memory is capped, the networks of the apps, those that run included, fit together at any
@@ -37,6 +38,9 @@ from dynlib.workload import ANNOUNCE_MS, CLOSED_LOOP, App, Change, Requirement, 
 # then what was asked for from outside.
 CHANGE, DONE, CLOCK, ARRIVE, TICK, WAKE, ASKED = range(7)
 MAX_PUSHED = 100  # frames of an app that wait; of more, those that have waited longest are dropped
+
+# What becomes of frames late before they start: they go, wait on, or run when no other can.
+LATE = ("drop", "keep", "last")
 
 
 class Observed(NamedTuple):
@@ -73,6 +77,9 @@ class Loop(ABC):
         # What was posted and not taken in yet, and what wakes the loop up.
         self.inbox: deque[tuple[float, Callable, Future | None]] = deque()
         self.bell = Event()
+        self.late = getattr(policy, "late", LATE[0])
+        if self.late not in LATE:
+            raise PolicyError(f"{policy.name}: late {self.late!r}; {near(self.late, LATE)}")
         self.apps: dict[str, AppRun] = {}
         for app in self.workload.apps:
             self._known_model(app)
@@ -416,17 +423,21 @@ class Loop(ABC):
         self.sample()
 
     def choose(self, jobs: list[Job]) -> Job:
-        """The policy's choice."""
+        """The policy's choice; raises `PolicyError`, with the log, for one that is not there."""
+        if self.late == "last":
+            jobs = [job for job in jobs if self.now_ms < job.deadline_at_ms - EPS_MS] or jobs
         job = self.policy.choose(jobs, self.now_ms)
         if job not in jobs:
-            raise PolicyError(f"{self.policy.name}: chose {job!r}, expected one of {jobs}")
+            error = PolicyError(f"{self.policy.name}: chose {job!r}, expected one of {jobs}")
+            error.log = self.log
+            raise error
         return job
 
     def ready(self) -> dict[Any, list[Job]]:
         """Place -> the jobs that could run there; a place is a unit, if the world says no other."""
         ready: dict[Any, list[Job]] = {}
         for run in self.apps.values():
-            if run.waiting:
+            if run.waiting and self.late == "drop":
                 self.drop_expired(run)
             for job in run.jobs:
                 ready.setdefault(job.point.unit, []).append(job)

@@ -14,12 +14,14 @@ Rules a number depends on, beside those of `loop`:
 import math
 from collections.abc import Mapping
 from time import process_time
+from types import MappingProxyType
 
 from dynlib.boards.board import Unit
 from dynlib.boards.governors import make_governor
-from dynlib.errors import PolicyError, WorkloadError
+from dynlib.errors import PolicyError, WorkloadError, near
 from dynlib.manager.policy import Action, Policy, State
 from dynlib.runtime.conditions import Conditions, Setup
+from dynlib.runtime.drain import Trace
 from dynlib.runtime.heat import Heat
 from dynlib.runtime.jobs import Job
 from dynlib.runtime.loop import CHANGE, CLOCK, DONE, TICK, Loop, Observed
@@ -35,6 +37,8 @@ class Simulation(Loop):
 
     Args:
         switch_ms: cost of another sub-network.
+        displace_ms: cost of another job while the last one is not done.
+        traces: app -> what its frames take, one by one; a point's latency is that of their mean.
         decision_ms: a list that collects how much CPU time each decision took.
     """
 
@@ -45,6 +49,8 @@ class Simulation(Loop):
         seed: int = 0,
         *,
         switch_ms: float = SWITCH_MS,
+        displace_ms: float = 0.0,
+        traces: Mapping[str, Trace] = MappingProxyType({}),
         decision_ms: list[float] | None = None,
     ):
         board = case.board
@@ -54,7 +60,12 @@ class Simulation(Loop):
         power_source = "estimated" if warms else board.power_source
         source = weakest(power_source, *(table.source for table in case.tables.values()))
         super().__init__(case, policy, seed, str(source))
-        self.switch_ms, self.decision_ms = switch_ms, decision_ms
+        self.switch_ms, self.displace_ms = switch_ms, displace_ms
+        self.decision_ms = decision_ms
+        for app, trace in traces.items():
+            if app not in self.apps:
+                raise WorkloadError(f"trace of app {app!r}: no such app; {near(app, self.apps)}")
+            self.apps[app].trace = trace
         self.units = {unit.name: _unit_run(unit, policy) for unit in board.units}
         self.heat = None if self.now.ambient_c is None else Heat(board, self.now)
         self.last_power_mw = math.nan
@@ -89,8 +100,10 @@ class Simulation(Loop):
         if job.point is None:
             self.start(job, self.switch_ms)
         if job.share <= 0:
-            job.share = job.point.segments[job.segment]
-        unit.job = job
+            job.share = job.shares[job.segment]
+        if unit.last not in (None, job):
+            job.fixed_ms += self.displace_ms
+        unit.job = unit.last = job
         self._reschedule(unit)
 
     def sample(self, last: bool = False) -> None:
@@ -143,6 +156,8 @@ class Simulation(Loop):
             unit.advance(self.now_ms)
             unit.job = None
             self._reschedule(unit)
+        if unit.last is job:
+            unit.last = None
         super().evict(job)
 
     def on_done(self, item) -> None:
@@ -152,7 +167,9 @@ class Simulation(Loop):
             return
         unit.advance(self.now_ms)
         job, unit.job = unit.job, None
+        job.ended_ms = self.now_ms
         if job.end_segment():
+            unit.last = None
             self.finish(job)
 
     def _reschedule(self, unit: UnitRun) -> None:

@@ -27,6 +27,12 @@ __getattr__ = lazily(__name__, {
     "random_workloads": ["noise_wrong", "random_case"],
     "replay_power": ["calibrations", "replay"],
     "scenarios": ["scenario"],
+    "schedule": [
+        "VARIANTS", "compare_schedulers", "late_against_optimum", "queue_error", "seed_ratio",
+        "speed", "who_runs",
+    ],
+    "schedule_energy": ["energy_rows"],
+    "schedule_live": ["live_rows"],
     "search": ["compare_archives", "compare_samplers", "gains", "record_front", "replayed"],
     "serve_many": [
         "Stage", "accuracy_pct", "ask_many", "board_by_core", "kill_many", "measured_rows", "play",
