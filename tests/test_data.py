@@ -59,9 +59,11 @@ def test_decoding_happens_once_and_a_broken_cache_is_decoded_again(folder, tmp_p
     assert file.read_bytes() == good
     from dynlib._vision import timm
 
-    monkeypatch.setattr(timm.data, "create_dataset", None)  # decoding would fail now
+    monkeypatch.setattr(timm.data, "create_reader", None)  # decoding would fail now
     cached = load_dataset(str(folder), cache_dir=cache)
     assert torch.equal(first.train.labels, cached.train.labels)
+    with pytest.raises(DataError, match="expected class folders"):
+        load_dataset(str(folder), cache_dir=tmp_path / "other")
 
 
 def test_a_changed_image_is_seen_and_an_unwritable_cache_costs_only_time(folder, tmp_path, caplog):
