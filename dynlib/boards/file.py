@@ -8,7 +8,6 @@ and its range.
 
 import math
 import re
-import tomllib
 from collections.abc import Iterable
 from dataclasses import fields
 from pathlib import Path
@@ -28,7 +27,17 @@ from dynlib.boards.board import (
 from dynlib.boards.governors import GOVERNORS
 from dynlib.errors import BoardError
 from dynlib.files import atomic_write
-from dynlib.toml import NEEDED, Check, Table, as_toml, is_number, is_whole, list_of, read_toml
+from dynlib.toml import (
+    NEEDED,
+    Check,
+    Table,
+    as_toml,
+    is_number,
+    is_whole,
+    list_of,
+    read_toml,
+    tomllib,
+)
 
 BOARD_DIR = Path(__file__).parent
 LEAST_MW = 20  # a power in a file below it, but for 0, is taken for W
