@@ -6,6 +6,8 @@ import secrets
 from pathlib import Path
 from typing import BinaryIO
 
+from dynlib.errors import DataError
+
 FIGURE_SUFFIXES = (".png", ".pdf", ".csv")  # what a figure is kept as, the last its table
 
 
@@ -18,9 +20,18 @@ def repo_root() -> Path:
 
 
 def data_places(data_dir: str | Path = "") -> list[Path]:
-    """Where data are looked for: `data_dir`, ``$DYNLIB_DATA``, the repository's ``data/``."""
-    named = data_dir, os.environ.get("DYNLIB_DATA", "")
-    places = [Path(place) for place in named if place]
+    """Where data are looked for: `data_dir`, ``$DYNLIB_DATA``, the repository's ``data/``.
+
+    Raises `DataError` where one of the first two is given and no folder.
+    """
+    places = []
+    for name, given in (("data_dir", data_dir), ("DYNLIB_DATA", os.environ.get("DYNLIB_DATA"))):
+        if not given:
+            continue
+        place = Path(given)
+        if not place.is_dir():
+            raise DataError(f"{name} is {str(given)!r}; expected a folder with data, cifar10/ say")
+        places.append(place)
     return [*places, repo_root() / "data"]
 
 

@@ -234,13 +234,10 @@ def test_fault_11_kill_9(root, memory):
     assert tree_state(root) != before
     lease = lease_file(SysFs(root), memory)
     assert lease.exists()
-    began = time.monotonic()
     child.kill()
-    wait_for(lambda: not lease.exists())
-    seconds = time.monotonic() - began
+    wait_for(lambda: not lease.exists())  # by the guardian alone: nobody opens the machine again
     child.communicate(timeout=20)
     assert tree_state(root) == before
-    assert seconds < 1 or os.getloadavg()[0] > os.cpu_count()
 
 
 def test_fault_12_guardian_killed_first(root, memory, fs):
