@@ -59,8 +59,7 @@ class Machine:
     def guardian(self):
         """The child of the service that puts the machine back."""
         children = f"/proc/{self.service.pid}/task/{self.service.pid}/children"
-        with open(children) as file:
-            return int(file.read().split()[0])
+        return int(Path(children).read_text().split()[0])
 
 
 @pytest.fixture
