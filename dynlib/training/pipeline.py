@@ -61,13 +61,16 @@ class Link:
 def measure_links(payload_bytes: int = 200_000, repeats: int = 2) -> list[Link]:
     """The link from each process to the next; all processes call it together."""
     found = []
+    sizes = (4, payload_bytes, 3 * payload_bytes)
     for one, other in pairwise(range(dist.get_world_size())):
-        times = [_round_trip_s(one, other, size, repeats) / 2 for size in (4, payload_bytes)]
+        times = [_round_trip_s(one, other, size, repeats) / 2 for size in sizes]
         heard = torch.tensor(times, dtype=torch.float64)
         dist.broadcast(heard, one)
-        latency_s, whole_s = heard.tolist()
-        payload_s = max(whole_s - latency_s, whole_s / 2)  # on a fast link both are as good as one
-        rate = wire_bytes(payload_bytes) / payload_s
+        latency_s, short_s, long_s = heard.tolist()
+        # The difference, for a shaped link lets the first bytes pass at once. On a fast link
+        # all three are about the same.
+        payload_s = max(long_s - short_s, long_s / 3)
+        rate = 2 * wire_bytes(payload_bytes) / payload_s
         found.append(Link(f"{one}-{other}", rate, latency_s))
     return found
 
@@ -155,7 +158,8 @@ def iteration_s(
     """Time of one step: sum of all terms + (n - 1) times the largest (FusionLLM, section 3).
 
     GPipe has a forward and a backward phase, each with a largest term of its own. In 1F1B both
-    alternate, so that a stage's term is their sum, and a full-duplex link's is one direction.
+    alternate, so that a term is the sum of both; on slow links they do not pass at once even if
+    the link is full-duplex, for the answers of one queue behind the data of the other.
 
     Args:
         forward_s, backward_s: of each stage, for one micro-batch.
@@ -166,7 +170,7 @@ def iteration_s(
         worst = max(*forward_s, *crossing_s) + max(*backward_s, *crossing_s)
     else:
         both = [f + b for f, b in zip(forward_s, backward_s, strict=True)]
-        worst = max(*both, *crossing_s)
+        worst = max(*both, 2 * max(crossing_s))
     return once + (micro_batches - 1) * worst
 
 
@@ -199,7 +203,7 @@ def place(
                 own_s = seconds[end] - seconds[start]
                 cross_s = 0.0 if last else crossing_s(stage, costs[end - 1])
                 ways += [
-                    (total + 2 * cross_s, max(worst, own_s, cross_s), (*cuts, end))
+                    (total + 2 * cross_s, max(worst, own_s, 2 * cross_s), (*cuts, end))
                     for total, worst, cuts in known
                 ]
             if ways:
