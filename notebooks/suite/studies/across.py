@@ -267,7 +267,7 @@ def codecs_of(method: str, share: float, shapes: Sequence[tuple], slots: int) ->
 
 
 def learn(
-    method: str, share: float, seed: int, images: Dataset, steps: int, batch: int = 64, n: int = 4
+    method: str, share: float, seed: int, images: Dataset, steps: int, batch: int = 32, n: int = 4
 ) -> list[dict]:
     """One training in three stages with both cuts in this process: what is learnt is the same.
 
