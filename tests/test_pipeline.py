@@ -14,7 +14,14 @@ from dynlib.errors import CheckpointError, ModelError, PeerError, RecipeError
 from dynlib.nets.resnet import ResNet
 from dynlib.training.compress import Codec, Columns, Dense, LowRank, TopK, adaptive_ratios
 from dynlib.training.pipeline import (
-    BlockCost, Link, Pipeline, fence, iteration_s, place, survey, wire_bytes,
+    BlockCost,
+    Link,
+    Pipeline,
+    fence,
+    iteration_s,
+    place,
+    survey,
+    wire_bytes,
 )  # fmt: skip
 from suite.studies.across import can_link, kill_some, time_grid
 from suite.studies.across_worker import NET

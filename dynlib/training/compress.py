@@ -66,15 +66,16 @@ class TopK(Dense):
     def __init__(self, shape: Sequence[int], ratio: float):
         super().__init__(shape)
         self.kept = max(1, round(prod(self.shape) / ratio))
+        self._is_dense = 2 * self.kept >= prod(self.shape)
 
     @property
     def floats(self):
         """See `Dense`."""
-        return min(2 * self.kept, prod(self.shape))
+        return prod(self.shape) if self._is_dense else 2 * self.kept
 
     def pack(self, x):
         """See `Dense`."""
-        if self.floats < 2 * self.kept:
+        if self._is_dense:
             return x.flatten()
         flat = x.flatten()
         index = flat.abs().topk(self.kept, sorted=False).indices
@@ -83,7 +84,7 @@ class TopK(Dense):
 
     def unpack(self, buffer):
         """See `Dense`. Indices out of range, from a buffer nobody wrote, are clamped."""
-        if self.floats < 2 * self.kept:
+        if self._is_dense:
             return buffer.view(self.shape)
         values, bits = buffer.split(self.kept)
         size = prod(self.shape)
