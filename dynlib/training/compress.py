@@ -128,7 +128,8 @@ class LowRank(Dense):
         super().__init__(shape)
         channels = self.shape[1]
         rows = prod(self.shape) // channels
-        self.rank = max(1, int(rows * channels / ratio / (rows + channels)))
+        whole = min(rows, channels)
+        self.rank = min(whole, max(1, int(rows * channels / ratio / (rows + channels))))
         drawn = torch.randn(channels, self.rank, generator=torch.Generator().manual_seed(0))
         self.right = torch.linalg.qr(drawn).Q
 
