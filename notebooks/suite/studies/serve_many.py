@@ -161,7 +161,7 @@ class Stage:
     def set(self, app: str, **values: float) -> None:
         """Change what a program requires, from outside."""
         control("set", path=self.path, app=app, **values)
-        text = ", ".join(f"{key} {value:g}" for key, value in values.items())
+        text = ", ".join(f"{key} {value:.3g}" for key, value in values.items())
         self.note(f"{app}: {text}")
 
     def kill(self, what: str) -> float:
