@@ -46,6 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--no-run", action="store_true", help="check or promote the run that is there")
     add("--force", action="store_true", help="promote results of uncommitted code too")
     add("--figures", action="store_true", help="only draw the figures again from their tables")
+    add("--site", action="store_true", help="only make a static site of the run that is there")
     add("--list", action="store_true", help="only list the notebooks")
     return parser
 
@@ -67,6 +68,8 @@ def main(
         if args.figures:
             return _figures(out_dir, root)
         notebooks = discover(root / "notebooks")
+        if args.site:
+            return _site(notebooks, out_dir, root)
         if args.list:
             return _list(notebooks)
         chosen = select(notebooks, args.only, args.first)
@@ -247,6 +250,15 @@ def _figures(out_dir: Path, root: Path) -> int:
 
     names = redraw(folder)
     print(f"drew {len(names)} figures in {_shown(folder, root)}: {', '.join(names)}")
+    return 0
+
+
+def _site(notebooks: Sequence[Notebook], out_dir: Path, root: Path) -> int:
+    from suite.run.site import build_site
+
+    with locked(out_dir):
+        index = build_site(notebooks, out_dir, root)
+    print(f"made {_shown(index, root)}")
     return 0
 
 
