@@ -11,6 +11,7 @@ from typing import Any
 from dynlib.errors import DynlibError
 from dynlib.files import atomic_write, repo_root
 from suite.errors import SuiteError
+from suite.record.headlines import write_headlines
 from suite.record.metrics import PROFILES
 from suite.record.provenance import find_input
 from suite.run.execute import execute
@@ -238,6 +239,8 @@ def _promote(chosen: Sequence[Notebook], out_dir: Path, root: Path, force: bool)
     copied, left = promote(chosen, out_dir, root, _record(out_dir), force)
     for path in left:
         print(f"not promoted: {path}")
+    if (root / "data" / "headlines.csv").exists():
+        write_headlines(root)
     print(f"promoted {len(copied)} files of {len(chosen)} notebooks", flush=True)
 
 
