@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from suite.errors import SuiteError
+from suite.record import diagrams
 from suite.record.headlines import BEGIN, END, headlines, write_headlines
 from suite.run import cli
 from suite.run.notebooks import discover
@@ -117,3 +118,14 @@ def test_the_guide_cites_every_paper_of_the_headlines():
     text = (ROOT / "notebooks" / "guide.md").read_text()
     for arxiv in {line.split(",")[1] for line in (ROOT / "data" / "headlines.csv").open()}:
         assert arxiv == "arxiv" or arxiv in text
+
+
+@pytest.mark.parametrize("name", diagrams.DIAGRAMS)
+def test_a_diagram_is_what_its_code_draws(name):
+    """Not the bytes, which differ between versions of matplotlib: the words."""
+    committed = (ROOT / "notebooks" / f"{name}.svg").read_text()
+    boxes, _ = diagrams.DIAGRAMS[name]
+    words = [line for _, _, text in boxes.values() for line in text.split("\n")]
+    assert all(f">{word}<" in committed for word in words)
+    assert all(f">{word}<" in diagrams.svg(name).decode() for word in words)
+    assert f"]({name}.svg)" in (ROOT / "notebooks" / "guide.md").read_text()

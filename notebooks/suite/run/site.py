@@ -90,6 +90,8 @@ def build_site(notebooks: Sequence[Notebook], out_dir: Path, root: Path) -> Path
 
     guide = root / "notebooks" / "guide.md"
     if guide.is_file():
+        for picture in guide.parent.glob("*.svg"):
+            shutil.copyfile(picture, site / picture.name)
         _write_page(site, "guide", "Guide", _html(guide.read_text(encoding="utf-8")))
     _write_page(site, "gallery", "All figures", _gallery(figures))
     _write_page(site, "index", "dynlib", _index(notebooks, out_dir, site))
