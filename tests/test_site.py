@@ -24,7 +24,7 @@ from suite.run.site import WIDGET, build_site
 ROOT = Path(__file__).parents[1]
 FIGURE = "quickstart_frames"
 TEXT = """\
-See [the other](02_read_table.ipynb), a [word](guide.md#floor): $a_1 < b$ and $$\\frac{1}{2}$$"""
+See [the other](02_read_table.ipynb), a [word](guide.md#the-floor): $a_1 < b$ and $$\\frac{1}{2}$$"""
 # What Chromium asks for on its own, whatever the page: the time, updates.
 BROWSERS_OWN = re.compile(
     r"(\w+\.)*(google\.com|gvt1\.com)|(update|optimizationguide-pa|safebrowsing)\.googleapis\.com"
@@ -38,7 +38,7 @@ def root(tmp_path):
     books, out = tmp_path / "notebooks", tmp_path / "runs" / "quick"
     write_notebook(books, "01_make_table", [PARAMETERS], figures=[FIGURE, "search_front"])
     write_notebook(books, "02_read_table", [PARAMETERS])
-    (books / "guide.md").write_text("## Words\n\n### floor\n\n[one](01_make_table.ipynb)\n")
+    (books / "guide.md").write_text("## Words\n\n### The floor\n\n[one](01_make_table.ipynb)\n")
     (out / "figures").mkdir(parents=True)
     for suffix in (".png", ".pdf", ".csv"):
         shutil.copy(ROOT / "figures" / f"{FIGURE}{suffix}", out / "figures")

@@ -33,7 +33,7 @@ WORKFLOW: tuple[Boxes, Arrows] = (
     },
     [
         ("images", "train", ""), ("train", "profile", ""), ("profile", "search", ""),
-        ("board", "profile", ""), ("search", "points", ""), ("points", "manage", "  online"),
+        ("board", "profile", ""), ("search", "points", ""), ("points", "manage", "online"),
         ("workload", "manage", ""), ("manage", "log", ""), ("log", "figures", ""),
     ],
 )  # fmt: skip
@@ -47,8 +47,8 @@ TWO_LEVELS: tuple[Boxes, Arrows] = (
         "machine": (2, 1, "board or\nsimulation"),
     },
     [
-        ("change", "upper", ""), ("upper", "lower", "  points"), ("frame", "lower", ""),
-        ("lower", "machine", ""), ("machine", "learnt", "  latencies"), ("learnt", "upper", ""),
+        ("change", "upper", ""), ("upper", "lower", "points"), ("frame", "lower", ""),
+        ("lower", "machine", ""), ("machine", "learnt", "latencies"), ("learnt", "upper", ""),
     ],
 )  # fmt: skip
 DIAGRAMS = {"workflow": WORKFLOW, "two_levels": TWO_LEVELS}
@@ -72,7 +72,7 @@ def draw_boxes(boxes: Boxes, arrows: Arrows) -> Figure:
         start = (x0 + right * HALF_WIDTH, y0 + down * HALF_HEIGHT)
         end = (x1 - right * HALF_WIDTH, y1 - down * HALF_HEIGHT)
         axes.annotate("", end, start, arrowprops={"arrowstyle": "-|>", "color": "0.3"})
-        middle = ((start[0] + end[0]) / 2, (start[1] + end[1]) / 2)
+        middle = ((start[0] + end[0]) / 2 + 0.04, (start[1] + end[1]) / 2)
         axes.text(*middle, text, fontsize=8, color="0.3", va="center")
     return drawn
 

@@ -31,6 +31,7 @@ from suite.run.notebooks import Notebook
 PICTURE = re.compile(r"Picture\((\w+)\.png\)")
 # Links between notebooks and texts, which are pages here.
 PAGE_LINK = re.compile(r'(href="[^":#]+)\.(?:ipynb|md)(["#])')
+ANCHOR = re.compile(r'(?:id="|href="#)[^"]*"')
 METRIC_COLUMNS = ("value", "unit", "low", "high", "n", "source", "profile", "what")
 # Widgets need a script and a kernel; what they print without is of no use to a reader.
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -54,6 +55,11 @@ class _Renderer(IPythonRenderer):
 
     def inline_math(self, body: str) -> str:
         return convert(body)
+
+    def heading(self, text: str, level: int, **attributes: Any) -> str:
+        # Links say `#words` for "Words", as on GitHub.
+        html = super().heading(text, level, **attributes)
+        return ANCHOR.sub(lambda found: found[0].lower(), html)
 
 
 class _Exporter(HTMLExporter):
