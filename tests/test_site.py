@@ -24,7 +24,8 @@ from suite.run.site import WIDGET, build_site
 ROOT = Path(__file__).parents[1]
 FIGURE = "quickstart_frames"
 TEXT = """\
-See [the other](02_read_table.ipynb), a [word](guide.md#the-floor): $a_1 < b$ and $$\\frac{1}{2}$$"""
+See [the other](02_read_table.ipynb), a [word](guide.md#the-floor):
+$a_1 < b$ and $$\\frac{1}{2}$$"""
 # What Chromium asks for on its own, whatever the page: the time, updates.
 BROWSERS_OWN = re.compile(
     r"(\w+\.)*(google\.com|gvt1\.com)|(update|optimizationguide-pa|safebrowsing)\.googleapis\.com"
