@@ -11,6 +11,7 @@ from typing import Any
 from dynlib.errors import DynlibError
 from dynlib.files import atomic_write, repo_root
 from suite.errors import SuiteError
+from suite.record.headlines import write_headlines
 from suite.record.metrics import PROFILES
 from suite.record.provenance import find_input
 from suite.run.execute import execute
@@ -46,6 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--no-run", action="store_true", help="check or promote the run that is there")
     add("--force", action="store_true", help="promote results of uncommitted code too")
     add("--figures", action="store_true", help="only draw the figures again from their tables")
+    add("--site", action="store_true", help="only make a static site of the run that is there")
     add("--list", action="store_true", help="only list the notebooks")
     return parser
 
@@ -67,6 +69,8 @@ def main(
         if args.figures:
             return _figures(out_dir, root)
         notebooks = discover(root / "notebooks")
+        if args.site:
+            return _site(notebooks, out_dir, root)
         if args.list:
             return _list(notebooks)
         chosen = select(notebooks, args.only, args.first)
@@ -235,6 +239,8 @@ def _promote(chosen: Sequence[Notebook], out_dir: Path, root: Path, force: bool)
     copied, left = promote(chosen, out_dir, root, _record(out_dir), force)
     for path in left:
         print(f"not promoted: {path}")
+    if (root / "data" / "headlines.csv").exists():
+        write_headlines(root)
     print(f"promoted {len(copied)} files of {len(chosen)} notebooks", flush=True)
 
 
@@ -247,6 +253,15 @@ def _figures(out_dir: Path, root: Path) -> int:
 
     names = redraw(folder)
     print(f"drew {len(names)} figures in {_shown(folder, root)}: {', '.join(names)}")
+    return 0
+
+
+def _site(notebooks: Sequence[Notebook], out_dir: Path, root: Path) -> int:
+    from suite.run.site import build_site
+
+    with locked(out_dir):
+        index = build_site(notebooks, out_dir, root)
+    print(f"made {_shown(index, root)}")
     return 0
 
 
