@@ -82,6 +82,14 @@ def read_plain(path: str | Path, most_bytes: int = LARGEST_TEXT) -> bytes:
     return content
 
 
+def shown(value: object, most: int = 60) -> str:
+    """The start of a value's `repr`, which fails for a number of 5,000 digits or deep nesting."""
+    try:
+        return repr(value)[:most]
+    except (ValueError, RecursionError):
+        return f"a {type(value).__name__} too large to show"
+
+
 def sha256(path: str | Path) -> str:
     """Hash of a file, or of a folder's files with their names; hexadecimal."""
     path = Path(path)
