@@ -12,6 +12,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 
+import suite.plots  # noqa: F401  before a test of others has a registry of its own
 from suite.record import figures
 from suite.run.notebooks import discover
 

@@ -16,6 +16,7 @@ import nbformat.v4 as v4
 import pytest
 from test_suite import PARAMETERS, write_notebook
 
+import suite.plots  # noqa: F401  before a test of others has a registry of its own
 from suite.errors import SuiteError
 from suite.run.cli import main
 from suite.run.notebooks import discover
