@@ -23,6 +23,10 @@ _SERIES = {
 _LIMITS = {"temp_c": "trip_c", "latency_ms": "deadline_ms", "clock_mhz": "cap_mhz"}
 
 
+_GOALS = {
+    "energy": "manager, for energy", "balanced": "manager, balanced",
+    "latency": "manager, for latency",
+}  # fmt: skip
 _FLOORS = {"asked": "accuracy as asked for", "equal": "accuracy of the Linux default"}
 
 
@@ -148,6 +152,12 @@ def manage_timeline(table: pd.DataFrame) -> Figure:
                 panel.set_ylabel(label)
         axes[0, column].set_title(_POLICIES[policy])
         axes[-1, column].set_xlabel("time (s)")
+        sums = mine[mine["what"] == "summary"].set_index("name")["value"]
+        if len(sums):
+            p95_ms, missed_pct = sums["latency_p95_ms"], sums["deadline_miss_pct"]
+            costs = f"p95 {p95_ms:.0f} ms, {missed_pct:.1f} % missed"
+            accuracy = f"mean accuracy {sums['accuracy_mean_pct']:.1f} %"
+            axes[0, column].set_title(f"{_POLICIES[policy]}\n{costs}\n{accuracy}")
     if table.loc[table["what"] == "latency_ms", "name"].nunique() > 1:
         shown = axes[[*series].index("latency_ms"), 0]
         handles, labels = shown.get_legend_handles_labels()
@@ -204,6 +214,57 @@ def manage_two_ladder(table: pd.DataFrame) -> Figure:
     axes.text(published, -0.75, f"published: {published:.0f} %", color="C3", ha="center")
     axes.set(xlabel="saved against the Linux default (%)", ylabel="", xlim=(0, 108))
     axes.invert_yaxis()
+    return drawn
+
+
+@figure("manage_one_equal")
+def manage_one_equal(table: pd.DataFrame) -> Figure:
+    """What the manager saves at the baseline's accuracy, and what that costs: a small dot per seed,
+    the mean large; a row per baseline. Dashed: published, the best of its scenarios."""
+    columns = {"energy_reduction_pct": "energy saved (%)",
+               "p95_ratio": "p95 latency / baseline's",
+               "accuracy_points": "accuracy over baseline's\n(points)",
+               "miss_pct": "missed frames (%)\nline: baseline's"}  # fmt: skip
+    names = [name for name in dict.fromkeys(table["scenario"]) if name != "published"]
+    baselines = list(dict.fromkeys(table["baseline"]))
+    drawn, axes = plt.subplots(len(baselines), len(columns), sharey=True, sharex="col",
+                               figsize=(9.6, 2.9 * len(baselines)), squeeze=False)  # fmt: skip
+    for row, baseline in zip(axes, baselines, strict=True):
+        rows = table[table["baseline"] == baseline]
+        published = rows[rows["scenario"] == "published"]
+        rows = rows[rows["scenario"] != "published"]
+        for panel, (column, label) in zip(row, columns.items(), strict=True):
+            panel.axvline(column == "p95_ratio", color="0.3", lw=0.8, zorder=0)
+            for i, (goal, name) in enumerate(_GOALS.items()):
+                mine = rows[rows["policy"] == goal]
+                shift = 0.25 * (i - 1)
+                panel.scatter(mine[column], mine["scenario"].map(names.index) + shift, s=7,
+                              color=f"C{i}", alpha=0.4, lw=0)  # fmt: skip
+                means = mine.groupby("scenario")[column].mean()
+                panel.scatter(means, means.index.map(names.index) + shift, s=22, color=f"C{i}",
+                              marker="osD"[i], label=name)  # fmt: skip
+            for value in published[column].dropna():
+                panel.axvline(value, color="0.3", lw=1, ls="--", zorder=0)
+                panel.annotate(f"published\nbest: {value:g}", (value, -0.6), (3, 0), va="top",
+                               textcoords="offset points", fontsize="x-small")  # fmt: skip
+            if column == "miss_pct":
+                base = rows.groupby("scenario")["baseline_miss_pct"].mean()
+                panel.scatter(base, base.index.map(names.index), s=200, marker="|", color="0.3")
+            panel.set_xlabel(label if baseline == baselines[-1] else "")
+            panel.grid(axis="y", lw=0.4)
+        row[0].set_ylabel(f"against\n{_POLICIES.get(baseline, baseline)}")
+    axes[0, 0].set_yticks(range(len(names)), names)
+    axes[0, 0].set_ylim(len(names) - 0.4, -0.7)
+    _, ratio, points, missed = axes[0]
+    ratio.set_xscale("log")
+    ratio.set_xticks([0.5, 1, 2, 4], ["0.5", "1", "2", "4"])
+    ratio.minorticks_off()
+    points.set_xlim(-1, 1)
+    missed.set_xscale("symlog", linthresh=1)
+    missed.set_xticks([0, 1, 10], ["0", "1", "10"])
+    missed.set_xlim(-0.15, max(10, 1.3 * table["miss_pct"].max()))
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    drawn.legend(handles, labels, loc="outside upper center", ncols=len(labels))
     return drawn
 
 

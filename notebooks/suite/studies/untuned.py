@@ -29,6 +29,7 @@ from dynlib.workload import App, Change, Workload
 from suite.papers.dynamic_ofa import published_tables
 from suite.record.statistics import mean_interval
 from suite.studies.bound import attackers, below_optimum
+from suite.studies.compare import reductions
 from suite.studies.life import life_case
 from suite.studies.manage import as_accurate, within
 from suite.studies.random_workloads import noise_wrong, random_case
@@ -232,35 +233,60 @@ def untuned_table(runs: pd.DataFrame) -> pd.DataFrame:
 # The same accuracy as the Linux default.
 
 
-def at_equal_accuracy(board: str, name: str, seeds: Iterable[int], objective: str) -> list[dict]:
-    """Linux default and manager, where floors are the accuracy of the Linux default's networks.
+def at_equal_accuracy(
+    board: str, name: str, seeds: Iterable[int], objectives: Iterable[str], governor: str = ""
+) -> list[dict]:
+    """A baseline and the manager, where floors are the accuracy of the baseline's networks.
 
-    `name`: a scenario or one of `UNTUNED`. A row per policy ("linux", "manager") and seed, with
-    what `Run.summary` says, and `scenario`; for `reductions`.
+    Args:
+        name: a scenario or one of `UNTUNED`.
+        objectives: of the manager, each a policy of that name.
+        governor: of the baseline, and then its name, for all units; "": the board's own, and the
+            baseline is "linux".
+
+    A row per policy and seed, with what `Run.summary` says, `scenario` and `baseline`; for
+    `reductions`.
     """
     on, tables = on_board(board)
     make = partial(UNTUNED[name][1] if name in UNTUNED else partial(scenario, name), on, tables)
-    linux = linux_default(make)
-    manager = Manager(on, tables, objective=objective)
+    baseline = linux_default(make, name=governor or "linux", governor=governor)
+    policies = {baseline.name: baseline}
+    policies |= {goal: Manager(on, tables, objective=goal) for goal in objectives}
     rows = []
     for seed in seeds:
-        case = as_accurate(make(seed), linux)
-        for policy, each in (("linux", linux), ("manager", manager)):
+        case = as_accurate(make(seed), baseline)
+        for policy, each in policies.items():
             row = case.simulate(each, seed).summary()
-            rows.append(row | {"board": board, "scenario": name, "policy": policy})
+            row |= {"board": board, "scenario": name, "policy": policy, "baseline": baseline.name}
+            rows.append(row)
     return [{key: value for key, value in row.items() if key != "apps"} for row in rows]
 
 
-def balanced_against_linux(runs: pd.DataFrame) -> pd.DataFrame:
-    """Of `at_equal_accuracy`, per scenario, means over seeds: p95_over_linux (of latency) and
-    accuracy_points (more than the Linux default)."""
-    columns = ["latency_p95_ms", "accuracy_mean_pct"]
-    means = runs.groupby(["policy", "scenario"], sort=False)[columns].mean()
-    mine, linux = means.loc["manager"], means.loc["linux"]
-    return pd.DataFrame({
-        "p95_over_linux": mine["latency_p95_ms"] / linux["latency_p95_ms"],
-        "accuracy_points": mine["accuracy_mean_pct"] - linux["accuracy_mean_pct"],
-    })  # fmt: skip
+def beside_baseline(runs: pd.DataFrame) -> pd.DataFrame:
+    """`reductions` at equal accuracy for all baselines and policies of `at_equal_accuracy`, with
+    what a saving costs: a row per baseline, policy, scenario and seed.
+
+    More columns: p95_ratio (of latency, over the baseline's), accuracy_points (more than the
+    baseline), miss_pct, baseline_miss_pct, source.
+    """
+    tables = []
+    for (baseline, policy), mine in runs.groupby(["baseline", "policy"], sort=False):
+        if policy == baseline:
+            continue
+        keys = ["scenario", "seed"]
+        base = runs[(runs["policy"] == baseline) & (runs["baseline"] == baseline)].set_index(keys)
+        mine = mine.set_index(keys)
+        base = base.loc[mine.index]
+        both = pd.concat([base, mine]).reset_index()
+        saved = reductions(both, baseline, policy, equal_accuracy=True).set_index(keys)
+        tables.append(saved.loc[mine.index].assign(
+            baseline=baseline, policy=policy,
+            p95_ratio=mine["latency_p95_ms"] / base["latency_p95_ms"],
+            accuracy_points=mine["accuracy_mean_pct"] - base["accuracy_mean_pct"],
+            miss_pct=mine["deadline_miss_pct"], baseline_miss_pct=base["deadline_miss_pct"],
+            source=mine["source"],
+        ).reset_index())  # fmt: skip
+    return pd.concat(tables, ignore_index=True)
 
 
 # Two applications.
