@@ -19,6 +19,8 @@ from dynlib.runtime.rivals import Static
 from dynlib.runtime.schedulers import Dysta, Fcfs, Index, Ordered, Scheduler, Strict, in_time
 from dynlib.workload import App, Workload
 from suite.papers import dysta as paper
+from suite.studies import schedule
+from suite.studies import schedule_energy as energy
 
 SCHEDULERS = [
     Fcfs(), Dysta(), Dysta(0.0), Dysta(0.5), Dysta(2.0), Index(), Index(0.0), Index(2.8, 1.7),
@@ -424,3 +426,85 @@ def test_an_app_without_a_profile_and_an_unknown_trace_are_named():
         case.simulate(base, traces={"nett": found["net0"]})
     with pytest.raises(PolicyError, match="late 'never'"):
         case.simulate(Ordered(base, Fcfs(), {}, late="never"))
+
+
+# The studies of the notebook.
+
+
+def most_kept(arrivals, dues, works):
+    """The most requests that preemptive EDF, which is optimal, brings home in time, by trying."""
+    best = 0
+    for chosen in itertools.product((0, 1), repeat=len(works)):
+        left = {i: w for i, w in enumerate(works) if chosen[i]}
+        for t in range(max(dues)):
+            there = [i for i in left if arrivals[i] <= t and left[i] > 0]
+            if there:
+                left[min(there, key=lambda i: dues[i])] -= 1
+            if any(left[i] > 0 and dues[i] <= t + 1 for i in left):
+                break
+        else:
+            best = max(best, sum(chosen))
+    return best
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.lists(st.tuples(st.integers(0, 6), st.integers(1, 5), st.integers(0, 6)), min_size=1,
+                max_size=6))  # fmt: skip
+def test_the_optimum_misses_as_few_as_possible(requests):
+    requests = sorted(requests)
+    arrivals = [a for a, _, _ in requests]
+    works = [w for _, w, _ in requests]
+    dues = [a + w + slack for a, w, slack in requests]
+    fewest = schedule.fewest_late(arrivals, dues, works)
+    assert fewest == len(works) - most_kept(arrivals, dues, works)
+
+
+def test_no_scheduler_misses_less_than_the_optimum():
+    row = schedule.late_against_optimum("attnn", 40.0, 300, 0)[0]
+    assert 0 < row["optimum_pct"] <= row["strict_pct"]
+
+
+def test_the_plain_loop_of_the_paper_is_as_slow_as_it_is_right():
+    for workload in paper.WORKLOADS:
+        micros = schedule.speed(workload, 300, repeats=1)  # raises where times differ
+        assert set(micros) == {"plain", "always", "kernel"}
+
+
+def test_cheaper_levels_cost_accuracy():
+    assert schedule.DROP_PP[0] == 0
+    assert list(schedule.DROP_PP) == sorted(schedule.DROP_PP)
+    # 0.6 of 4.1 billion MACs cost the published 4.8 points.
+    per_log = schedule.DROP_PP[1] / -np.log(schedule.LADDER[1])
+    assert per_log * np.log(4.1 / 0.6) == pytest.approx(79.8 - 75.0)
+
+
+def test_the_variants_are_compared_on_the_same_requests():
+    found = schedule.compare_schedulers("cnn", 3.0, 60, 0, list(schedule.VARIANTS))
+    assert [row["scheduler"] for row in found] == list(schedule.VARIANTS)
+    by = {row["scheduler"]: row for row in found}
+    assert by["static 0.8"]["drop_pp"] == pytest.approx(schedule.DROP_PP[1])
+    assert by["balanced"]["drop_pp"] == 0
+    assert by["clairvoyant"]["antt"] <= by["FCFS"]["antt"]
+
+
+def test_no_policy_takes_less_energy_than_the_least():
+    for row in energy.energy_rows("attnn", 30.0, 25, 0, "jetson-xavier-nx"):
+        assert row["over_optimum"] >= 1 - 1e-6
+        assert row["energy_mj"] > 0
+
+
+def test_the_least_energy_of_one_request_by_hand():
+    unit = rc.unit()  # 250, 500 MHz at 500 mV, 1000 MHz at 1000 mV
+    offered = Offered([0.0], ["net"], [0], [20.0], [1])
+    bench = paper.Benchmark("attnn", offered, np.array([10.0]))
+    within = lambda ms: bench._replace(offered=offered._replace(deadline_ms=[ms]))  # noqa: E731
+    least = lambda ms, drop: 1000 * energy.least_energy(within(ms), unit, np.zeros(1), drop)  # noqa: E731
+    idle_mw = unit.power_mw(250.0, 0.0)
+    quarter, half, full = (unit.power_mw(mhz) - idle_mw for mhz in unit.freqs)
+    # All of it at half speed takes 20 ms; within 25 and 15 ms it is mixed from two clocks.
+    assert least(20.0, 0.0) == pytest.approx(20 * half)
+    assert least(25.0, 0.0) == pytest.approx(10 * quarter + 15 * half)
+    assert least(15.0, 0.0) == pytest.approx(10 * half + 5 * full)
+    # The cheapest level is less work, and may be slower.
+    work_ms = 10 * schedule.LADDER[-1]
+    assert least(2 * work_ms, schedule.DROP_PP[-1]) == pytest.approx(2 * work_ms * half)

@@ -25,7 +25,8 @@ from service_programs import start
 
 from dynlib.deploy import service as service_module
 from dynlib.deploy.client import control
-from dynlib.deploy.service import BURST, MESSAGES, ROWS, Service, main, parse
+from dynlib.deploy.door import BURST, MESSAGES, ROWS, parse
+from dynlib.deploy.service import Service, main
 from dynlib.errors import ServiceError
 from dynlib.log import DecisionLog
 from dynlib.manager.manager import Manager

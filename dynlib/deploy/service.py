@@ -23,21 +23,16 @@ is dropped at once. When the service dies, its lease puts the machine back (`dyn
 and programs serve on by themselves until there is a service again. `manager.service` beside this
 file is a unit for systemd.
 
-A message is one line of JSON, an object whose `do` is a key of `MESSAGES`; its keys are there too.
+The messages are those of `dynlib.deploy.door`.
 """
 
 import argparse
 import contextlib
 import gc
-import grp
 import json
 import logging
 import math
 import os
-import selectors
-import socket
-import stat
-import struct
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -49,7 +44,8 @@ from typing import Any
 import pandas as pd
 
 from dynlib.boards.board import Board
-from dynlib.deploy.client import MESSAGE_BYTES, control, socket_path
+from dynlib.deploy.client import control, socket_path
+from dynlib.deploy.door import NEED, Door, Peer, check, encode, parse
 from dynlib.errors import DynlibError, ServiceError, near
 from dynlib.machine.bind import bind, host_board, load_board, open_machine
 from dynlib.machine.knobs import CPU
@@ -65,76 +61,14 @@ from dynlib.runtime.live import Live, LiveRun
 from dynlib.runtime.loop import ASKED, Loop
 from dynlib.workload import App, Change, Workload
 
-CLIENTS = 128  # connections
 APPS = 16  # programs that are managed at a time: planning takes the longer the more there are
-ROWS = 256  # of a program's table
-PER_S, BURST = 2000, 1000  # messages of a process; every 256 bytes are one
-JOIN_COST = 100  # messages that a connection counts for
-_TEXT = 64  # characters of a name
 _SILENT_MS = 5_000.0  # after which a connection has said what it wants
 _OVERDUE_MS, _OVERDUE = 1_000.0, 20  # a frame that takes so long, or so many times its network's
 _CLOCK_MS = 1.0  # that two clocks may be apart
 _TRUST_MS = 20.0  # of a frame that nobody may ask about
 _TIDY_MS = 10_000.0  # between two collections of garbage
 _KEPT = 10_000  # events of the log in memory; the journal has all
-
-_NEED = {
-    "deadline_ms": (1.0, 10_000.0),
-    "period_ms": (1.0, 60_000.0),
-    "accuracy_floor_pct": (0.0, 100.0),
-}
-# do -> key -> its type, or the lowest and the highest number
-MESSAGES: dict[str, dict[str, Any]] = {
-    "register": {"name": str, "table": list, **_NEED, "priority": (0, 9)},
-    "ask": {},
-    "done": {"ms": (0.0, 1e6)},
-    "status": {},
-    "set": {"app": str, **_NEED},
-    "stop": {},
-}
-_REQUIRED = {"register": ("name", "table", "deadline_ms"), "done": ("ms",), "set": ("app",)}
 _LOG = logging.getLogger(__name__)
-
-
-def parse(line: bytes) -> tuple[str, dict[str, Any]]:
-    """What a message wants done, and its values; raises `ServiceError` for any other line.
-
-    >>> parse(b'{"do": "done", "ms": 12.5}')
-    ('done', {'ms': 12.5})
-    """
-    try:
-        message = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise ServiceError(f"no JSON: {error}") from None
-    do = message.pop("do", None) if isinstance(message, dict) else None
-    if not isinstance(do, str) or do not in MESSAGES:
-        raise ServiceError(f"do: got {do!r:.99}; {near(str(do), MESSAGES)}")
-    values = {key: value for key, value in message.items() if value is not None}
-    for key, value in values.items():
-        if key not in MESSAGES[do]:
-            raise ServiceError(f"{do}: unknown key {key!r:.99}; {near(key, MESSAGES[do])}")
-        _check(f"{do}, {key}", value, MESSAGES[do][key])
-        if isinstance(value, int):
-            values[key] = float(value)
-    for key in _REQUIRED.get(do, ()):
-        if key not in values:
-            raise ServiceError(f"{do}: no {key}; expected one")
-    return do, values
-
-
-def _check(what: str, value: Any, kind: Any) -> None:
-    if kind is list:
-        right, expected = isinstance(value, list) and 0 < len(value) <= ROWS, f"1 to {ROWS} rows"
-    elif kind is str:
-        right = isinstance(value, str) and value.isprintable() and 0 < len(value) <= _TEXT
-        expected = f"1 to {_TEXT} printable characters"
-    else:
-        low, high = kind
-        right = isinstance(value, int | float) and not isinstance(value, bool)
-        right = right and low <= value <= high
-        expected = f"a number from {low:g} to {high:g}"
-    if not right:
-        raise ServiceError(f"{what}: got {value!r:.99}, expected {expected}")
 
 
 def read_rows(name: str, rows: list[Any], board: Board) -> PointTable:
@@ -147,190 +81,9 @@ def read_rows(name: str, rows: list[Any], board: Board) -> PointTable:
         for column, value in row.items():
             if value is not None:
                 kind = str if column in TEXT_COLUMNS else (0.0, 1e9)
-                _check(f"{name}, row {number}, {column}", value, kind)
+                check(f"{name}, row {number}, {column}", value, kind)
     full = [known | row | {"model": name} for row in rows]
     return PointTable(pd.DataFrame(full, columns=list(POINT_COLUMNS)), board)
-
-
-def _line(message: Mapping[str, Any]) -> bytes:
-    return json.dumps(message).encode() + b"\n"
-
-
-class _Peer:
-    """A connection; who is at its other end, the kernel says."""
-
-    def __init__(self, link: socket.socket):
-        self.link, self.rest, self.open = link, b"", True
-        link.setblocking(False)
-        said = link.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-        self.pid, self.uid, _ = struct.unpack("3i", said)
-        self.life = -1  # a file that can be read once the process has ended: a child of it may
-        with contextlib.suppress(OSError, AttributeError):  # hold the socket open
-            self.life = os.pidfd_open(self.pid)
-        self.app = ""
-        self.asks = False
-        self.job: Job | None = None
-        self.since_ms = 0.0  # that it was told
-        self.told: tuple | None = None
-        self.order = b""  # in one line
-
-    def send(self, message: Mapping[str, Any]) -> None:
-        """Say something."""
-        self.write(_line(message))
-
-    def write(self, line: bytes) -> None:
-        """Say it; who does not listen is cut off."""
-        with contextlib.suppress(OSError):
-            if self.link.send(line) < len(line):
-                self.link.shutdown(socket.SHUT_RDWR)
-
-
-class _Door:
-    """The socket: who comes and goes, what they say, and what of it is too much.
-
-    `owner` is told of each: `came(peer)`, `heard(peer, line)`, `lost(peer)`.
-    """
-
-    def __init__(self, path: Path, group: str, owner: "Service"):
-        self.path, self.owner = path, owner
-        self.peers: set[_Peer] = set()
-        self.credit: dict[int, tuple[float, float]] = {}  # pid -> messages left, at a time
-        self.selector = selectors.DefaultSelector()
-        self.listening = _listen(path, group)
-        self.bell = os.eventfd(0)
-        for each in (self.listening, self.bell):
-            self.selector.register(each, selectors.EVENT_READ)
-
-    def wait(self, seconds: float | None) -> None:
-        """Until something happens, at most so long; None: for ever."""
-        for key, _ in self.selector.select(seconds):
-            peer = key.data
-            if key.fd == self.bell:
-                os.eventfd_read(self.bell)
-            elif peer is None:
-                self._accept()
-            elif not peer.open:
-                continue
-            elif key.fd == peer.life:
-                self.drop(peer)
-            else:
-                self._hear(peer)
-
-    def set(self) -> None:
-        """End a `wait`, from any thread."""
-        if self.bell >= 0:
-            os.eventfd_write(self.bell, 1)
-
-    def refuse(self, peer: _Peer, why: str) -> None:
-        """Say why, and let go."""
-        if not peer.open:
-            return
-        _LOG.warning("process %d %s: %s", peer.pid, peer.app, why)
-        peer.send({"error": why})
-        self.drop(peer)
-
-    def drop(self, peer: _Peer) -> None:
-        """Let go of a connection."""
-        if not peer.open:
-            return
-        peer.open = False
-        self.peers.discard(peer)
-        self.selector.unregister(peer.link)
-        peer.link.close()
-        if peer.life >= 0:
-            self.selector.unregister(peer.life)
-            os.close(peer.life)
-        self.owner.lost(peer)
-
-    def close(self) -> None:
-        """Let go of everybody."""
-        for peer in list(self.peers):
-            self.drop(peer)
-        self.selector.close()
-        self.listening.close()
-        bell, self.bell = self.bell, -1
-        os.close(bell)
-        self.path.unlink(missing_ok=True)
-
-    def _accept(self) -> None:
-        try:
-            link, _ = self.listening.accept()
-        except OSError as error:  # it has gone again, or we have no files left
-            _LOG.warning("%s: %s", self.path, error)
-            return
-        peer = _Peer(link)
-        self.peers.add(peer)
-        self.selector.register(link, selectors.EVENT_READ, peer)
-        if peer.life >= 0:
-            self.selector.register(peer.life, selectors.EVENT_READ, peer)
-        if len(self.peers) > CLIENTS:
-            self.refuse(peer, f"{CLIENTS} connections; expected fewer")
-        elif self._spend(peer, JOIN_COST):
-            self.owner.came(peer)
-
-    def _hear(self, peer: _Peer) -> None:
-        try:
-            part = peer.link.recv(1 << 16)
-        except OSError:
-            part = b""
-        if not part:
-            self.drop(peer)
-            return
-        if not self._spend(peer, max(part.count(b"\n"), 1) + len(part) // 256):
-            return
-        *lines, peer.rest = (peer.rest + part).split(b"\n")
-        if len(peer.rest) > MESSAGE_BYTES:
-            self.refuse(peer, f"a message of more than {MESSAGE_BYTES} bytes")
-        for line in lines:
-            if peer.open:
-                self.owner.heard(peer, line)
-
-    def _spend(self, peer: _Peer, messages: int) -> bool:
-        """Whether a process may send so much now; else it is refused."""
-        now_s = time.monotonic()
-        if len(self.credit) > 4 * CLIENTS:  # whoever was silent for a second has all of it again
-            self.credit = {pid: had for pid, had in self.credit.items() if now_s - had[1] < 1}
-        left, then_s = self.credit.get(peer.pid, (BURST, now_s))
-        left = min(left + PER_S * (now_s - then_s), BURST) - messages
-        self.credit[peer.pid] = max(left, -BURST), now_s
-        if left < 0:
-            self.refuse(peer, f"more than {PER_S} messages a second")
-        return left >= 0
-
-
-def _listen(path: Path, group: str) -> socket.socket:
-    """A socket there that nobody else could have made, nor reach; raises `ServiceError`."""
-    folder = path.parent
-    folder.mkdir(0o750 if group else 0o700, parents=True, exist_ok=True)
-    found = folder.lstat()
-    ours = stat.S_ISDIR(found.st_mode) and found.st_uid in (0, os.geteuid())
-    if not ours or found.st_mode & 0o022:
-        mode = stat.filemode(found.st_mode)
-        raise ServiceError(
-            f"{folder}: of user {found.st_uid}, {mode}; expected a folder of ours that nobody "
-            "else may write to"
-        )
-    listening = socket.socket(socket.AF_UNIX)
-    try:
-        listening.connect(str(path))
-    except OSError:  # nobody is there, as it should be
-        listening.close()
-    else:
-        listening.close()
-        raise ServiceError(f"{path}: a service is there already; expected none")
-    # Made under another name, so that nobody sees it before its owner and mode are right.
-    part = path.with_name(f".{os.getpid()}")
-    part.unlink(missing_ok=True)
-    listening = socket.socket(socket.AF_UNIX)
-    listening.bind(str(part))
-    if group:
-        os.chown(part, -1, grp.getgrnam(group).gr_gid)
-        os.chown(folder, -1, grp.getgrnam(group).gr_gid)
-    part.chmod(0o660 if group else 0o600)
-    listening.listen(CLIENTS)
-    listening.setblocking(False)
-    part.replace(path)
-    return listening
 
 
 class Service(Live):
@@ -365,10 +118,10 @@ class Service(Live):
         self.turned = {}  # threads and quota are the programs' own,
         self.usage = {}  # and what they take of the CPUs is no competitor's
         self.cpus = {unit.name: unit.cpus for unit in board.units}
-        self.peers: dict[str, _Peer] = {}
+        self.peers: dict[str, Peer] = {}
         self.busy: dict[str, Job] = {}
         self.frames: dict[str, int] = {}  # of programs that have left
-        self.bell = self.door = _Door(socket_path(path), group, self)
+        self.bell = self.door = Door(socket_path(path), group, self)
         self.reader = ThreadPoolExecutor(1)  # a table takes longer to check than many a frame
         if journal:
             self.log.journal(journal)
@@ -409,12 +162,12 @@ class Service(Live):
         self._tell(job.content, job.run)
         self._told(job)
 
-    def _tell(self, peer: _Peer, run: AppRun) -> None:
+    def _tell(self, peer: Peer, run: AppRun) -> None:
         told = run.placement, run.known
         if told != peer.told:
             point, need = run.table.point(*run.placement), run.known
             setting = {key: value for key, value in point.setting._asdict().items() if value}
-            peer.told, peer.order = told, _line({
+            peer.told, peer.order = told, encode({
                 "subnet": point.subnet, "unit": point.unit, "setting": setting,
                 "cpus": self.cpus[point.unit], "deadline_ms": need.deadline_ms,
                 "accuracy_floor_pct": need.floor_pct,
@@ -456,25 +209,25 @@ class Service(Live):
 
     # Programs come, ask and go.
 
-    def came(self, peer: _Peer) -> None:
+    def came(self, peer: Peer) -> None:
         """Somebody is there, and has to say what for."""
         why = f"nothing registered within {_SILENT_MS:g} ms"
         self._later(_SILENT_MS, lambda: peer.app or self.door.refuse(peer, why))
 
-    def heard(self, peer: _Peer, line: bytes) -> None:
+    def heard(self, peer: Peer, line: bytes) -> None:
         """Somebody wants something; it is done as soon as its time has come."""
         # Not `post`: in this thread nobody has to be woken up.
         do = lambda: self._handle(peer, lambda: self._do(peer, line))  # noqa: E731
         self.inbox.append((self.clock_ms(), do, None))
 
-    def lost(self, peer: _Peer) -> None:
+    def lost(self, peer: Peer) -> None:
         """Somebody is gone."""
         self.post(lambda: self.peers.get(peer.app) is peer and self._leave(peer.app))
 
     def _later(self, after_ms: float, do: Callable[[], Any]) -> None:
         self.push(self.now_ms + after_ms, ASKED, (do, None))
 
-    def _handle(self, peer: _Peer, do: Callable[[], Any]) -> None:
+    def _handle(self, peer: Peer, do: Callable[[], Any]) -> None:
         """Do what somebody wants; what is wrong with it ends that connection alone."""
         try:
             if peer.open:
@@ -485,13 +238,13 @@ class Service(Live):
             _LOG.exception("process %d", peer.pid)
             self.door.refuse(peer, f"unexpected {error!r}")
 
-    def _do(self, peer: _Peer, line: bytes) -> None:
+    def _do(self, peer: Peer, line: bytes) -> None:
         do, values = parse(line)
         getattr(self, f"_on_{do}")(peer, **values)
 
     def _on_register(
         self,
-        peer: _Peer,
+        peer: Peer,
         name: str,
         table: list[Any],
         deadline_ms: float,
@@ -518,17 +271,17 @@ class Service(Live):
         read = self.reader.submit(read_rows, name, table, self.board)
         read.add_done_callback(lambda _: self.post(lambda: self._registered(peer, app, read)))
 
-    def _registered(self, peer: _Peer, app: App, read: Future) -> None:
+    def _registered(self, peer: Peer, app: App, read: Future) -> None:
         self.names.discard(app.name)
         self._handle(peer, lambda: self._admit(peer, app, read.result()))
 
-    def _admit(self, peer: _Peer, app: App, table: PointTable) -> None:
+    def _admit(self, peer: Peer, app: App, table: PointTable) -> None:
         self._join(app, table, None)
         self.names.add(app.name)
         peer.app, self.peers[app.name] = app.name, peer
         peer.send({"registered": app.name, **self._described()})
 
-    def _on_ask(self, peer: _Peer) -> None:
+    def _on_ask(self, peer: Peer) -> None:
         if not peer.app or peer.asks:
             expected = "the frame before to be done" if peer.app else "to register first"
             raise ServiceError(f"ask: expected {expected}")
@@ -547,7 +300,7 @@ class Service(Live):
         else:  # nothing else may happen until it is too late
             self._later(job.need.deadline_ms, lambda: None)
 
-    def _on_done(self, peer: _Peer, ms: float) -> None:
+    def _on_done(self, peer: Peer, ms: float) -> None:
         job = peer.job
         took_ms = self.now_ms - peer.since_ms
         if job is None or ms > took_ms + _CLOCK_MS:
@@ -559,7 +312,7 @@ class Service(Live):
         self._released(peer, job)
         self.finish(job)
 
-    def _on_status(self, peer: _Peer) -> None:
+    def _on_status(self, peer: Peer) -> None:
         apps = {}
         for name, who in self.peers.items():
             run = self.apps[name]
@@ -568,19 +321,19 @@ class Service(Live):
             apps[name] = {"pid": who.pid, "frames": run.frames, **need._asdict(), **placed}
         peer.send({**self._described(), "apps": apps, "problems": self.problems})
 
-    def _on_set(self, peer: _Peer, app: str, **asked: float) -> None:
+    def _on_set(self, peer: Peer, app: str, **asked: float) -> None:
         if app not in self.peers:
             raise ServiceError(f"set: no program {app!r}; {near(app, self.peers)}")
         self._only(peer, self.peers[app].uid)
         self._require(Change(self.now_ms / 1000, app, **asked))
         peer.send({"set": app, **asked})
 
-    def _on_stop(self, peer: _Peer) -> None:
+    def _on_stop(self, peer: Peer) -> None:
         self._only(peer)
         self._stop()
         peer.send({"stop": True})
 
-    def _only(self, peer: _Peer, *users: int) -> None:
+    def _only(self, peer: Peer, *users: int) -> None:
         if peer.uid not in (0, os.geteuid(), *users):
             raise ServiceError(f"user {peer.uid} may not; expected the program's, ours or root")
 
@@ -591,11 +344,11 @@ class Service(Live):
             "units": self.cpus,
         }
 
-    def _overdue(self, peer: _Peer, job: Job, most_ms: float) -> None:
+    def _overdue(self, peer: Peer, job: Job, most_ms: float) -> None:
         if peer.job is job:
             self.door.refuse(peer, f"frame {job.frame} not done within {most_ms:g} ms")
 
-    def _released(self, peer: _Peer, job: Job) -> None:
+    def _released(self, peer: Peer, job: Job) -> None:
         peer.asks, peer.job = False, None
         del self.busy[job.point.unit]
 
@@ -645,7 +398,7 @@ def main(arguments: list[str] | None = None) -> int:
         "do", nargs="?", default="serve", choices=("serve", "status", "set", "stop")
     )
     parser.add_argument("app", nargs="?", help="the program to set requirements of")
-    parser.add_argument("values", nargs="*", help=f"key=number, of {', '.join(_NEED)}")
+    parser.add_argument("values", nargs="*", help=f"key=number, of {', '.join(NEED)}")
     parser.add_argument("--socket", help="where it listens")
     parser.add_argument("--board", default="auto", help="name or file")
     parser.add_argument("--objective", default="energy", choices=OBJECTIVES)

@@ -44,3 +44,10 @@ def test_the_report_is_of_this_code(kernel):
         f"dynlib/machine has changed since it ran on Linux {kernel}; run again: {guest.COMMAND}"
     )
     assert set(report["outcome"]) == {"PASSED"}
+
+
+def test_asked_for_and_not_possible_is_a_failure(tmp_path, monkeypatch):
+    monkeypatch.setenv("DYNLIB_REAL_KERNEL", "1")
+    monkeypatch.setattr(guest.shutil, "which", lambda program: None)
+    with pytest.raises(AssertionError, match="install the Debian packages qemu-system-x86"):
+        test_real_kernel(tmp_path, "6.1")

@@ -134,11 +134,12 @@ def schedule_overload(table: pd.DataFrame) -> Figure:
     for workload, (panel, rows) in by.items():
         shown = rows.assign(violation_pct=rows["violation_pct"].clip(lower=0.01))
         for name, mine in shown.groupby("scheduler", sort=False):
-            ours = name in ("knee", "strict") or name.startswith("ladder")
+            ours = name in ("balanced", "knee") or name.startswith("ladder")
             colour = _colour(name)
             at = mine["drop_pp"].mean(), mine["violation_pct"].mean()
             panel.plot(*at, "*" if ours else "o", ms=10 if ours else 6, color=colour)
-            panel.annotate(name, at, xytext=(7, 3), textcoords="offset points", fontsize="small",
+            down = -9 if name == "knee" else 3
+            panel.annotate(name, at, xytext=(7, down), textcoords="offset points", fontsize="small",
                            color=colour)  # fmt: skip
         panel.set(yscale="log", title=titles[workload], xlabel="accuracy given up (points)")
         panel.set_xlim(-0.05, 0.85)
@@ -166,7 +167,9 @@ def schedule_energy(table: pd.DataFrame) -> Figure:
         panel.set(xlabel="", ylabel=label)
         if measure == "over_optimum":
             panel.axhline(1, color="0.3", lw=0.8, ls="--")
-            panel.legend(loc="lower right", title=None, frameon=True)
+            handles, labels = panel.get_legend_handles_labels()
+            panel.get_legend().remove()
+    drawn.legend(handles, labels, loc="outside upper center", ncols=2)
     return drawn
 
 

@@ -15,7 +15,7 @@ NETWORKS = ("resnet18", "mobilenetv3_small_100", "efficientnet_lite0")
 Blocks = Sequence[Callable[[torch.Tensor], torch.Tensor]]
 
 
-def networks(pixels: int = 96, seed: int = 0) -> dict[str, tuple[Blocks, torch.Tensor]]:
+def networks(pixels: int = 64, seed: int = 0) -> dict[str, tuple[Blocks, torch.Tensor]]:
     """Blocks and an image for each of `NETWORKS`; weights are random, since only time counts."""
     torch.manual_seed(seed)
     image = torch.randn(1, 3, pixels, pixels)
@@ -27,7 +27,7 @@ def networks(pixels: int = 96, seed: int = 0) -> dict[str, tuple[Blocks, torch.T
 
 
 @torch.inference_mode()
-def measure(blocks: Blocks, image: torch.Tensor, repeats: int = 30, name: str = "net") -> Trace:
+def measure(blocks: Blocks, image: torch.Tensor, repeats: int = 20, name: str = "net") -> Trace:
     """Wall-clock time of every block, `repeats` times, after a few that are not counted."""
     ms = np.empty((repeats + 3, len(blocks)))
     for row in ms:

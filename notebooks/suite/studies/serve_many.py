@@ -299,9 +299,7 @@ def wait_for(condition: Callable[[], object], what: str) -> None:
         raise SuiteError(f"{what}: not there after 30 s")
 
 
-def _in_time(
-    condition: Callable[[], object], seconds: float = 10.0, step_s: float = 0.002
-) -> bool:
+def _in_time(condition: Callable[[], object], seconds: float = 10.0, step_s: float = 0.002) -> bool:
     until_s = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > until_s:
