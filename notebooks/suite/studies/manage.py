@@ -115,13 +115,14 @@ def simulate_each(
     tables: Tables,
     seeds: Iterable[int],
     policies: Callable[[Board, Tables], Mapping[str, Callable]] = contenders,
+    names: Iterable[str] = (),
 ) -> pd.DataFrame:
     """`simulate_many` of scenarios by name, on all cores; `policies` as `contenders` and `rivals`
-    are, for other processes to import."""
+    are, for other processes to import, and of them those of `names` (default: all)."""
     jobs = [
         (name, policy, board, tables, list(seeds), policies)
         for name in scenarios
-        for policy in policies(board, tables)
+        for policy in names or policies(board, tables)
     ]
     return in_parallel(_with_policy, jobs)
 
