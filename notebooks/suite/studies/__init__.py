@@ -23,6 +23,7 @@ __getattr__ = lazily(__name__, {
         "simulation_speed", "tables_by_work", "taught",
     ],
     "mechanisms": ["MECHANISMS", "most_of_each", "take_out", "what_each_brings"],
+    "own_cost": ["own_memory_mb", "quietest"],
     "panel": ["Panel"],
     "parallel": ["in_parallel"],
     "random_workloads": ["noise_wrong", "random_case"],
