@@ -24,7 +24,7 @@ def test_memory_does_not_depend_on_who_ran_before():
 
 
 def test_a_disturbed_timing_is_repeated_and_the_least_disturbed_kept():
-    calm, wild, wilder = (Latency((1.0,) * 16 + (slow,) * 4) for slow in (1.1, 5.0, 9.0))
+    calm, wild, wilder = (Latency((1.0,) * 90 + (slow,) * 10) for slow in (1.1, 5.0, 9.0))
     coming = iter([wild, calm])
     assert quietest(lambda: next(coming)) is calm
     coming = iter([wilder, wild, wilder])
