@@ -62,11 +62,15 @@ def interpolate(
 
 
 def against_rival(ours: pd.DataFrame, rival: pd.DataFrame, *, slack: float) -> dict[str, float]:
-    """`speedup` (ratio) and `accuracy_gain_pp` of a front over the rival's points of the claims."""
+    """`speedup` (ratio) and `accuracy_gain_pp` of a front over the rival's points of the claims.
+
+    The speed-up is at equal accuracy; where all of the front is better, its fastest point counts.
+    """
     claims = rival.dropna(subset="claim").set_index("claim")
     equal, similar = claims.loc["speedup"], claims.loc["accuracy"]
     front = pareto_front(ours, ["latency_ms"], ["accuracy_pct"])
-    latency_ms = interpolate(front, "accuracy_pct", "latency_ms", equal["accuracy_pct"])
+    least_pct = max(equal["accuracy_pct"], front["accuracy_pct"].min())
+    latency_ms = interpolate(front, "accuracy_pct", "latency_ms", least_pct)
     accuracy = interpolate(front, "latency_ms", "accuracy_pct", similar["latency_ms"], slack=slack)
     return {
         "speedup": equal["latency_ms"] / latency_ms,

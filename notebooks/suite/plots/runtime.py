@@ -229,7 +229,7 @@ def manage_equal(table: pd.DataFrame) -> Figure:
     names = [name for name in dict.fromkeys(table["scenario"]) if name != "published"]
     baselines = list(dict.fromkeys(table["baseline"]))
     goals = {goal: name for goal, name in _GOALS.items() if goal in set(table["policy"])}
-    height = (0.32 * len(names) + 0.7) * len(baselines)
+    height = (0.32 * len(names) + 0.9) * len(baselines)
     drawn, axes = plt.subplots(len(baselines), len(columns), sharey=True, sharex="col",
                                figsize=(9.6, height), squeeze=False)  # fmt: skip
     for row, baseline in zip(axes, baselines, strict=True):
@@ -263,7 +263,9 @@ def manage_equal(table: pd.DataFrame) -> Figure:
     axes[0, 0].set_ylim(len(names) - 0.4, -1.1)
     _, ratio, points, missed = axes[0]
     ratio.set_xscale("log")
-    ratio.set_xticks([0.5, 1, 2, 4], ["0.5", "1", "2", "4"])
+    low = 0.8 * table["p95_ratio"].min()
+    ticks = [tick for tick in (0.1, 0.25, 0.5, 1, 2, 4) if tick > low]
+    ratio.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     ratio.minorticks_off()
     points.set_xlim(-1, 1)
     missed.set_xscale("symlog", linthresh=1)
