@@ -43,11 +43,17 @@ _LOG = logging.getLogger(__name__)
 
 
 class DecisionLog:
-    """Collects the events of one run in time order; `write` stores them as JSON lines."""
+    """Collects the events of one run in time order; `write` stores them as JSON lines.
+
+    Attributes:
+        most: at least so many of the last events stay in memory, at most twice as many; None: all.
+            A journal has all of them.
+    """
 
     def __init__(self, **header: Any):
         self.header = {"schema": LOG_SCHEMA, **header}
         self.events: list[dict[str, Any]] = []
+        self.most: int | None = None
         self._journal: TextIO | None = None
 
     def add(self, t_s: float, event: str, **values: Any) -> None:
@@ -62,6 +68,8 @@ class DecisionLog:
                 raise TableError(f"log time goes back: {t_s} s after {last_s} s")
         entry = {"t_s": t_s, "event": event, **values}
         self.events.append(entry)
+        if self.most and len(self.events) > 2 * self.most:
+            del self.events[: -self.most]
         if self._journal:
             try:
                 self._journal.write(_line(entry))
