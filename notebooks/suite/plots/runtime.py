@@ -264,7 +264,7 @@ def manage_equal(table: pd.DataFrame) -> Figure:
     _, ratio, points, missed = axes[0]
     ratio.set_xscale("log")
     low = 0.8 * table["p95_ratio"].min()
-    ticks = [tick for tick in (0.1, 0.25, 0.5, 1, 2, 4) if tick > low]
+    ticks = [tick for tick in (0.1, 0.5, 1, 2, 4) if tick > low]
     ratio.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     ratio.minorticks_off()
     points.set_xlim(-1, 1)
