@@ -116,6 +116,12 @@ def jetson_board(table: pd.DataFrame) -> Figure:
             rows = mine[mine["series"] == name].sort_values("latency_ms")
             found = rows["low"].notna().any()
             look = {"color": "black", "lw": 2} if found else {"marker": "o", "lw": 0.8, "ms": 3}
+            if found:
+                # Solid between the published levels that the lines were fitted to.
+                panel.plot(rows["latency_ms"], rows["accuracy_pct"], color="black", lw=1, ls=":",
+                           label="beyond the levels known")  # fmt: skip
+                known = rows["extrapolated"].astype(float) == 0
+                rows = rows.assign(accuracy_pct=rows["accuracy_pct"].where(known))
             panel.plot(rows["latency_ms"], rows["accuracy_pct"], **{"color": f"C{i}"} | look,
                        label=name)  # fmt: skip
             if found:
