@@ -36,6 +36,10 @@ class RecipeError(DynlibError):
     """A training recipe asks for what does not exist; names the field."""
 
 
+class PeerError(DynlibError):
+    """A process that trains with others, or the link to it, is missing or unfit; names the rank."""
+
+
 class BoardError(DynlibError):
     """A board is unknown, its file is malformed, or it is asked for what it does not have; names
     file and key."""

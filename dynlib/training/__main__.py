@@ -5,6 +5,7 @@ A run that was killed resumes from its state file.
 
 import argparse
 import logging
+import os
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import torch
 from dynlib.data import load_dataset
 from dynlib.files import atomic_write, repo_root, sha256
 from dynlib.nets.supernet import Supernet
+from dynlib.training.parallel import HOOKS
 from dynlib.training.recipes import Recipe
 from dynlib.training.shipping import CIFAR_SPACE, SMALL_SPACE, guide_of, ship
 from dynlib.training.trainer import train
@@ -47,8 +49,11 @@ def main(argv: list[str] | None = None) -> None:
         state_file=state,
         finish_in=args.finish_in,
         guide=guide_of(args.guide) if args.guide else None,
+        hook=args.hook,
         about={"start": args.start and sha256(args.start), "guide": guides},
     )
+    if os.environ.get("RANK", "0") != "0":  # under torchrun the first process ships
+        return
     table = ship(
         supernet,
         dataset,
@@ -85,6 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--start", type=Path, help="checkpoint to start from, grown if need be")
     add("--guide", type=Path, nargs="+", help="checkpoints that teach together")
     add("--finish-in", type=int, help="cut the rest short to so many epochs")
+    add("--hook", default="exact", choices=HOOKS, help="gradients between torchrun's processes")
     return parser
 
 

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from dynlib.nets.supernet import Supernet
 from dynlib.space import SubnetConfig
+from dynlib.training.parallel import Alone, Peers, join
 from dynlib.training.recipes import PHASES, Average, Recipe, draw_configs
 
 TRIES = 3  # candidates of best-up sampling (AttentiveNAS, section 4: BestUp-3)
@@ -69,9 +70,16 @@ class Step:
         recipe: how.
         guide: a trained network, images -> logits, that teaches all sub-networks in place of the
             labels and of the recipe's teacher.
+        hook: what becomes of gradients on their way between processes, as in `Peers`.
     """
 
-    def __init__(self, supernet: Supernet, recipe: Recipe, guide: Callable | None = None):
+    def __init__(
+        self,
+        supernet: Supernet,
+        recipe: Recipe,
+        guide: Callable | None = None,
+        hook: str = "exact",
+    ):
         self.supernet = supernet
         self.recipe = recipe
         self.guide = guide
@@ -81,6 +89,9 @@ class Step:
         self._peaks = []  # learning rates of every solver's groups, before warm-up and decay
         for solver in self.solvers:
             self._peaks.append([group["lr"] for group in solver.param_groups])
+        self.peers = Alone()
+        if join(backend="cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"):
+            self.peers = Peers(supernet.net, recipe.batch_size, hook)
         self._average = None
         if recipe.teacher in ("ema", "ensemble"):
             self._average = Average(supernet, recipe.ema)
@@ -98,6 +109,8 @@ class Step:
     ) -> list[float]:
         """Train on one batch and return the losses, the first configuration's first.
 
+        Under torchrun each process trains on its share, and the losses are those of all.
+
         Args:
             view: draws an augmentation of the batch, (N, 3, H, W) normalised.
             labels: (N,).
@@ -105,14 +118,17 @@ class Step:
         """
         self._set_rates(progress)
         configs = draw_configs(self.recipe, self.supernet.space, step, progress, rng)
-        losses = self.gradients(view, labels, configs, progress, rng)
+        with self.peers as peers:
+            own = peers.share(labels)
+            losses = self.gradients(lambda: peers.share(view()), own, configs, progress, rng)
+            peers.exchange()
         for solver in self.solvers:
             solver.step()
             solver.zero_grad()
         normalise_(self.solvers[0])
         if self._average and not self._is_frozen(progress):
             self._average.update(self.supernet)
-        return losses
+        return self.peers.mean(losses)
 
     def gradients(self, view, labels, configs, progress: float = 0.0, rng=None) -> list[float]:
         """Accumulate the gradients of one sandwich and return its losses."""
@@ -197,7 +213,7 @@ class Step:
 
         def loss(candidate: SubnetConfig) -> float:
             logits = self._logits(self.supernet, images, candidate)
-            return F.cross_entropy(logits, labels).item()
+            return self.peers.mean([F.cross_entropy(logits, labels).item()])[0]
 
         work = self._macs(config)
         drawn = [space.sample(rng) for _ in range(10 * TRIES)]

@@ -6,6 +6,7 @@ biases by SGD.
 """
 
 import io
+import json
 import logging
 import math
 import time
@@ -45,11 +46,16 @@ def train(
     watch: int = 2000,
     guide: Callable[[torch.Tensor], torch.Tensor] | None = None,
     about: Mapping[str, object] | None = None,
+    hook: str = "exact",
 ) -> pd.DataFrame:
     """Train in place and return one row per epoch: losses, validation accuracies, images/s.
 
     Every draw of an epoch comes from (seed, epoch), so a run that was killed and resumed from
     `state_file` (written after every epoch) ends bit-equal to one that was not.
+
+    Started by torchrun, the processes share every batch and learn what one process would; the first
+    one writes and reads the state. `hook` is what becomes of gradients on their way, as in
+    `dynlib.training.parallel.Peers`.
 
     Args:
         state_file: where to keep the training state; an existing one is resumed.
@@ -61,10 +67,12 @@ def train(
             labels and of the recipe's teacher.
         about: what else a state must have in common with this call to be resumed, such as the
             names of the teachers; plain data.
+        hook: ``exact``, ``fp16`` or ``powersgd``.
 
     Raises:
         CheckpointError: the state belongs to another recipe, space, data set or seed, or to another
             `about`, or cannot be read.
+        PeerError: a process that torchrun announces does not come.
 
     >>> images = load_dataset("generated", generated=(400, 100))
     >>> space = SearchSpace(resolution=(32,), depth=((1,),), width=((8, 16),))
@@ -75,7 +83,7 @@ def train(
     1
     """
     whiten(supernet, dataset)
-    step = Step(supernet, recipe, guide)
+    step = Step(supernet, recipe, guide, hook)
     per_epoch = max(1, len(dataset.train) // recipe.batch_size)
     identity = {
         "recipe": asdict(recipe),
@@ -86,6 +94,8 @@ def train(
         **(about or {}),
     }
     history, at = _resume(state_file, identity, supernet, step)
+    peers = step.peers
+    first = peers.rank == 0
     done = len(history)
     ahead = recipe.epochs - at  # epochs of the schedule
     rest = math.ceil(min(ahead, finish_in or recipe.epochs) - 1e-9)
@@ -116,13 +126,15 @@ def train(
                 "epoch": epoch + 1,
                 "loss_max": loss_max,
                 "loss_student": loss_student,
-                **quick_accuracies(supernet, dataset, watch, bf16=step.bf16),
+                **(quick_accuracies(supernet, dataset, watch, bf16=step.bf16) if first else {}),
                 "seconds": seconds,
                 "images_per_s": per_epoch * recipe.batch_size / seconds,
             }
+            row = json.loads(peers.tell(json.dumps(row).encode()))  # all have the first one's
             _LOG.info("epoch %d: %s", epoch + 1, row)
             history.append(row)
-            _store(state_file, identity, supernet, step, history, schedule(epoch + 1))
+            if first:
+                _store(state_file, identity, supernet, step, history, schedule(epoch + 1))
     return pd.DataFrame(history)
 
 
@@ -257,10 +269,14 @@ def _store(path, identity, supernet, step, history, reached: float) -> None:
 
 def _resume(path, identity, supernet, step) -> tuple[list[dict], float]:
     """The rows of the epochs done, and how many epochs of the schedule they went through."""
-    if path is None or not Path(path).is_file():
+    stored = b""
+    if path is not None and step.peers.rank == 0 and Path(path).is_file():
+        stored = b"+" + Path(path).read_bytes()
+    stored = step.peers.tell(stored)
+    if not stored:
         return [], 0.0
     try:
-        state = torch.load(path, weights_only=True)
+        state = torch.load(io.BytesIO(stored[1:]), weights_only=True)
         known = state["identity"]
         history = state["history"]
         reached = state["reached"]

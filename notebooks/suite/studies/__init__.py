@@ -4,6 +4,7 @@ from suite.lazy import lazily
 
 __getattr__ = lazily(__name__, {
     "ablation": ["compare_alone", "compare_recipes", "single"],
+    "across": ["can_link", "ddp_losses", "kill_some", "learn", "time_grid"],
     "bound": ["attackers", "below_optimum"],
     "bundles": ["bundle_latency", "bundle_memory"],
     "code_size": ["manager_tokens"],

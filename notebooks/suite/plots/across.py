@@ -1,0 +1,48 @@
+"""Figures of training across machines: how long a step takes, and what compression costs."""
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from suite.plots.style import panels, panels_by, plain_log
+from suite.record.figures import figure
+
+
+@figure("across_links")
+def across_links(table: pd.DataFrame) -> Figure:
+    """Time of a step for each cut and compression, measured and by the formula."""
+    drawn, by_rate = panels_by(table, "rate_mbit", figsize=(9.6, 4.0))
+    for rate, (panel, mine) in by_rate.items():
+        names = list(dict.fromkeys(mine["case"]))
+        for place, (schedule, rows) in enumerate(mine.groupby("schedule")):
+            at = np.array([names.index(name) for name in rows["case"]]) + 0.4 * place - 0.2
+            panel.bar(at, rows["step_s"], width=0.36, label=f"{schedule}, measured")
+            panel.plot(at, rows["formula_s"], "_", color="black", ms=14, mew=2,
+                       label="formula" if place else None)  # fmt: skip
+        panel.set(yscale="log", title=f"{rate:g} Mbit/s", ylabel="time of a step (s)")
+        panel.set_xticks(range(len(names)), names, rotation=25, ha="right")
+        plain_log(panel.yaxis)
+    panel.legend(loc="upper right")
+    return drawn
+
+
+@figure("across_learning")
+def across_learning(table: pd.DataFrame) -> Figure:
+    """Loss against dense, and accuracy without compression, over the bytes that are left."""
+    drawn, (left, right) = panels(2, figsize=(9.6, 4.0))
+    dense = table[table["method"] == "dense"]
+    for method, rows in table[table["method"] != "dense"].groupby("method", sort=False):
+        mean = rows.groupby("share")[["gap_pct", "accuracy_test_pct"]].mean()
+        for panel, column in ((left, "gap_pct"), (right, "accuracy_test_pct")):
+            (line,) = panel.plot(100 * mean.index, mean[column], "o-", label=method)
+            panel.plot(100 * rows["share"], rows[column], ".", color=line.get_color(), alpha=0.4)
+    left.axhspan(left.get_ylim()[0], 2, color="0.93", zorder=0)
+    left.axhline(0, color="black", lw=0.8)
+    left.set(ylabel="final training loss over dense (%)")
+    right.axhline(dense["accuracy_test_pct"].mean(), color="black", lw=0.8, label="dense")
+    right.set(ylabel="test accuracy without compression (%)")
+    for panel in (left, right):
+        panel.set(xlabel="bytes over the slowest link (% of dense)", xscale="log")
+        plain_log(panel.xaxis)
+    right.legend(loc="lower right")
+    return drawn
