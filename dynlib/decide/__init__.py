@@ -1,5 +1,35 @@
-"""Who decides inside a network: exits."""
+"""Who decides inside a network: walks over pieces, and their decisions, gates and exits."""
 
+from dynlib.decide.decisions import (
+    Given,
+    Sure,
+    confidence,
+    fit_temperature,
+    highest,
+    threshold_table,
+)
 from dynlib.decide.exits import block_features, exit_answers, exit_layers, train_exits
+from dynlib.decide.gate import Gate, train_gate
+from dynlib.decide.walk import STOP, Seen, Step, Walk, cascade, gated, with_exits
 
-__all__ = ["block_features", "exit_answers", "exit_layers", "train_exits"]
+__all__ = [
+    "STOP",
+    "Gate",
+    "Given",
+    "Seen",
+    "Step",
+    "Sure",
+    "Walk",
+    "block_features",
+    "cascade",
+    "confidence",
+    "exit_answers",
+    "exit_layers",
+    "fit_temperature",
+    "gated",
+    "highest",
+    "threshold_table",
+    "train_exits",
+    "train_gate",
+    "with_exits",
+]
