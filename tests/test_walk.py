@@ -12,6 +12,7 @@ from dynlib.decide import (
     STOP,
     Gate,
     Given,
+    Highest,
     Seen,
     Step,
     Sure,
@@ -19,7 +20,6 @@ from dynlib.decide import (
     cascade,
     fit_temperature,
     gated,
-    highest,
     threshold_table,
     train_gate,
     with_exits,
@@ -55,7 +55,7 @@ def tiny_walk(first: Given, second: Given, third: Given) -> Walk:
             Step(block, (2, 3), second),
             Step(Chain({"stages.1.blocks.0": nn.Identity()}), (3,)),
             Step(rest, (STOP, 4), third),
-            Step(small, from_images=True),
+            Step(small, from_images=True, recall=0.3),
         ],
         EXAMPLE,
     )
@@ -94,6 +94,12 @@ def test_the_ends_of_a_cascade_are_its_networks():
         assert torch.equal(walk(IMAGES[:1]), net(IMAGES[:1]))
 
 
+def test_the_second_network_recalls_what_the_first_said():
+    walk = cascade(NETS, [Sure(1.0)], EXAMPLE, recall=0.2)
+    first, second = (net(IMAGES).log_softmax(1) for net in NETS)
+    torch.testing.assert_close(walk(IMAGES), second + 0.2 * first)
+
+
 def test_a_gate_sends_each_image_to_its_width():
     gate = Gate(8, 2).eval()
     for route, net in enumerate(NETS):
@@ -102,7 +108,7 @@ def test_a_gate_sends_each_image_to_its_width():
         trunk, _ = chain(NETS[1]).cut([BEHIND])
         _, rest = chain(net).cut([BEHIND])
         torch.testing.assert_close(walk(IMAGES), rest(trunk(IMAGES)))
-    walk = gated(NETS, BEHIND, gate, highest, EXAMPLE)
+    walk = gated(NETS, BEHIND, gate, Highest(), EXAMPLE)
     torch.testing.assert_close(walk(IMAGES), walk.masked(IMAGES), rtol=1e-5, atol=1e-5)
 
 
@@ -118,7 +124,7 @@ def test_an_empty_batch_and_one_of_one_keep_their_shape(count):
     for walk in (
         cascade(NETS, [Sure(0.5)], EXAMPLE),
         with_exits(NETS[1], [BEHIND], [pooled_head(8)], [Sure(0.5)], EXAMPLE),
-        gated(NETS, BEHIND, Gate(8, 2), highest, EXAMPLE),
+        gated(NETS, BEHIND, Gate(8, 2).eval(), Highest(), EXAMPLE),
     ):
         assert walk(IMAGES[:count]).shape == (count, 10)
         assert walk.visits(IMAGES[:count]).shape == (count, len(walk.steps))
@@ -143,18 +149,18 @@ def test_what_nobody_knows_is_served_by_the_largest():
 
     exits = with_exits(NETS[1], [BEHIND], [Broken(10)], [Sure(0.0)], EXAMPLE)
     torch.testing.assert_close(exits(IMAGES), NETS[1](IMAGES))
-    gate = gated(NETS, BEHIND, Broken(2), highest, EXAMPLE)
+    gate = gated(NETS, BEHIND, Broken(2), Highest(), EXAMPLE)
     torch.testing.assert_close(gate(IMAGES), NETS[1](IMAGES))
 
 
 def test_pieces_that_do_not_fit_are_named_before_anything_is_served():
     other = SUPERNET.prepare(OTHER)
     with pytest.raises(ModelError, match="step 1 does not fit"):
-        gated([other, NETS[1]], BEHIND, Gate(8, 2), highest, EXAMPLE)
+        gated([other, NETS[1]], BEHIND, Gate(8, 2).eval(), Highest(), EXAMPLE)
     with pytest.raises(ModelError, match="step 0 does not fit"):  # a gate of another chain
-        gated(NETS, BEHIND, Gate(4, 2), highest, EXAMPLE)
+        gated(NETS, BEHIND, Gate(4, 2).eval(), Highest(), EXAMPLE)
     with pytest.raises(ModelError, match="cannot cut behind 'nowhere'"):
-        gated(NETS, "nowhere", Gate(8, 2), highest, EXAMPLE)
+        gated(NETS, "nowhere", Gate(8, 2).eval(), Highest(), EXAMPLE)
     with pytest.raises(ModelError, match="no BatchNorm statistics"):
         SUPERNET.prepare(SPACE.smallest)
     net = chain(NETS[0])

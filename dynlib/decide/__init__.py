@@ -2,10 +2,10 @@
 
 from dynlib.decide.decisions import (
     Given,
+    Highest,
     Sure,
     confidence,
     fit_temperature,
-    highest,
     threshold_table,
 )
 from dynlib.decide.exits import block_features, exit_answers, exit_layers, train_exits
@@ -16,6 +16,7 @@ __all__ = [
     "STOP",
     "Gate",
     "Given",
+    "Highest",
     "Seen",
     "Step",
     "Sure",
@@ -27,7 +28,6 @@ __all__ = [
     "exit_layers",
     "fit_temperature",
     "gated",
-    "highest",
     "threshold_table",
     "train_exits",
     "train_gate",

@@ -17,13 +17,14 @@ class Gate(nn.Module):
 
     def __init__(self, channels: int, routes: int):
         super().__init__()
+        self.norm = nn.BatchNorm1d(channels, affine=False)
         self.hidden = nn.Linear(channels, channels // 4)
         self.slimming = nn.Linear(channels // 4, routes, bias=False)
 
     def forward(self, x):
         """Shapes as in the class; pooled features (N, C) do as well."""
         pooled = x.mean((2, 3)) if x.ndim == 4 else x
-        return self.slimming(F.relu(self.hidden(pooled)))
+        return self.slimming(F.relu(self.hidden(self.norm(pooled))))
 
 
 def train_gate(

@@ -48,6 +48,8 @@ class Step:
         head: what the piece puts out -> (n, K), logits of an exit or scores of a gate; none where
             the piece ends with its network's own classifier.
         from_images: the piece begins with the first block.
+        recall: weight of what was said before the image came here, which is added in logarithms of
+            probabilities: two networks know more than one.
     """
 
     piece: Chain
@@ -55,11 +57,16 @@ class Step:
     decide: Decide | None = None
     head: nn.Module | None = None
     from_images: bool = False
+    recall: float = 0.0
 
-    def run(self, rows: torch.Tensor, x: torch.Tensor) -> tuple[Seen, torch.Tensor]:
+    def run(
+        self, rows: torch.Tensor, x: torch.Tensor, before: torch.Tensor | None
+    ) -> tuple[Seen, torch.Tensor]:
         """What the piece and its head put out, and the route of each image."""
         features = self.piece(x)
         said = features if self.head is None else self.head(features)
+        if self.recall:
+            said = said.log_softmax(1) + self.recall * before.log_softmax(1)
         seen = Seen(rows, features, said)
         if self.decide is None:
             return seen, torch.zeros_like(rows)
@@ -110,25 +117,26 @@ class Walk:
             choice of step 0: 0 1 1 0 1  ->  answers: rows 0 3   waiting[1]: rows 1 2 4
         """
         waiting: list[list] = [[] for _ in self.steps]
-        waiting[0].append((torch.arange(len(images)), images))
+        waiting[0].append((torch.arange(len(images)), images, None))
         trail = []
         answers = []
         for number, step in enumerate(self.steps):
             if not waiting[number]:
                 trail.append(torch.arange(0))
                 continue
-            rows, x = _joined(waiting[number])
+            rows, x, before = _joined(waiting[number])
             trail.append(rows)
-            seen, choice = step.run(rows, x)
+            seen, choice = step.run(rows, x, before)
             for route, part in self._parted(number, choice).items():
                 target = step.routes[route]
                 mine = rows[part]
                 if target == STOP:
                     answers.append((mine, seen.said[part]))
-                elif self.steps[target].from_images:
-                    waiting[target].append((mine, images[mine]))
-                else:
-                    waiting[target].append((mine, seen.features[part]))
+                    continue
+                after = self.steps[target]
+                goes_on = images[mine] if after.from_images else seen.features[part]
+                said = seen.said[part] if after.recall else None
+                waiting[target].append((mine, goes_on, said))
         rows, said = _joined(answers)
         logits = torch.empty_like(said)
         logits[rows] = said
@@ -152,31 +160,34 @@ class Walk:
         here = [nobody] * len(self.steps)
         here[0] = ~nobody
         entering = [images] + [None] * (len(self.steps) - 1)
+        before = [None] * len(self.steps)
         logits = None
         for number, step in enumerate(self.steps):
             x = images if step.from_images else entering[number]
             if x is None:
                 raise ModelError(f"no route leads to step {number}")
             try:
-                seen, choice = step.run(rows, x)
+                seen, choice = step.run(rows, x, before[number])
                 for route, target in enumerate(step.routes):
                     mine = here[number] & (choice == route)
                     if target == STOP:
                         logits = _mixed(mine, seen.said, logits)
-                    else:
-                        here[target] = here[target] | mine
-                        if not self.steps[target].from_images:
-                            entering[target] = _mixed(mine, seen.features, entering[target])
-            except (RuntimeError, IndexError) as error:
+                        continue
+                    here[target] = here[target] | mine
+                    if not self.steps[target].from_images:
+                        entering[target] = _mixed(mine, seen.features, entering[target])
+                    if self.steps[target].recall:
+                        before[target] = _mixed(mine, seen.said, before[target])
+            except (RuntimeError, IndexError, AttributeError) as error:
                 raise ModelError(f"step {number} does not fit those before it: {error}") from error
         return logits
 
 
-def _joined(parts: Sequence[tuple[torch.Tensor, torch.Tensor]]):
+def _joined(parts: Sequence[tuple]) -> Sequence:
     if len(parts) == 1:
         return parts[0]
-    rows, values = zip(*parts, strict=True)
-    return torch.cat(rows), torch.cat(values)
+    columns = zip(*parts, strict=True)
+    return [None if column[0] is None else torch.cat(column) for column in columns]
 
 
 def _mixed(mine: torch.Tensor, new: torch.Tensor, old: torch.Tensor | None) -> torch.Tensor:
@@ -185,17 +196,23 @@ def _mixed(mine: torch.Tensor, new: torch.Tensor, old: torch.Tensor | None) -> t
     return torch.where(where, new, torch.zeros_like(new) if old is None else old)
 
 
-def cascade(nets: Sequence[nn.Module], rules: Sequence[Decide], example: torch.Tensor) -> Walk:
+def cascade(
+    nets: Sequence[nn.Module],
+    rules: Sequence[Decide],
+    example: torch.Tensor,
+    recall: float = 0.0,
+) -> Walk:
     """Prepared networks, smallest first; behind each but the last a rule: 0 stop, 1 go on.
 
-    An image that goes on starts again with the next network.
+    An image that goes on starts again with the next network, which recalls what the one before said
+    with that weight.
     """
+    *early, last = map(chain, nets)
     steps = []
-    for number, rule in enumerate(rules, start=1):
-        net = chain(nets[number - 1])
-        steps.append(Step(net, (STOP, number), rule, from_images=True))
-    steps.append(Step(chain(nets[len(rules)]), from_images=True))
-    return Walk(steps, example)
+    for number, (net, rule) in enumerate(zip(early, rules, strict=True)):
+        remembers = recall if number else 0.0
+        steps.append(Step(net, (STOP, number + 1), rule, None, True, remembers))
+    return Walk([*steps, Step(last, from_images=True, recall=recall)], example)
 
 
 def with_exits(
