@@ -26,6 +26,8 @@ from dynlib.shapes import SHAPES, generate
 
 _LOG = logging.getLogger(__name__)
 VAL_SHARE = 0.1
+# In every place the first that is there. The shipped network was trained on the JPEG copy, cifar10.
+CIFAR10_FOLDERS = ("cifar10", "cifar10_lossless")
 CIFAR10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 
 
@@ -52,14 +54,14 @@ def load_dataset(
         cache_dir: for decoded images; default ``runs/cache`` of the repository.
 
     Raises:
-        DataError: nothing found, an unreadable archive, or an image of the wrong size.
+        DataError: nothing found, a place that is no folder, one tar without the other, an
+            unreadable archive, or an image of the wrong size.
 
     >>> images = load_dataset("generated", generated=(400, 100))  # "auto", or a folder of folders
     >>> len(images.train), len(images.val), len(images.test), tuple(images.test.images.shape)
     (360, 40, 100, (100, 3, 32, 32))
     """
-    if data_dir and not Path(data_dir).is_dir():
-        raise DataError(f"data_dir {str(data_dir)!r} is not a folder; expected one with cifar10/")
+    places = data_places(data_dir)
     if name == "generated":
         parts = []
         for part, count in enumerate(generated):
@@ -69,23 +71,29 @@ def load_dataset(
         return _assemble(name, tuple(SHAPES), train, test, seed)
     if name not in ("auto", "cifar10"):
         return _from_path(Path(name), seed, size, resize, cache_dir)
-    places = data_places(data_dir)
     for place in places:
-        folder = place / "cifar10"
-        train = folder / "train.tar"
-        test = folder / "test.tar"
-        if train.is_file() and test.is_file():
-            return _from_path(folder, seed, 32, False, cache_dir, "cifar10")
+        for folder in (place / name for name in CIFAR10_FOLDERS):
+            tars = [folder / "train.tar", folder / "test.tar"]
+            missing = [tar.name for tar in tars if not tar.is_file()]
+            if not missing:
+                return _from_path(folder, seed, 32, False, cache_dir, "cifar10")
+            if len(missing) == 1:
+                raise DataError(f"{folder}: {missing[0]} is missing; expected both tars or neither")
     try:
         return _cifar10_from_torchvision(places, seed)
     except (OSError, RuntimeError) as error:
         looked = ", ".join(map(str, places))
         if name == "cifar10":
             raise DataError(
-                f"CIFAR-10 not found: no cifar10/train.tar and cifar10/test.tar in {looked}, and "
-                f"its download failed ({error}); set DYNLIB_DATA, or use dataset 'generated'"
+                f"CIFAR-10 not found: no train.tar and test.tar in {' or '.join(CIFAR10_FOLDERS)} "
+                f"of {looked}, and its download failed ({error}); set DYNLIB_DATA, or use dataset "
+                "'generated'"
             ) from error
-    _LOG.warning("CIFAR-10 is neither in %s nor downloadable: using the generated set", looked)
+        _LOG.warning(
+            "CIFAR-10 is not in %s, and its download failed (%s): using the generated set",
+            looked,
+            error,
+        )
     return load_dataset("generated", seed=seed, generated=generated)
 
 

@@ -27,6 +27,11 @@ class CheckpointError(DynlibError):
     file and tensor."""
 
 
+class BundleError(DynlibError):
+    """A bundle is damaged, made for another machine, or reaches outside its folder; names file
+    and what was expected."""
+
+
 class RecipeError(DynlibError):
     """A training recipe asks for what does not exist; names the field."""
 
@@ -54,7 +59,17 @@ class WorkloadError(DynlibError):
 
 
 class PolicyError(DynlibError):
-    """A policy asked for what the board or the table does not have."""
+    """A policy asked for what the board or the table does not have.
+
+    Attributes:
+        log: the run's until then, if it chose a job that was not there.
+    """
+
+    log: Any = None
+
+
+class ServiceError(DynlibError):
+    """The manager service refuses a client, a message or a place for its socket; says why."""
 
 
 class SearchError(DynlibError):

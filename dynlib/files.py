@@ -4,6 +4,9 @@ import hashlib
 import os
 import secrets
 from pathlib import Path
+from typing import BinaryIO
+
+from dynlib.errors import DataError
 
 FIGURE_SUFFIXES = (".png", ".pdf", ".csv")  # what a figure is kept as, the last its table
 
@@ -17,23 +20,33 @@ def repo_root() -> Path:
 
 
 def data_places(data_dir: str | Path = "") -> list[Path]:
-    """Where data are looked for: `data_dir`, ``$DYNLIB_DATA``, the repository's ``data/``."""
-    named = data_dir, os.environ.get("DYNLIB_DATA", "")
-    places = [Path(place) for place in named if place]
+    """Where data are looked for: `data_dir`, ``$DYNLIB_DATA``, the repository's ``data/``.
+
+    Raises `DataError` where one of the first two is given and no folder.
+    """
+    places = []
+    for name, given in (("data_dir", data_dir), ("DYNLIB_DATA", os.environ.get("DYNLIB_DATA"))):
+        if not given:
+            continue
+        place = Path(given)
+        if not place.is_dir():
+            raise DataError(f"{name} is {str(given)!r}; expected a folder with data, cifar10/ say")
+        places.append(place)
     return [*places, repo_root() / "data"]
 
 
-def atomic_write(path: str | Path, content: str | bytes | memoryview) -> Path:
+def atomic_write(path: str | Path, content: str | bytes | memoryview, mode: int = 0o666) -> Path:
     """Replace the file at `path` in one step, so that no reader and no crash ever sees half of it.
 
-    Makes the folder if it is missing. Raises `OSError`, and then the old file is still there.
+    Makes the folder if it is missing; the umask cuts `mode`. Raises `OSError`, and then the old
+    file is still there.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     data = content.encode() if isinstance(content, str) else content
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        with part.open("xb") as file:
+        with open(part, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -52,4 +65,12 @@ def sha256(path: str | Path) -> str:
         listing = "\n".join(f"{sha256(p)} {p.relative_to(path).as_posix()}" for p in files)
         return hashlib.sha256(listing.encode()).hexdigest()
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return digest(file)
+
+
+def digest(file: BinaryIO) -> str:
+    """SHA-256 of what is left to read of a file; hexadecimal."""
+    sha = hashlib.sha256()
+    while chunk := file.read(2**20):
+        sha.update(chunk)
+    return sha.hexdigest()

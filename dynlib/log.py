@@ -15,6 +15,7 @@ LOG_FIELDS = (
     "t_s",
     "event",
     "app",
+    "model",
     "frame",
     "subnet",
     "exit_threshold",
@@ -29,10 +30,12 @@ LOG_FIELDS = (
     "emc_mhz",
     "deadline_ms",
     "accuracy_floor_pct",
+    "period_ms",
     "latency_ms",
     "power_mw",
     "energy_mj",
     "temp_c",
+    "others_pct",
     "reason",
 )
 _LOG_FIELDS = frozenset(LOG_FIELDS)
@@ -106,6 +109,8 @@ class DecisionLog:
                 log.add(**event)
             except (TypeError, TableError) as error:
                 raise TableError(f"{path}, line {number}: no event: {error}") from error
+            if "model" in event:  # of an app that joined when the header had been written
+                log.header["models"][event["app"]] = event["model"]
         return log
 
 

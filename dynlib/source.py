@@ -1,12 +1,14 @@
 """Where a number comes from, and what a mix of numbers may claim."""
 
-from enum import StrEnum
+from enum import Enum
 
 from dynlib.errors import TableError
 
 
-class Source(StrEnum):
+class Source(str, Enum):
     """Where a number comes from, strongest first."""
+
+    __str__ = str.__str__
 
     EXACT = "exact"  # counted, or computed from nothing but counts
     MEASURED = "measured"  # timed on the named machine

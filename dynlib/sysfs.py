@@ -75,6 +75,10 @@ class SysFs:
         """Whether there is such a file or folder."""
         return Path(self.path(path)).exists()
 
+    def writable(self, path: str) -> bool:
+        """Whether this user may write a file that exists."""
+        return os.access(self.path(path), os.W_OK)
+
     def glob(self, pattern: str) -> list[str]:
         """Relative paths, sorted so that policy2 comes before policy10."""
         found = [path.relative_to(self.root).as_posix() for path in self.root.glob(pattern)]

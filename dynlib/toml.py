@@ -7,15 +7,19 @@ left out. Everything that is wrong with a file is one error, of one line each.
 import hashlib
 import json
 import sys
-import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, fields
 from difflib import get_close_matches
 from pathlib import Path
 from types import NoneType
-from typing import Any, Literal, NoReturn, Self, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 from dynlib.errors import DynlibError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:  # what tomllib was before
+    import tomli as tomllib
 
 NEEDED = object()  # the default of a key that has none
 Check = Callable[[Any], bool]
@@ -127,14 +131,14 @@ class Table:
             return tuple(map(float, value))
         return tuple(value) if get_origin(hint) is tuple else value
 
-    def table(self, key: str, default: Any = NEEDED) -> Self | None:
+    def table(self, key: str, default: Any = NEEDED) -> "Table | None":
         """A table ``[key]``."""
         values = self.take(key, f"a table [{key}]", is_a(dict), default)
         if values is None:
             return None
         return self._inner(values, key)
 
-    def tables(self, key: str) -> list[Self]:
+    def tables(self, key: str) -> list["Table"]:
         """The tables ``[[key]]``, of which there may be none."""
         values = self.take(key, "", is_a(object), [])
         if not list_of(is_a(dict))(values):
@@ -149,7 +153,7 @@ class Table:
         tables = self.attempt(self.tables, key) or []
         return tuple([self.attempt(read, table, *args) for table in tables])
 
-    def _inner(self, values: Mapping, key: str) -> Self:
+    def _inner(self, values: Mapping, key: str) -> "Table":
         where = self.path(key)
         return type(self)(values, self.file, self.error, where)
 

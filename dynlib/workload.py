@@ -1,8 +1,9 @@
 """What is asked of a board: named apps, and a timeline of changes to what they and others want.
 
-Arrival names follow MLPerf LoadGen (single-stream, multi-stream, server, offline), plus periodic
-and trace. What is offered never depends on who manages the board, except in the closed loops
-(single-stream, multi-stream), where the next query waits for the answer to the last.
+Arrival names follow MLPerf LoadGen (single-stream, multi-stream, server, offline), plus periodic,
+trace, and pushed. What is offered never depends on who manages the board, except in the closed
+loops (single-stream, multi-stream), where the next query waits for the answer to the last. Frames
+that are pushed come from a program outside (`Loop.submit`), at times that no workload knows.
 """
 
 import hashlib
@@ -18,7 +19,7 @@ import numpy as np
 
 from dynlib.errors import WorkloadError, near
 
-ARRIVALS = ("periodic", "single-stream", "multi-stream", "server", "offline", "trace")
+ARRIVALS = ("periodic", "single-stream", "multi-stream", "server", "offline", "trace", "pushed")
 CLOSED_LOOP = ("single-stream", "multi-stream")
 ANNOUNCE_MS = 1000.0  # so long before they apply does the manager hear of announced changes
 _SAME_MS = 1e-6
@@ -40,7 +41,8 @@ class App:
         model: name of its operating-point table.
         arrival: `periodic` every `period_ms`; `server` Poisson with mean gap `period_ms`; `trace`
             at `trace_ms` after the start; `offline` `frames` at the start; `single-stream` and
-            `multi-stream` 1 and `frames` at a time, as soon as those before are done.
+            `multi-stream` 1 and `frames` at a time, as soon as those before are done; `pushed` when
+            somebody submits them, every `period_ms` or, without one, at a rate to be learnt.
         deadline_ms: from a frame's arrival to its result.
         accuracy_floor_pct: a frame served by a less accurate network counts as missed.
         priority: higher is more important.
@@ -183,6 +185,8 @@ class Change:
 class Workload:
     """Apps and changes over `horizon_s`; names of apps are unique, changes sorted by time.
 
+    An infinite horizon is that of a live run that goes on until it is stopped.
+
     >>> camera = App("camera", model="example", deadline_ms=40.0, period_ms=100.0)
     >>> stricter = Change(0.5, "camera", deadline_ms=20.0)
     >>> workload = Workload("street", 1.0, (camera,), (stricter,))
@@ -192,12 +196,13 @@ class Workload:
 
     name: str
     horizon_s: float
-    apps: tuple[App, ...]
+    apps: tuple[App, ...] = ()
     changes: tuple[Change, ...] = ()
 
     def __post_init__(self):
         checks = _Checks(self)
-        checks.above("horizon_s")
+        if self.horizon_s != math.inf:
+            checks.above("horizon_s")
         names = [app.name for app in self.apps]
         for name in dict.fromkeys(names):
             if names.count(name) > 1:
@@ -233,14 +238,16 @@ class Workload:
                 steps.append((change.t_s * 1000, need))
         return steps
 
-    def arrivals(self, app: App, seed: int) -> Iterator[tuple[float, Requirement]]:
+    def arrivals(
+        self, app: App, seed: int, steps: list[tuple[float, Requirement]] | None = None
+    ) -> Iterator[tuple[float, Requirement]]:
         """(time in ms, requirement) of every frame offered in open loop, in time order.
 
         A frame whose deadline lies behind the end of the horizon is not offered, so that the fate
         of every offered one is known. A new period counts from the last frame, and never reaches
-        back before the change.
+        back before the change. `steps`: another timeline, which may grow meanwhile.
         """
-        steps = self.timeline(app)
+        steps = self.timeline(app) if steps is None else steps
         for t_ms in self._times(app, steps, seed):
             need = requirement_at(steps, t_ms)
             if self.fits(t_ms, need):
@@ -248,7 +255,7 @@ class Workload:
 
     def _times(self, app: App, steps: list, seed: int) -> Iterator[float]:
         start_ms, end_ms = app.start_s * 1000, self.end_ms(app)
-        if app.arrival in CLOSED_LOOP:
+        if app.arrival in CLOSED_LOOP or app.arrival == "pushed":
             return
         if app.arrival in ("offline", "trace"):
             given = [0.0] * app.frames if app.arrival == "offline" else app.trace_ms

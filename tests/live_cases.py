@@ -1,5 +1,8 @@
 """The live loop on a clock that the test turns, shared by its tests and those of its faults."""
 
+import math
+from threading import Event
+
 from runtime_cases import board, unit
 
 from dynlib.machine.control import Knob, MachineUnit, Parts
@@ -10,19 +13,24 @@ from dynlib.points import PointTable
 from dynlib.profile import points as points_module
 from dynlib.profile.points import at_full_clock, profile_points
 from dynlib.runtime import live as live_module
+from dynlib.runtime import loop as loop_module
 from dynlib.runtime.case import Case
-from dynlib.runtime.live import Served
+from dynlib.runtime.live import Live, Served
 from dynlib.runtime.rivals import Static
 from dynlib.workload import App, Workload
 
 MS = {"small": 2.0, "large": 10.0}
 ROWS = {"small": {"accuracy_val_pct": 70.0}, "large": {"accuracy_val_pct": 80.0}}
+QUOTA = {"small": 20.0, "large": 83.0}  # that the networks were measured with, where there is one
 
 
 class Clock:
     """Time that only the test moves; looking at it takes a microsecond."""
 
     t_s = 100.0
+
+    def __init__(self):
+        self.script = []
 
     def perf_counter(self):
         self.t_s += 1e-6
@@ -48,10 +56,31 @@ class Net:
         return self.subnet
 
 
+class Bell(Event):
+    """Waits on a clock of the test; what its script has for that time is done meanwhile."""
+
+    def __init__(self, clock):
+        super().__init__()
+        self.clock, self.begin_s = clock, clock.t_s
+
+    def wait(self, timeout=None):
+        end_s = self.clock.t_s + timeout
+        while not self.is_set() and self.clock.script:
+            at_s, do = self.clock.script[0]
+            if self.begin_s + at_s > end_s:
+                break
+            self.clock.t_s = max(self.clock.t_s, self.begin_s + at_s)
+            self.clock.script.pop(0)
+            do()
+        if not self.is_set():
+            self.clock.t_s = end_s
+
+
 def turned(monkeypatch, clock):
     """`clock` in place of the machine's."""
     for module in (live_module, points_module):
         monkeypatch.setattr(module, "time", clock)
+    monkeypatch.setattr(loop_module, "Event", lambda: Bell(clock))
     return clock
 
 
@@ -75,11 +104,28 @@ def go(clock, policy, workload=None, stretch=lambda t_s: 1.0, knobs=None, on=Non
     """Serve with `make(clock, stretch)` an app; the run and its frames."""
     on = on or machine()
     tables = measured(Net(clock), on)
+    if knobs and ("process", "quota_pct") in knobs.knobs:
+        rows = tables["net"].frame
+        tables = {"net": PointTable(rows.assign(quota=rows["subnet"].map(QUOTA)), on)}
     workload = workload or camera()
     nets = {app.name: make(clock, stretch) for app in workload.apps}
     served = {name: Served(net.switch, net.answer) for name, net in nets.items()}
     policy = policy(on, tables) if callable(policy) else policy
     run = Case(workload, on, tables).serve(policy, served, machine=knobs, **options)
+    return run, run.frames()
+
+
+def steered(clock, script, apps=None, horizon_s=math.inf, policy=None, make=Net, **options):
+    """A live run steered by `script(live)`: [(s, what to do then), ...]; the run and its frames."""
+    on = machine()
+    tables = measured(Net(clock), on)
+    apps = (App("cam", "net", 30.0, "pushed"),) if apps is None else apps
+    nets = {app.name: make(clock) for app in apps}
+    served = {name: Served(net.switch, net.answer) for name, net in nets.items()}
+    policy = (policy or managed)(on, tables)
+    live = Live(Case(Workload("live", horizon_s, apps), on, tables), policy, served, **options)
+    clock.script = sorted(script(live), key=lambda item: item[0])
+    run = live.serve()
     return run, run.frames()
 
 

@@ -2,6 +2,8 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
@@ -105,21 +107,68 @@ def test_sources():
     assert load_board("hikey960").unit("big").power_source == "estimated"
 
 
-def test_perturbed_touches_guesses_only():
-    board = load_board(NX)
-    more = board.perturbed(1.3)
-    assert (more.gpu, more.static_mw) == (board.gpu, board.static_mw)
-    before, after = board.unit("carmel0"), more.unit("carmel0")
-    assert after.c_uw_mhz_v2 == pytest.approx(1.3 * before.c_uw_mhz_v2)
-    assert after.opps == before.opps
-    assert after.dynamic_mw(1907.2) == pytest.approx(1.3 * before.dynamic_mw(1907.2))
-    assert after.cost == before.cost  # fitted
-    pi, less = load_board("raspberry-pi-5"), load_board("raspberry-pi-5").perturbed(0.7)
-    assert less.static_mw == pytest.approx(0.7 * pi.static_mw)
-    assert less.units[0].cost.overhead_us == pytest.approx(0.7 * pi.units[0].cost.overhead_us)
-    assert less.units[0].cost.cores == pi.units[0].cost.cores
-    for name in list_boards():
-        assert load_board(name).perturbed(1.0) == load_board(name)
+@pytest.mark.parametrize("name", list_boards())
+def test_perturbed_moves_every_coefficient_that_nobody_published_within_its_interval(name):
+    board, count = load_board(name), 32
+    within = {
+        "published": 0.0,
+        "fitted": board.fitted_within_pct / 100,
+        "estimated": board.estimated_within_pct / 100,
+    }
+    draws = board.perturbed(count)
+    assert draws == board.perturbed(count) != board.perturbed(count, seed=1)
+
+    def check(value, drawn, status):
+        if not value:
+            assert drawn == [value] * count
+            return
+        # One draw in each of `count` equal parts of the interval: none is left out.
+        shares = sorted((d / value - 1 + within[status]) / (2 * within[status] or 1) for d in drawn)
+        if within[status]:
+            assert [int(count * share) for share in shares] == list(range(count))
+        assert within[status] or drawn == [value] * count
+
+    if board.static_mw is not None:
+        check(board.static_mw, [d.static_mw for d in draws], board.static_status)
+    for i, unit in enumerate(board.units):
+        others = [d.units[i] for d in draws]
+        check(unit.c_uw_mhz_v2, [u.c_uw_mhz_v2 for u in others], unit.c_status)
+        top_mv, low_mv = unit.opps[-1].voltage_mv, unit.opps[0].voltage_mv
+        assert all(u.freqs == unit.freqs and u.opps[-1].voltage_mv == top_mv for u in others)
+        check(top_mv - low_mv, [top_mv - u.opps[0].voltage_mv for u in others], unit.voltage_status)
+        assert all(0 <= u.idle_fraction <= 1 and 0 <= u.memory_share <= 1 for u in others)
+        if unit.cost:
+            times = [u.cost.us_per_mmac for u in others]
+            check(unit.cost.us_per_mmac, times, unit.cost.status)
+            assert {u.cost.cores for u in others} == {unit.cost.cores}
+
+
+def test_perturbed_draws_coefficients_apart_but_silicon_of_one_model_together():
+    draws = load_board(NX).perturbed(64)
+    drawn = pd.DataFrame({
+        "static": [d.static_mw for d in draws],
+        "gpu": [d.gpu.c_uw_mhz_v2 for d in draws],
+        "idle": [d.gpu.idle_fraction for d in draws],
+        "cpu": [d.unit("carmel0").c_uw_mhz_v2 for d in draws],
+    })  # fmt: skip
+    apart = drawn.corr().to_numpy()[~np.eye(4, dtype=bool)]
+    assert abs(apart).max() < 0.4
+    for board in draws:
+        first, second = (replace(board.unit(f"carmel{i}"), name="", cpus=()) for i in (0, 1))
+        assert first == second
+
+
+def test_a_board_file_states_its_own_intervals(tmp_path):
+    exact = replace(load_board(NX), fitted_within_pct=0.0, estimated_within_pct=5.0)
+    again = load_board(save_board(exact, tmp_path / "exact.toml"))
+    assert again == exact
+    (drawn,) = again.perturbed(1)
+    assert (drawn.static_mw, drawn.gpu.c_uw_mhz_v2) == (exact.static_mw, exact.gpu.c_uw_mhz_v2)
+    ratio = drawn.unit("carmel0").c_uw_mhz_v2 / exact.unit("carmel0").c_uw_mhz_v2
+    assert ratio == pytest.approx(1, abs=0.05)
+    assert ratio != 1
+    published = replace(exact, estimated_within_pct=0.0)
+    assert published.perturbed(3) == [published] * 3
 
 
 @settings(deadline=None)

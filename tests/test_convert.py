@@ -401,3 +401,16 @@ def test_a_checkpoint_with_malformed_groups_is_refused(changes, tmp_path):
     path = supernet.save(tmp_path / "net.safetensors")
     with pytest.raises(CheckpointError, match=r"net\.safetensors"):
         Supernet.from_checkpoint(path)
+
+
+def test_blocks_with_names_keep_them():
+    """Its stages are sequences of named blocks, which a deleted slice would rename."""
+    model = create("efficientvit_b0")
+    supernet = elastify(model, resolution=(64,))
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        want, got = model(images), supernet.prepare(supernet.space.largest).eval()(images)
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+    names = set(model.state_dict())
+    calibrate(supernet, supernet.space.smallest, [images])
+    assert set(supernet.prepare(supernet.space.smallest).state_dict()) < names

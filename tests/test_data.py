@@ -1,6 +1,7 @@
 """Data sets: decoding, splits, augmentation, and the generated set."""
 
 import io
+import shutil
 import tarfile
 
 import numpy as np
@@ -11,6 +12,7 @@ from PIL import Image
 from dynlib import _vision, data
 from dynlib.data import augment, load_dataset, with_train
 from dynlib.errors import DataError
+from dynlib.files import data_places
 from dynlib.shapes import generate
 
 
@@ -59,9 +61,11 @@ def test_decoding_happens_once_and_a_broken_cache_is_decoded_again(folder, tmp_p
     assert file.read_bytes() == good
     from dynlib._vision import timm
 
-    monkeypatch.setattr(timm.data, "create_dataset", None)  # decoding would fail now
+    monkeypatch.setattr(timm.data, "create_reader", None)  # decoding would fail now
     cached = load_dataset(str(folder), cache_dir=cache)
     assert torch.equal(first.train.labels, cached.train.labels)
+    with pytest.raises(DataError, match="expected class folders"):
+        load_dataset(str(folder), cache_dir=tmp_path / "other")
 
 
 def test_a_changed_image_is_seen_and_an_unwritable_cache_costs_only_time(folder, tmp_path, caplog):
@@ -153,7 +157,30 @@ def test_without_any_data_auto_generates_and_says_so(tmp_path, monkeypatch, capl
     monkeypatch.setattr(data, "_cifar10_from_torchvision", _offline)
     dataset = load_dataset("auto", generated=(100, 20))
     assert dataset.name == "generated"
-    assert "generated" in caplog.text
+    assert "download failed (no network): using the generated set" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["auto", "cifar10", "generated"])
+def test_a_mistyped_place_is_an_error_and_not_passed_over(name, tmp_path, monkeypatch):
+    monkeypatch.setenv("DYNLIB_DATA", str(tmp_path / "tpyo"))
+    with pytest.raises(DataError, match=r"DYNLIB_DATA is '.*tpyo'; expected a folder"):
+        load_dataset(name)
+    with pytest.raises(DataError, match=r"DYNLIB_DATA is '.*tpyo'; expected a folder"):
+        data_places(tmp_path)
+
+
+def test_either_copy_of_cifar10_is_found_and_half_a_copy_is_named(folder, tmp_path, monkeypatch):
+    place = tmp_path / "place"
+    lossless = place / "cifar10_lossless"
+    lossless.mkdir(parents=True)
+    monkeypatch.setenv("DYNLIB_DATA", str(place))
+    with tarfile.open(lossless / "train.tar", "w") as file:
+        file.add(folder, "set")
+    with pytest.raises(DataError, match=r"cifar10_lossless: test.tar is missing"):
+        load_dataset("auto")
+    shutil.copy(lossless / "train.tar", lossless / "test.tar")
+    found = load_dataset("auto", cache_dir=tmp_path / "cache")
+    assert (found.name, found.classes) == ("cifar10", ("cat", "dog"))
 
 
 def test_the_split_is_fixed_and_disjoint():

@@ -2,15 +2,15 @@
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import pandas as pd
 import pytest
 
 from dynlib.errors import MachineError
 from dynlib.machine.control import Missing
-from dynlib.machine.machine import Machine
-from dynlib.machine.process import process_parts
-from dynlib.sysfs import SysFs
+from suite.studies import judge_machine
 from suite.studies.judge_machine import (
     inject_faults,
     machine_costs_us,
@@ -19,10 +19,6 @@ from suite.studies.judge_machine import (
 )
 
 TASKS = Path("/proc/self/task")
-
-
-def quota_knob(fs):
-    return next((k for k in process_parts(fs).knobs if k.kind == "quota_pct"), None)
 
 
 def test_live_quota_tracks():
@@ -36,13 +32,19 @@ def test_live_quota_tracks():
 
 
 def test_a_machine_that_another_holds_has_no_quota_for_us(monkeypatch):
-    def held(self):
-        raise MachineError("held by process 1")
+    held = MagicMock()
+    held.__enter__.side_effect = MachineError("held by process 1")
+    knob = SimpleNamespace(kind="quota_pct", name="process")
+    parts = SimpleNamespace(knobs=[knob], sensors=[], lacks=[])
+    monkeypatch.setattr(judge_machine, "process_parts", lambda fs: parts)
+    monkeypatch.setattr(judge_machine, "Machine", lambda *_, **__: held)
+    assert quota_tracking((20.0,), window_s=0.1) == Missing("held by process 1")
 
-    monkeypatch.setattr(Machine, "__enter__", held)
-    answer = quota_tracking((20.0,), window_s=0.1)
-    assert isinstance(answer, Missing)
-    assert "held by process 1" in answer.reason or quota_knob(SysFs("/")) is None
+
+def test_a_machine_without_control_groups_says_what_it_lacks(monkeypatch):
+    parts = SimpleNamespace(knobs=[], sensors=[], lacks=["quota: no cgroup", "memory: none"])
+    monkeypatch.setattr(judge_machine, "process_parts", lambda fs: parts)
+    assert quota_tracking((20.0,)) == Missing("quota: no cgroup")
 
 
 def test_only_what_was_throttled_is_judged():

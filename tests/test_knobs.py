@@ -119,3 +119,22 @@ def test_power_modes_are_found_by_name(memory):
     program.write_text("#!/bin/sh\necho NVPM ERROR\n")
     with machine:
         assert "refused mode MAXN" in machine.set("board", "mode", "MAXN").problem
+
+
+def test_a_power_mode_that_hangs_is_given_up(memory, monkeypatch):
+    """At once: a second try would hold the manager up for as long again."""
+    monkeypatch.setattr("dynlib.machine.lease._COMMAND_S", 0.3)
+    root = write_tree(memory / "root", {
+        "etc/nvpmodel.conf": "< POWER_MODEL ID=0 NAME=MAXN >\n< POWER_MODEL ID=2 NAME=15W >",
+        "var/lib/nvpmodel/status": "pmode:0002", "usr/sbin/nvpmodel": ""})  # fmt: skip
+    program = root / "usr/sbin/nvpmodel"
+    calls = root / "calls"
+    program.write_text(f"#!/bin/sh\necho $2 >> {calls}\nexec sleep 3\n")
+    program.chmod(0o755)
+    machine = Machine("jetson", find_knobs(SysFs(root)), SysFs(root), folder=memory)
+    with machine:
+        for _ in range(2):
+            assert "nvpmodel: no answer" in machine.set("board", "mode", "MAXN").problem
+        SysFs(root).write("var/lib/nvpmodel/status", "pmode:0000")  # it had come as far as this
+    assert "no answer" in machine.problems["var/lib/nvpmodel/status"]
+    assert calls.read_text().split() in (["0", "2"], ["0", "2", "2"])  # the guardian tries too

@@ -294,7 +294,6 @@ def test_threads_and_quota_follow_the_plan_and_are_put_back(clock):
     threads, share = FakeKnob("threads", (1, 2)), quota()
     with knobbed(threads, share) as knobs:
         run, _ = go(clock, managed, stretch=lambda t_s: 3.0 if t_s > 3 else 1.0, knobs=knobs)
-    # 10 of 24 ms, and 2 of 24 ms: twice that, and never less than the program itself needs.
     assert share.history == [83, 20, 200.0]
     assert threads.history == [1, 2]
     found = [(e.get("cores"), e.get("quota")) for e in run.log if e["event"] == "set"]

@@ -1,5 +1,6 @@
 """The contract of a machine on every back end."""
 
+import os
 from types import SimpleNamespace
 
 import fake_tree
@@ -7,7 +8,7 @@ import pytest
 from fake_tree import FakeKernel
 from machine_contract import MachineContract
 
-from dynlib.machine import nvml
+from dynlib.machine import lease, nvml
 from dynlib.machine.bind import load_board, open_machine
 from dynlib.machine.control import Missing
 from dynlib.machine.machine import Machine
@@ -27,11 +28,12 @@ class TestSysfs(MachineContract):
 
 class TestHost(MachineContract):
     @pytest.fixture
-    def machine(self, memory):
+    def machine(self, memory, monkeypatch):
+        monkeypatch.setattr(lease, "state_dir", lambda: memory)
         fs = SysFs("/")
         # Only what concerns this process: no test turns a real machine's clocks or cores.
         parts = process_parts(fs) + find_sensors(fs)
-        return Machine("host", parts, fs, folder=memory)
+        return Machine("host", parts, fs)
 
 
 class TestSimulated(MachineContract):
@@ -162,3 +164,15 @@ def test_auto_on_an_injected_root(memory):
     machine = open_machine("auto", root=root)
     assert {"policy0", "policy2", "gpu", "memory", "board"} <= set(machine.units)
     assert machine.read("VDD_IN.power").value == 6000.0
+
+
+def test_what_this_user_may_not_write_is_refused_and_needs_no_lock(root, memory, monkeypatch):
+    """Else two programs of an ordinary user, who sets only their own processes, exclude another."""
+    monkeypatch.setattr(SysFs, "writable", lambda self, path: False, raising=False)
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    fs = FakeKernel(root)
+    with fake_tree.make_machine(fs, memory) as machine, fake_tree.make_machine(fs, memory):
+        applied = machine.set("policy0", "clock_mhz", 1200.0)
+        assert applied.problem == "Permission denied"
+        assert machine.level == "watch"
+        assert not any(memory.glob("*.lock"))

@@ -263,3 +263,15 @@ def test_a_batch_is_bundled_and_the_shortest_frames_are_served(deadline_ms, monk
     each = optimum(both, on, points, search_s=0.0)
     assert bundled.served >= each.served >= bundled.served * 0.98
     assert each.energy_mj * 0.98 <= bundled.energy_mj <= each.energy_mj * (1 + 1e-6)
+
+
+def test_a_search_that_comes_to_a_limit_of_the_solver_leaves_a_bound():
+    on = board(unit(noise_cv=0.036, stall_ms=0.1))
+    period_ms = 33.6134
+    apps = tuple(
+        App(name, "net", period_ms, period_ms=period_ms, accuracy_floor_pct=75.0, start_s=start_s)
+        for name, start_s in (("a", 0.0), ("b", period_ms / 2000))
+    )
+    best = optimum(Workload("half a period apart", 10.0, apps), on, tables(on), 0, search_s=1.0)
+    assert 450 < best.served < 594
+    assert 0 < best.gap < 0.2

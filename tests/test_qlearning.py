@@ -1,4 +1,5 @@
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -9,10 +10,12 @@ from runtime_cases import board, cases, periodic, run, summarise, tables, unit
 
 from dynlib.boards.board import Opp
 from dynlib.errors import DynlibError
+from dynlib.manager.policy import Waiting
 from dynlib.runtime.case import Case
 from dynlib.runtime.rivals import linux_default
 from dynlib.runtime.simulation import Simulation
-from suite.papers.ztt import QAgent, is_flat, matches, q_update, train_agent
+from dynlib.workload import Requirement
+from suite.papers.ztt import QAgent, _mhz, is_flat, matches, q_update, train_agent
 from suite.record.figures import save
 from suite.studies.manage import simulate_many
 
@@ -130,8 +133,22 @@ def test_kept_only_with_less_energy_as_few_misses_and_equal_work(runs):
         assert bool(matches(cheap).iloc[0]["kept"]) == kept, column
 
 
-def test_a_longer_frame_and_less_time_ask_for_more_clock(trained):
-    """The state that the agent sees: the load falls with the deadline, and lateness raises it."""
+def test_a_longer_frame_and_less_time_ask_for_more_clock():
+    """The load that the agent sees: a frame of 20 ms at 1000 MHz, due in 40, 20 or 80 ms."""
+
+    def mhz(deadline_ms, cycles=20_000, now_ms=0.0, late=0):
+        need = Requirement(deadline_ms, 60.0, 0.0)
+        waiting = [Waiting(0.0, deadline_ms, 0.0)] + [Waiting(-60.0, -20.0, 0.0)] * late
+        app = SimpleNamespace(name="app", need=need, waiting=waiting, running=[])
+        return _mhz([app], {"app": cycles}, now_ms)
+
+    assert mhz(40.0) == 500
+    assert mhz(20.0) == mhz(40.0, cycles=40_000) == mhz(40.0, now_ms=20.0) == 1000
+    assert mhz(80.0) == 250
+    assert mhz(40.0, late=1) == 1000  # what is overdue goes first
+
+
+def test_the_agent_learns_how_many_cycles_a_frame_takes(trained):
     agent, _ = trained
     engine = Simulation(Case(make(300), BOARD, TABLES), agent, 300)
     engine.run()

@@ -126,6 +126,11 @@ def test_compare_at_each_metrics_own_tolerance(old, new, tolerance, verdict):
         {"a": {"value": old, "tolerance": tolerance}}, {"a": {"value": new}}
     )
     assert (change.verdict, change.is_bad) == (verdict, verdict == "moved")
+    # What a clock entered is told as it is, and fails nothing.
+    (timed,) = compare_metrics(
+        {"a": {"value": old, "tolerance": tolerance, "source": "measured"}}, {"a": {"value": new}}
+    )
+    assert (timed.verdict, timed.is_bad) == (verdict.replace("moved", "drifted"), False)
 
 
 def test_compare_names_what_is_missing_and_new():

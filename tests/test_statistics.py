@@ -6,7 +6,7 @@ from test_search import GOALS, SPACE, objective
 
 from dynlib.searching import search
 from suite.errors import SuiteError
-from suite.record.statistics import geometric_ratio, growth, volumes
+from suite.record.statistics import geometric_ratio, growth, same_sign_pct, spread, volumes
 
 
 def test_volumes_use_one_reference_and_ratios_need_five_pairs():
@@ -24,3 +24,14 @@ def test_volumes_use_one_reference_and_ratios_need_five_pairs():
     assert mean == pytest.approx(2, rel=0.05)
     with pytest.raises(SuiteError, match="at least 5"):
         geometric_ratio(np.ones(4), np.ones(4))
+
+
+def test_a_spread_is_of_draws_and_not_of_their_mean():
+    draws = np.arange(-10.0, 91.0)
+    assert spread(draws) == {"low": -7.5, "high": 87.5, "n": 101}
+    assert spread(np.tile(draws, 100))["low"] == pytest.approx(-7.5, abs=0.6)
+
+
+def test_the_share_of_a_sign():
+    assert same_sign_pct([1, 2, 3, -1]) == same_sign_pct([-1, -2, -3, 1]) == 75
+    assert same_sign_pct([0, 0, 1]) == 0

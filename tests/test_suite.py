@@ -37,8 +37,9 @@ run = start(NAME, {"profile": profile, "seed": seed, "out_dir": out_dir})
 """
 WORK = """\
 run.output("table.csv").write_text(f"value\\n{value}\\n")
-run.metrics.add("a_ms", value, unit="ms", source="measured", what="a number", tolerance=0.1)
+run.metrics.add("a_ms", value, unit="ms", source="simulated", what="a number", tolerance=0.1)
 run.metrics.add("b_ms", None, unit="ms", source="measured", what="another", why="no sensor")
+run.metrics.add("c_ms", value, unit="ms", source="measured", what="timed", tolerance=0.1)
 """
 FIGURE = """\
 from matplotlib.figure import Figure
@@ -156,6 +157,8 @@ def test_runs_checks_and_promotes(root, capsys):
     assert main(["--only", "1", "--set", "value=1.2", "--check"], root) == 1
     shown = capsys.readouterr().out
     assert "a_ms moved: 1.0 -> 1.2" in shown
+    assert "c_ms drifted: 1.0 -> 1.2 (tolerance 0.1)" in shown
+    assert "3 metrics compared, 1 moved or missing, 1 measured" in shown
     assert "02_read_table" not in shown
     assert read_metrics(out / "01_make_table" / "metrics.json")["a_ms"]["value"] == 1.2
     assert len(json.loads((out / "suite.json").read_text())["notebooks"]) == 2

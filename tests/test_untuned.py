@@ -12,6 +12,7 @@ from suite.papers.dynamic_ofa import published_tables
 from suite.studies import untuned
 from suite.studies.code_size import manager_tokens, tokens
 from suite.studies.life import largest_loads
+from suite.studies.manage import as_accurate
 from suite.studies.parallel import in_parallel
 from suite.studies.scenarios import scenario
 
@@ -65,7 +66,7 @@ def test_floors_become_the_accuracy_of_the_static_network():
         return scenario("S3", BOARD, TABLES, seed)
 
     linux = linux_default(make)
-    case = untuned.as_accurate(make(1), linux)
+    case = as_accurate(make(1), linux)
     (app,) = case.workload.apps
     point = TABLES[app.model].point(*linux.placements["app"])
     floors = {need.floor_pct for _, need in case.workload.timeline(app)}

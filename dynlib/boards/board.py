@@ -250,6 +250,8 @@ class Board:
     when boards are compared.
 
     `static_slope_per_c`: relative growth of static power per degree above `reference_c`.
+    `fitted_within_pct`, `estimated_within_pct`: how far off fitted and guessed coefficients may be,
+    either way; the fits of the built-in boards miss their own measurements by up to 5 %.
     """
 
     name: str
@@ -268,6 +270,8 @@ class Board:
     static_slope_per_c: float = 0.0
     static_slope_status: Status = "estimated"
     reference_c: float = 40.0
+    fitted_within_pct: float = 10.0
+    estimated_within_pct: float = 30.0
 
     @property
     def gpu(self) -> Unit | None:
@@ -319,33 +323,90 @@ class Board:
         warmer_c = 0.0 if temp_c is None else temp_c - self.reference_c
         return self.static_mw * (1 + self.static_slope_per_c * warmer_c) + units_mw
 
-    def perturbed(self, factor: float) -> "Board":
-        """The same board with every estimated coefficient multiplied by `factor`.
+    def perturbed(self, count: int, seed: int = 0) -> list["Board"]:
+        """`count` boards that this one may be: every guessed and every fitted coefficient drawn
+        on its own, even over its interval, as a Latin hypercube (McKay et al. 1979).
 
-        C and V enter power only as C*V^2, so a guess of either is varied once, through C; shares
-        stay at most 1. What was published or fitted is left alone.
+        A coefficient is multiplied by 1 +- `fitted_within_pct` or `estimated_within_pct`; shares
+        stay at most 1. C and V enter power only as C*V^2: C is drawn for the level of both, V for
+        how far the lower clocks are below the voltage of the highest. Units of the same model are
+        the same silicon and share their draws. What was published is left alone.
         """
-        units = tuple(_perturbed_unit(unit, factor) for unit in self.units)
-        guessed = self.static_mw is not None and self.static_status == "estimated"
-        static = {"static_mw": self.static_mw * factor} if guessed else {}
-        return replace(self, units=units, **static)
+        from scipy.stats import qmc  # the manager reads boards, and does without scipy
+
+        within = self._uncertain()
+        if not within:
+            return [self] * count
+        hypercube = qmc.LatinHypercube(len(within), rng=seed).random(count)
+        factors = 1 + (2 * hypercube - 1) * list(within.values())
+        return [self._scaled(dict(zip(within, row, strict=True))) for row in factors.tolist()]
+
+    def _uncertain(self) -> dict[tuple[str, str], float]:
+        """What nobody has published, as (model, field), and by how much it may be off, from 0."""
+        within = {
+            "published": 0.0,
+            "fitted": self.fitted_within_pct / 100,
+            "estimated": self.estimated_within_pct / 100,
+        }
+        found = {
+            ("", "static_mw"): within[self.static_status],
+            ("", "static_slope_per_c"): within[self.static_slope_status],
+        }
+        for unit in self.units:
+            model = unit.model or unit.name
+            for name, status in _STATUS_OF.items():
+                found[model, name] = within[getattr(unit, status)]
+            if unit.cost:
+                found |= {(model, name): within[unit.cost.status] for name in _COST_TIMES}
+        return {key: half for key, half in found.items() if half}
+
+    def _scaled(self, factors: Mapping[tuple[str, str], float]) -> "Board":
+        """This board with coefficients multiplied; keys as in `_uncertain`."""
+        changes: dict[str, object] = {}
+        for name in ("static_mw", "static_slope_per_c"):
+            value = getattr(self, name)
+            if value is not None:
+                changes[name] = value * factors.get(("", name), 1.0)
+        units = []
+        for unit in self.units:
+            model = unit.model or unit.name
+            own = {name: factor for (of, name), factor in factors.items() if of == model}
+            units.append(_scaled_unit(unit, own))
+        return replace(self, units=tuple(units), **changes)
 
 
 def _source(*statuses: str) -> str:
     return "estimated" if "estimated" in statuses else "simulated"
 
 
-def _perturbed_unit(unit: Unit, factor: float) -> Unit:
+# The coefficients of a unit, and which of its fields says where they come from.
+_STATUS_OF = {
+    "c_uw_mhz_v2": "c_status",
+    "opps": "voltage_status",
+    "idle_fraction": "idle_status",
+    "memory_share": "memory_share_status",
+}
+_COST_TIMES = tuple(name for name in LayerCost.__slots__ if "us" in name.split("_"))
+
+
+def _scaled_unit(unit: Unit, factors: Mapping[str, float]) -> Unit:
     changes: dict[str, object] = {}
-    guessed = "estimated" in (unit.c_status, unit.voltage_status)
-    if guessed and unit.c_uw_mhz_v2 is not None:
-        changes["c_uw_mhz_v2"] = unit.c_uw_mhz_v2 * factor
-    if unit.idle_status == "estimated":
-        changes["idle_fraction"] = min(unit.idle_fraction * factor, 1.0)
-    if unit.memory_share_status == "estimated":
-        changes["memory_share"] = min(unit.memory_share * factor, 1.0)
-    if unit.cost and unit.cost.status == "estimated":
-        times = [name for name in LayerCost.__slots__ if "us" in name.split("_")]
-        scaled = {name: getattr(unit.cost, name) * factor for name in times}
-        changes["cost"] = replace(unit.cost, **scaled)
+    if unit.c_uw_mhz_v2 is not None and "c_uw_mhz_v2" in factors:
+        changes["c_uw_mhz_v2"] = unit.c_uw_mhz_v2 * factors["c_uw_mhz_v2"]
+    for share in ("idle_fraction", "memory_share"):
+        if share in factors:
+            changes[share] = min(getattr(unit, share) * factors[share], 1.0)
+    if "opps" in factors:
+        top_mv = unit.opps[-1].voltage_mv
+        changes["opps"] = tuple(
+            replace(opp, voltage_mv=top_mv - (top_mv - opp.voltage_mv) * factors["opps"])
+            for opp in unit.opps
+        )
+    if unit.cost:
+        times = {
+            name: getattr(unit.cost, name) * factors[name]
+            for name in _COST_TIMES
+            if name in factors
+        }
+        changes["cost"] = replace(unit.cost, **times)
     return replace(unit, **changes)

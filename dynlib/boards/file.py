@@ -8,7 +8,6 @@ and its range.
 
 import math
 import re
-import tomllib
 from collections.abc import Iterable
 from dataclasses import fields
 from pathlib import Path
@@ -28,7 +27,17 @@ from dynlib.boards.board import (
 from dynlib.boards.governors import GOVERNORS
 from dynlib.errors import BoardError
 from dynlib.files import atomic_write
-from dynlib.toml import NEEDED, Check, Table, as_toml, is_number, is_whole, list_of, read_toml
+from dynlib.toml import (
+    NEEDED,
+    Check,
+    Table,
+    as_toml,
+    is_number,
+    is_whole,
+    list_of,
+    read_toml,
+    tomllib,
+)
 
 BOARD_DIR = Path(__file__).parent
 LEAST_MW = 20  # a power in a file below it, but for 0, is taken for W
@@ -42,6 +51,7 @@ def list_boards() -> list[str]:
 _SETTLE_MS = {"cpu": 1.0, "gpu": 5.0, "memory": 8.0}  # arXiv 2606.16106
 _NOISE_CV = {"cpu": 0.10, "gpu": 0.036}  # where no measured table says otherwise
 _STALL_MS = 0.1  # upper bound of the same measurement
+_OF_BOARD = ("name", "soc", "sources", "notes", "fitted_within_pct", "estimated_within_pct")
 _OF_POWER = ("static_", "reference_")  # how fields of a board begin that are in [power]
 _OF_KIND = ("kind", "cores", "cpus", "cost")  # of a unit, and no keys of its table
 # Unit and highest value that any board could have, by name; the lowest is 0.
@@ -54,6 +64,7 @@ _RANGES = {
     r"_uohm$": ("uOhm", 1e8),
     r"_per_c$": ("1/C", 0.1),
     r"_c$": ("C", 200.0),
+    r"_pct$": ("%", 100.0),
     r"_cv$|_fraction$|_share$": ("", 1.0),
     r"^capacity$|^cores$|^cpus$": ("", 1024.0),
 }
@@ -87,7 +98,7 @@ def save_board(board: Board, path: str | Path) -> Path:
 def _lines(board: Board) -> list[str]:
     """The lines of a board's file."""
     power = [f.name for f in fields(Board) if f.name.startswith(_OF_POWER)]
-    lines = _entries(board, ["name", "soc", "sources", "notes"])
+    lines = _entries(board, _OF_BOARD)
     for unit in board.units:
         names = ["name", "opps", *(["cpus"] if unit.kind == "cpu" else [])]
         names += [f.name for f in fields(Unit) if f.init and f.name not in (*names, *_OF_KIND)]
@@ -206,7 +217,7 @@ def _range(key: str) -> tuple[str, float]:
 
 
 def _board(top: _Table, digest: str) -> Board:
-    given = top.values(Board, ("name", "soc", "sources", "notes"))
+    given = top.values(Board, _OF_BOARD)
     if top.left.get("cluster", []) == [] and "gpu" not in top.left:
         missing = "missing or empty; expected at least one [[cluster]] or a [gpu]"
         top.attempt(top.fail, "cluster", missing)

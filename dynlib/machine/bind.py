@@ -16,6 +16,7 @@ from dynlib.boards.board import Board, Mode, Opp, Unit
 from dynlib.boards.file import BOARD_DIR, list_boards, read_board
 from dynlib.errors import BoardError, MachineError, near
 from dynlib.machine.control import Clock, MachineUnit, Missing
+from dynlib.machine.duty import duty_mhz, duty_parts
 from dynlib.machine.knobs import CPU, CPUFREQ, ClockKnob, EmcKnob, find_knobs
 from dynlib.machine.machine import Applied, Machine
 from dynlib.machine.nvml import nvml_parts
@@ -92,11 +93,15 @@ def _policy_unit(fs: SysFs, folder: str) -> Unit | None:
 
 
 def _plain_unit() -> Unit:
-    """All CPUs at one clock; where even that is hidden (some virtual machines), at 1000 MHz."""
-    freq = psutil.cpu_freq()
-    mhz = (freq and (freq.max or freq.current)) or 1000.0
+    """All CPUs at the steps of a duty clock, which is all there is to set."""
     cpus = tuple(range(psutil.cpu_count() or 1))
-    return _unit("cpu", cpus, (mhz,), "performance", 0.0)
+    return _unit("cpu", cpus, duty_mhz(_max_mhz()), "performance", 0.0)
+
+
+def _max_mhz() -> float:
+    """Of the CPUs; where even that is hidden (some virtual machines), 1000 MHz."""
+    freq = psutil.cpu_freq()
+    return (freq and (freq.max or freq.current)) or 1000.0
 
 
 def _unit(
@@ -120,12 +125,18 @@ def _unit(
 
 
 def open_machine(
-    source: str = "auto", *, root: str | Path = "/", clock: Clock | None = None, **options
+    source: str = "auto",
+    *,
+    root: str | Path = "/",
+    clock: Clock | None = None,
+    own: bool = True,
+    **options,
 ) -> Machine:
     """Open a machine: `auto` is the one this runs on, with all that is found.
 
     A board's name or file gives its virtual twin, in time of its own. `lacks` of the result says
-    what was not found, and why. `options` go to `Machine`.
+    what was not found, and why. Without `own` there is no knob that this process alone would feel.
+    `options` go to `Machine`.
 
     >>> with open_machine("jetson-nano") as machine:  # the machine this runs on: "auto"
     ...     applied = machine.set("gpu", "clock_mhz", 614.4)
@@ -138,7 +149,10 @@ def open_machine(
         return Machine(board.name, virtual_parts(board, clock), None, clock=clock, **options)
     fs = SysFs(root)
     knobs = find_knobs(fs)
-    parts = knobs + find_sensors(fs, knobs.knobs) + process_parts(fs) + nvml_parts()
+    parts = knobs + find_sensors(fs, knobs.knobs) + nvml_parts()
+    if own:
+        parts += process_parts(fs)
+        parts += duty_parts(parts, _max_mhz())
     name, *_ = fs.words("proc/sys/kernel/hostname") or ["this machine"]
     return Machine(name, parts, fs, clock=clock, **options)
 

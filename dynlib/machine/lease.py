@@ -5,47 +5,81 @@ Before the first write the original state goes into a lease: a file, fsynced. It
 by the next manager that starts (both were killed). After a reboot the kernel has forgotten all but
 the persistent steps, so only those are undone.
 
-A lock on the root folder itself, shared with the guardian, keeps a second manager away until the
-machine is back in order; the kernel drops it with the last of the two.
+A lock beside the lease, shared with the guardian, keeps a second manager away until the machine is
+back in order; the kernel drops it with the last of the two. A lease of knobs that touch only the
+own process needs no lock: each process has one of its own.
+
+A lease is believed as far as one would let its author run commands: file and folder must belong to
+this user, and nobody else may write them.
 """
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
 import logging
 import os
+import select
 import signal
+import stat
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from dynlib.errors import MachineError
+from dynlib.files import atomic_write
 from dynlib.machine.control import Undo
 from dynlib.sysfs import SysFs, is_gone
 
 _LOG = logging.getLogger(__name__)
 _BOOT_ID = "proc/sys/kernel/random/boot_id"
+_PROC = Path("/proc")
 _PASSES = 6
+_COMMAND_S = 30
 _GUARD = "import sys; from dynlib.machine.lease import guard; guard(*sys.argv[1:])"
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 def state_dir() -> Path:
-    """Where leases are kept: of the system for root, else of the user. Survives a reboot."""
+    """Where leases are kept: of the system for root, else of the user. Survives a reboot.
+
+    Raises `MachineError` for a user without a home: a folder that all share will not do.
+    """
     if os.geteuid() == 0:
         return Path("/var/lib/dynlib")
-    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / "dynlib"
+    state, home = (Path(os.environ.get(name, "")) for name in ("XDG_STATE_HOME", "HOME"))
+    if not state.is_absolute():
+        state = home / ".local/state"
+        if not home.is_absolute() or home == Path("/"):
+            raise MachineError(f"HOME is '{home}'; expected a folder of yours, or $XDG_STATE_HOME")
+    return state / "dynlib"
 
 
 def process_key(pid: int) -> str:
     """`pid:start time`, which no later process of the same number has; raises `OSError`."""
-    stat = Path(f"/proc/{pid}/stat").read_text()
-    return f"{pid}:{stat.rpartition(')')[2].split()[19]}"
+    if not _PROC.is_dir():
+        raise MachineError(f"{_PROC} is not there; expected Linux: nothing else has leases")
+    _, _, text = (_PROC / str(pid) / "stat").read_text().rpartition(")")
+    state, *fields = text.split()
+    if state == "Z":
+        raise ProcessLookupError(errno.ESRCH, "it has ended, and nobody has looked")
+    return f"{pid}:{fields[18]}"
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What a lease says: whose it is, of which boot, when it was made, and the steps back."""
+
+    boot_id: str
+    holder: str
+    root: str
+    undo: list[Undo]
+    made: str = "an unknown day"
 
 
 class Lease:
@@ -53,9 +87,13 @@ class Lease:
 
     Args:
         capture: the steps back, in order; called once the machine is ours and in order.
-        on_signal: called when a signal ends the program, before it is passed on.
+        own: nothing but this process is changed, so that others may hold the machine meanwhile.
+        folder: see `lease_file`.
+        on_signal: called when a signal ends the program, before it is passed on. One that is
+            ignored (nohup) stays ignored.
 
-    Raises `MachineError` when another manager holds the machine or an old lease is damaged.
+    Raises `MachineError` when another manager holds the machine, or an old lease is damaged or
+    somebody else's.
     """
 
     def __init__(
@@ -63,36 +101,53 @@ class Lease:
         fs: SysFs,
         capture: Callable[[], list[Undo]],
         *,
+        own: bool = False,
         folder: Path | None = None,
         on_signal: Callable[[], object] | None = None,
     ):
         self.fs = fs
         self.closed = False
-        self.file = lease_file(fs, folder)
         self._pid = os.getpid()
+        self._key = process_key(self._pid)
+        self._made = time.strftime("%Y-%m-%d %H:%M:%S")
         self._on_signal = on_signal or self.release
         self._pending = None
-        self._lock = _lock(fs, self.file)
+        whole = lease_file(fs, folder)
+        self.file = whole.with_stem(f"{whole.stem}-{self._pid}") if own else whole
+        whole.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _check_owner(whole.parent, whole.parent.stat())
+        self._lock = None if own else _lock(whole.with_suffix(".lock"), self._key)
         try:
-            left = recover(fs, self.file)
+            for file in whole.parent.glob(f"{whole.stem}-*.json"):  # of processes
+                record = read_lease(file)
+                if record and not _lives(record.holder):
+                    recover(fs, file)
+                elif file == self.file:
+                    raise MachineError(f"{file}: held by process {self._pid}; expected it free")
+            left = [] if own else recover(fs, whole)
             owed = {step.target for step in left}
             self.undo = left + [step for step in capture() if step.target not in owed]
             self._write()
-            self._guardian = _start_guardian(self.file, fs.root, self._lock)
+            self._guardian, self.guardian_pid = _start_guardian(self.file, fs.root, self._lock)
         except BaseException:
-            os.close(self._lock)
+            self._unlock()
             raise
         # A forked child must neither keep the lock nor hide our end from the guardian.
         os.register_at_fork(after_in_child=self._forget)
         self._old = {}
         if threading.current_thread() is threading.main_thread():
             for number in _SIGNALS:
-                self._old[number] = signal.signal(number, self._handle)
+                old = signal.getsignal(number)
+                if callable(old) or old == signal.SIG_DFL:
+                    self._old[number] = signal.signal(number, self._handle)
 
     def forget(self, targets: set[str]) -> None:
         """Leave these as they are from now on: somebody else has taken them over."""
         self.undo = [undo for undo in self.undo if undo.target not in targets]
-        self._write()
+        try:
+            self._write()
+        except OSError as error:  # only a guardian would still put them back
+            _LOG.warning("%s: %s", self.file, error)
 
     def restore(self) -> dict[str, str]:
         """Undo everything; again if called again. Returns what could not be undone, and why."""
@@ -105,22 +160,37 @@ class Lease:
         if self.closed or os.getpid() != self._pid:
             return {}
         self.closed = True
-        problems = self.restore()
-        if self.undo_left:  # the next start tries again
-            self.undo = self.undo_left
-            self._write()
-        else:
-            self.file.unlink(missing_ok=True)
+        with contextlib.ExitStack() as last:  # the last one first; each whatever was raised
+            last.callback(lambda: self._pass_on(self._pending))
+            last.callback(self._give_signals_back)
+            last.callback(self._unlock)
+            last.callback(self._dismiss_guardian)
+            problems = self.restore()
+            try:
+                if self.undo_left:  # the next start tries again
+                    self.undo = self.undo_left
+                    self._write()
+                else:
+                    self.file.unlink(missing_ok=True)
+            except OSError as error:  # the guardian finds the whole lease, and tries too
+                problems[str(self.file)] = str(error)
+        return problems
+
+    def _dismiss_guardian(self) -> None:
         self._guardian.stdin.close()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._guardian.wait(2)
-        os.close(self._lock)
+        ended = select.poll()
+        ended.register(self._guardian.stdout, select.POLLHUP)
+        ended.poll(2000)
+        self._guardian.stdout.close()
+
+    def _unlock(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+
+    def _give_signals_back(self) -> None:
         for number, handler in self._old.items():
             if signal.getsignal(number) == self._handle:
                 signal.signal(number, handler)
-        if self._pending is not None:
-            self._pass_on(self._pending)
-        return problems
 
     def _handle(self, number, frame):
         if os.getpid() != self._pid:
@@ -128,56 +198,62 @@ class Lease:
             return
         self._pending = number
         if not self.closed:  # else a second signal, which waits until the machine is in order
-            self._on_signal()
-            self.release()
+            try:
+                self._on_signal()
+            finally:
+                self.release()
 
-    def _pass_on(self, number: int) -> None:
+    def _pass_on(self, number: int | None) -> None:
+        if number is None:
+            return
         self._pending = None
         old = self._old.get(number, signal.SIG_DFL)
         if callable(old):
             old(number, None)
-        elif old == signal.SIG_DFL:
+        else:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
 
     def _write(self) -> None:
-        from dynlib.files import atomic_write
-
-        body = {
-            "boot_id": _boot_id(self.fs),
-            "holder": process_key(self._pid),
-            "root": str(self.fs.root),
-            "undo": [asdict(undo) for undo in self.undo],
-        }
-        text = json.dumps(body)
-        atomic_write(self.file, json.dumps({"sha256": _digest(text), "body": text}))
+        record = Record(_boot_id(self.fs), self._key, str(self.fs.root), self.undo, self._made)
+        text = json.dumps(asdict(record))
+        atomic_write(self.file, json.dumps({"sha256": _digest(text), "body": text}), mode=0o600)
         os.fsync(folder := os.open(self.file.parent, os.O_RDONLY))
         os.close(folder)
 
     def _forget(self) -> None:
         if not self.closed and os.getpid() != self._pid:
             self.closed = True
-            os.close(self._lock)
+            self._unlock()
             os.close(self._guardian.stdin.fileno())
 
 
 def lease_file(fs: SysFs, folder: Path | None = None) -> Path:
-    """The lease of the machine below this root."""
+    """The lease of the machine below this root; that of the own process adds its number.
+
+    Only a tree may have a `folder` of its own: the lease of this machine has to be where every
+    later start looks. Raises `MachineError`.
+    """
+    if folder and fs.root == Path("/"):
+        raise MachineError(f"{folder}: expected {state_dir()}, where every later start looks")
     return (folder or state_dir()) / f"lease-{_digest(str(fs.root))[:12]}.json"
 
 
 def recover(fs: SysFs, file: Path) -> list[Undo]:
     """Undo what a killed manager left behind; returns the steps that failed and are still owed.
 
-    Raises `MachineError` for a damaged lease: half a state is worse than none.
+    Raises `MachineError` as `read_lease`.
     """
-    try:
-        raw = file.read_bytes()
-    except FileNotFoundError:
+    record = read_lease(file)
+    if record is None:
         return []
-    boot_id, undo = parse_lease(raw, file)
-    if boot_id != _boot_id(fs):
+    undo = record.undo
+    if record.boot_id != _boot_id(fs):
         undo = [step for step in undo if step.persistent]
+    _LOG.warning(
+        "%s: process %s ended without putting back what it changed since %s: %d steps",
+        file, _pid(record.holder), record.made, len(undo),
+    )  # fmt: skip
     left, problems = restore(fs, undo)
     for target, reason in problems.items():
         _LOG.warning("%s: not as it was found: %s", target, reason)
@@ -186,13 +262,32 @@ def recover(fs: SysFs, file: Path) -> list[Undo]:
     return left
 
 
-def parse_lease(raw: bytes, file: Path) -> tuple[str, list[Undo]]:
-    """Boot id and steps of a lease; raises `MachineError` unless every byte of it is there."""
+def read_lease(file: Path) -> Record | None:
+    """The lease in a file, None without one.
+
+    Raises `MachineError` for one that somebody else may have written, and as `parse_lease`.
+    """
+    try:
+        handle = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    except OSError as error:  # a link
+        raise MachineError(f"{file}: {error.strerror}; {_expected()}") from None
+    with os.fdopen(handle, "rb") as opened:
+        _check_owner(file, os.fstat(handle))
+        return parse_lease(opened.read(), file)
+
+
+def parse_lease(raw: bytes, file: Path) -> Record:
+    """What a lease says; raises `MachineError` unless every byte of it is there.
+
+    Half a state is worse than none.
+    """
     try:
         outer = json.loads(raw)
         if outer["sha256"] == _digest(outer["body"]):
             body = json.loads(outer["body"])
-            return body["boot_id"], [Undo(**entry) for entry in body["undo"]]
+            return Record(**body | {"undo": [Undo(**entry) for entry in body["undo"]]})
     except (ValueError, KeyError, TypeError):
         pass
     raise MachineError(
@@ -201,13 +296,24 @@ def parse_lease(raw: bytes, file: Path) -> tuple[str, list[Undo]]:
     )
 
 
+def _check_owner(path: Path, status: os.stat_result) -> None:
+    """Raise `MachineError` if another user may have written this: its commands would be run."""
+    if status.st_uid != os.geteuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        what = f"{stat.filemode(status.st_mode)} of user {status.st_uid}"
+        raise MachineError(f"{path}: {what}; {_expected()}")
+
+
+def _expected() -> str:
+    return f"expected what only user {os.geteuid()} may write. Nothing was restored or changed"
+
+
 def restore(fs: SysFs, undo: list[Undo]) -> tuple[list[Undo], dict[str, str]]:
     """Take the steps back until every one holds: (steps still owed, problem of each target).
 
     Only what differs is written. Several passes, because limits must not cross on the way, a
     governor brings its own files, and a write may take some milliseconds to show.
     """
-    left, problems = list(undo), {}
+    left, problems, hung = list(undo), {}, []
     for attempt in range(_PASSES):
         owed = []
         for step in left:
@@ -220,6 +326,9 @@ def restore(fs: SysFs, undo: list[Undo]) -> tuple[list[Undo], dict[str, str]]:
                 problems[step.target] = error.strerror or str(error)
                 if is_gone(error):  # nothing is left that could be wrong
                     continue
+                if error.errno == errno.ETIMEDOUT:
+                    hung.append(step)
+                    continue
             except Exception as error:  # one broken step must not stop the others
                 problems[step.target] = f"{type(error).__name__}: {error}"
             owed.append(step)
@@ -227,7 +336,7 @@ def restore(fs: SysFs, undo: list[Undo]) -> tuple[list[Undo], dict[str, str]]:
         if not left:
             break
         time.sleep(0.002 * 2**attempt)
-    return left, problems
+    return left + hung, problems
 
 
 def _undo_write(fs: SysFs, step: Undo) -> bool:
@@ -246,22 +355,17 @@ def _undo_cgroup(fs: SysFs, step: Undo) -> bool:
     return True
 
 
-def _undo_affinity(fs: SysFs, step: Undo) -> bool:
-    pid = int(step.target.partition(":")[0])
-    if process_key(pid) == step.target:
-        cpus = {int(cpu) for cpu in step.value.split(",")}
-        for task in Path(f"/proc/{pid}/task").iterdir():
-            with contextlib.suppress(ProcessLookupError):
-                os.sched_setaffinity(int(task.name), cpus)
-    return True
-
-
 def run_command(command: str) -> bool:
-    """Run nvpmodel or its like; whether it succeeded."""
-    # stdin is closed: it may ask whether to reboot, and must get no answer
-    done = subprocess.run(
-        command.split(), stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=30
-    )
+    """Run nvpmodel or its like; whether it succeeded. Raises `OSError` if it does not answer."""
+    try:
+        # stdin is closed: it may ask whether to reboot, and must get no answer
+        done = subprocess.run(
+            command.split(), stdin=subprocess.DEVNULL, capture_output=True, text=True,
+            timeout=_COMMAND_S,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        program = Path(command.split()[0]).name
+        raise OSError(errno.ETIMEDOUT, f"{program}: no answer in {_COMMAND_S} s") from None
     return done.returncode == 0 and "NVPM ERROR" not in done.stdout + done.stderr
 
 
@@ -279,7 +383,6 @@ def _undo_nvml(fs: SysFs, step: Undo) -> bool:
 UNDOERS: dict[str, Callable[[SysFs, Undo], bool]] = {
     "write": _undo_write,
     "cgroup": _undo_cgroup,
-    "affinity": _undo_affinity,
     "command": _undo_command,
     "nvml": _undo_nvml,
 }
@@ -293,51 +396,61 @@ def _boot_id(fs: SysFs) -> str:
     return "".join(fs.words(_BOOT_ID)[:1])
 
 
-def _lock(fs: SysFs, file: Path) -> int:
-    folder = fs.root / "sys" if (fs.root / "sys").is_dir() else fs.root
-    handle = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+def _lock(path: Path, key: str) -> int:
+    """The lock, with our name in it; raises `MachineError` naming the process that has it."""
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     for _ in range(50):  # a guardian at work needs under a second
         with contextlib.suppress(BlockingIOError):
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.ftruncate(handle, 0)
+            os.pwrite(handle, key.encode(), 0)
             return handle
-        holder = _holder(file)
-        if holder:
+        holder = os.pread(handle, 64, 0).decode()
+        if _lives(holder):
             break
         time.sleep(0.02)
     os.close(handle)
-    who = f"process {holder}" if holder else "the guardian of a process that is gone"
-    raise MachineError(f"{folder}: held by {who}; expected a machine that nobody manages ({file})")
+    who = f"process {_pid(holder)}"
+    if not _lives(holder):
+        who = f"the guardian of {who}, which is gone"
+    raise MachineError(f"{path}: held by {who}; expected a machine that nobody manages")
 
 
-def _holder(file: Path) -> str | None:
-    """Pid of the living process that a lease names; a later one of the same number is none."""
-    try:
-        key = json.loads(json.loads(file.read_text())["body"])["holder"]
-        pid = key.partition(":")[0]
-        return pid if process_key(int(pid)) == key else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+def _lives(key: str) -> bool:
+    """Whether the process of a `process_key` is there; a later one of its number is not."""
+    with contextlib.suppress(OSError, ValueError):
+        return process_key(int(_pid(key))) == key
+    return False
 
 
-def _start_guardian(file: Path, root: Path, lock: int) -> subprocess.Popen:
-    guardian = subprocess.Popen(
+def _pid(key: str) -> str:
+    return key.partition(":")[0]
+
+
+def _start_guardian(file: Path, root: Path, lock: int | None) -> tuple[subprocess.Popen, int]:
+    """The pipes to a guardian, and its pid."""
+    starter = subprocess.Popen(
         [sys.executable, "-c", _GUARD, str(file), str(root)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         start_new_session=True,
-        pass_fds=(lock,),
+        pass_fds=() if lock is None else (lock,),
         cwd=Path(__file__).parents[2],
     )
-    if guardian.stdout.read(1) != b"r":
+    line = starter.stdout.readline()
+    starter.wait()
+    if not line:
         raise MachineError(f"{file}: the guardian process did not start; nothing was written")
-    return guardian
+    return starter, int(line)
 
 
 def guard(file: str, root: str) -> None:
     """Wait until standard input ends, so the manager is gone; then restore its lease."""
+    if os.fork():  # nobody's child: who kills the manager with all that it started misses this
+        os._exit(0)
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    os.write(1, b"r")
+    os.write(1, f"{os.getpid()}\n".encode())
     sys.stdin.buffer.read()
     with contextlib.suppress(MachineError):
         recover(SysFs(root), Path(file))

@@ -1,7 +1,9 @@
 """One face for any back end: units, knobs, sensors; changed under a lease as the kernel lists."""
 
+import contextlib
 import errno
 import logging
+import os
 import queue
 import threading
 from collections import Counter
@@ -16,6 +18,7 @@ from dynlib.machine.control import (
     Parts,
     Reading,
     RealClock,
+    Undo,
 )
 from dynlib.machine.lease import Lease
 from dynlib.machine.window import Window
@@ -24,7 +27,7 @@ from dynlib.sysfs import SysFs, is_gone
 _LOG = logging.getLogger(__name__)
 _ATTEMPTS = 4
 _GIVE_UP = 3
-_DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
+_DENIED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ETIMEDOUT)  # trying again is no use
 _DEADLINE_S = 0.1  # a snapshot waits so long for its slowest sensor
 
 
@@ -48,7 +51,7 @@ class Machine:
 
     Args:
         fs: where the machine's files are; None for one that only this process knows.
-        folder: where the lease is kept; default of the system.
+        folder: where the lease of a tree is kept; that of this machine has its own place.
         settle_s: how long a clock may take to reach what was asked (GPU 5 ms, memory 8 ms).
     """
 
@@ -78,10 +81,17 @@ class Machine:
 
     def __enter__(self) -> "Machine":
         self.problems = {}
-        if self.fs is None:
-            self._lease = _NoLease(self._capture())
+        kinds = self._leased() if self.fs else ()
+        if kinds:
+            self._lease = Lease(
+                self.fs,
+                self._capture,
+                own=kinds == {"process"},
+                folder=self._folder,
+                on_signal=self.restore,
+            )
         else:
-            self._lease = Lease(self.fs, self._capture, folder=self._folder, on_signal=self.restore)
+            self._lease = _NoLease(self._capture())
         return self
 
     def __exit__(self, *_) -> None:
@@ -92,15 +102,17 @@ class Machine:
         """Put everything back now; returns, and logs, what could not be and why."""
         if self._lease is None or self._lease.closed:
             return self.problems
-        for unit in self.units:
-            self._yield_if_taken(unit)
         stayed = {}
-        for key, knob in self.knobs.items():
-            if knob.local and key in self._found:
-                why = self._put(knob, key, self._found[key])
-                if why:
-                    stayed[".".join(key)] = why
-        self.problems = self._lease.release() | stayed
+        try:
+            for unit in self.units:
+                self._yield_if_taken(unit)
+            for key, knob in self.knobs.items():
+                if knob.local and key in self._found:
+                    why = self._put(knob, key, self._found[key])
+                    if why:
+                        stayed[".".join(key)] = why
+        finally:
+            self.problems = self._lease.release() | stayed
         for target, reason in self.problems.items():
             _LOG.warning("%s: %s is not as it was found: %s", self.name, target, reason)
         return self.problems
@@ -166,9 +178,27 @@ class Machine:
             raise MachineError(f"{self.name}: no knob {asked}; {near(asked, known)}")
         return self.knobs[unit, kind]
 
+    def _leased(self) -> frozenset[str]:
+        """Kinds of the units whose changes outlive this process; what we may not write is refused.
+
+        So an ordinary user, who can set nothing but the own process, keeps nobody away.
+        """
+        kinds = set()
+        for key, knob in self.knobs.items():
+            if knob.local:
+                continue
+            with contextlib.suppress(OSError, ValueError):
+                if not all(_permitted(self.fs, step) for step in knob.undo()):
+                    self.refused[key] = os.strerror(errno.EACCES)
+                    continue
+            kinds.add(self.units[knob.unit].kind)
+        return frozenset(kinds)
+
     def _capture(self):
         undo = []
         for key, knob in self.knobs.items():
+            if key in self.refused:
+                continue
             try:
                 steps = knob.undo()
                 if knob.exclusive or knob.local:
@@ -227,7 +257,7 @@ class Machine:
 
 
 class _NoLease:
-    """For a machine whose knobs all end with this process."""
+    """For a machine none of whose knobs outlives this process."""
 
     closed = False
 
@@ -270,6 +300,13 @@ class _Reader:
             for sensor in self.sensors:
                 result[sensor.name] = sensor.read(self.clock)
             done.set()
+
+
+def _permitted(fs: SysFs, step: Undo) -> bool:
+    """Whether this user may take a step, as far as can be told without trying."""
+    if step.kind in ("write", "command"):
+        return fs.writable(step.target)
+    return step.kind != "nvml" or os.geteuid() == 0
 
 
 def _value(knob: Knob):

@@ -1,4 +1,4 @@
-"""What every Linux process can set for itself: affinity, threads and a CPU quota."""
+"""What a process can set for itself: threads and, on Linux, affinity and a CPU quota."""
 
 import contextlib
 import os
@@ -7,14 +7,13 @@ from pathlib import Path
 
 from dynlib.errors import MachineError
 from dynlib.machine.control import Knob, MachineUnit, Missing, Parts, Undo
-from dynlib.machine.lease import process_key
 from dynlib.sysfs import SysFs
 
 
 class _AffinityKnob(Knob):
     """The CPUs that all threads of this process may use, as a sorted tuple."""
 
-    unit, kind = "process", "affinity"
+    unit, kind, local = "process", "affinity", True
 
     def __init__(self):
         self.choices = tuple(sorted(os.sched_getaffinity(0)))
@@ -33,10 +32,6 @@ class _AffinityKnob(Knob):
         for task in Path("/proc/self/task").iterdir():
             with contextlib.suppress(ProcessLookupError):
                 os.sched_setaffinity(int(task.name), value)
-
-    def undo(self) -> list[Undo]:
-        cpus = ",".join(map(str, self.get()))
-        return [Undo("affinity", process_key(os.getpid()), cpus)]
 
 
 class _ThreadsKnob(Knob):
@@ -114,9 +109,11 @@ class _QuotaKnob(Knob):
 
 
 def process_parts(fs: SysFs) -> Parts:
-    """What any Linux process can set for itself: affinity, threads, CPU quota."""
+    """What this process can set for itself, and what it looked for in vain."""
     parts = Parts(units=[MachineUnit("process", "process")])
-    if fs.root == Path("/"):
+    if not hasattr(os, "sched_getaffinity"):
+        parts.lacks.append("process.affinity: only Linux has it")
+    elif fs.root == Path("/"):
         parts.knobs.append(_AffinityKnob())
     if torch := sys.modules.get("torch"):
         parts.knobs.append(_ThreadsKnob(torch))

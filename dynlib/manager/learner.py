@@ -13,6 +13,7 @@ from typing import NamedTuple
 _WINDOW = 200  # frames after which a shock is forgotten
 _FEW = 5  # frames whose median is the speed after a change
 _MANY = 40  # frames whose median it is while nothing changes
+_ENOUGH = 10  # frames whose largest is what to plan for; of twice as many one may be chance
 _AGREE = 1.5  # standard deviations between the two: three standard errors of the first
 _PRIOR = 10  # frames that the spread of the table counts for
 _LEAST_SIGMA = 0.005  # a table that knows of no noise at all is not believed
@@ -37,6 +38,8 @@ class Times(NamedTuple):
         spread: standard deviation of the log noise over that of the table.
         peak: what a shock may bring, if they keep coming; 1 if not.
         worst: the longest to be ready for just now.
+        high: the largest of the last ratios, or the largest but one of many; infinite of few.
+        prior: the speed that is expected before anything is measured.
     """
 
     ratios: tuple[float, ...] = ()
@@ -50,6 +53,13 @@ class Times(NamedTuple):
     spread: float = 1.0
     peak: float = 1.0
     worst: float = 1.0
+    high: float = math.inf
+    prior: float = 1.0
+
+    @classmethod
+    def expected(cls, prior: float) -> "Times":
+        """Before anything is measured."""
+        return cls(typical=prior, worst=prior, prior=prior)
 
     def measured(self, ratio: float, sigma: float, now_ms: float, z: float) -> "Times":
         """After a frame that took `ratio` of what the table says, with `sigma` of log noise; `z`:
@@ -66,7 +76,7 @@ class Times(NamedTuple):
         ratios = (*self.ratios, ratio)[-_MANY:]
         few = ratios[-_FEW:]
         # The table counts until there are a few; what was slow before is so after one frame again.
-        expected = 1.0 if self.patience == 1 else ratio
+        expected = self.prior if self.patience == 1 else ratio
         typical = median(few + (expected,) * (_FEW - len(few)))
         if len(ratios) > 1 and max(ratios[-2:]) < typical:  # two that agree that it is over
             typical = max(ratios[-2:])
@@ -97,6 +107,8 @@ class Times(NamedTuple):
             spread,
             peak,
             worst,
+            _high(ratios),
+            self.prior,
         )
 
     def aged(self, now_ms: float, calm: bool = False) -> "Times":
@@ -108,7 +120,13 @@ class Times(NamedTuple):
         kept_ms = (_CALM_MS if calm else _FORGET_MS) * self.patience
         if self.typical < SLOW or now_ms - self.last_ms < kept_ms:
             return self
-        return Times(last_ms=now_ms, patience=2 * self.patience)
+        return Times.expected(self.prior)._replace(last_ms=now_ms, patience=2 * self.patience)
+
+
+def _high(ratios: tuple[float, ...]) -> float:
+    if len(ratios) < _ENOUGH:
+        return math.inf
+    return sorted(ratios)[-2] if len(ratios) >= 2 * _ENOUGH else max(ratios)
 
 
 class Gaps(NamedTuple):

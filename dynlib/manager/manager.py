@@ -43,12 +43,16 @@ class Memory(NamedTuple):
 
     Args:
         times, gaps: what was learnt, by (app, unit) and by app.
+        busy: how busy others keep each unit, in halves; what was learnt holds for this.
+        apart: what was learnt while they kept it otherwise, by (app, unit, halves).
         speeds: what follows from it, by app and unit, at this clock of the memory (`emc`).
         key: what the plan was made for.
     """
 
     times: Mapping[tuple[str, str], Times] = MappingProxyType({})
     gaps: Mapping[str, Gaps] = MappingProxyType({})
+    busy: Mapping[str, int] = MappingProxyType({})
+    apart: Mapping[tuple[str, str, int], Times] = MappingProxyType({})
     speeds: Mapping[str, Mapping[str, Speed]] = MappingProxyType({})
     emc: float = 1.0
     key: tuple = ()
@@ -141,6 +145,8 @@ class Manager:
                 waits = self._held(state, memory, pacer, hand, limits[name])
                 late |= hand.give_up
                 held |= waits
+                if len(pacer.unit.freqs) == 1:
+                    continue  # no clock to choose
                 # For those that get what time is left a unit makes room as fast as it can.
                 last_ms = max([frame.deadline_ms for frame in hand.work], default=-math.inf)
                 room = hand.spare and (waits - hand.give_up.keys() or hand.next_ms < last_ms)
@@ -170,8 +176,9 @@ class Manager:
                 came = [frame.arrival_ms for frame in app.waiting]
                 before = before.seen(said_ms, [*came, app.last_arrival_ms])
             gaps[app.name] = before
-        memory = memory._replace(gaps=gaps)
-        if not state.finished and memory.speeds.keys() == gaps.keys() and memory.emc == state.emc:
+        before, memory = memory.busy, self._beside(memory._replace(gaps=gaps), state)
+        same = memory.emc == state.emc and memory.busy == before
+        if not state.finished and memory.speeds.keys() == gaps.keys() and same:
             return memory
         calm = {  # unit -> when a frame was last at its speed
             unit: each.last_ms
@@ -189,26 +196,56 @@ class Manager:
                 ratio = self._done(point, frame.ran) / self._slower(frame.unit, state.emc)
                 if math.isfinite(ratio) and ratio > 0:
                     key, z = (frame.app, frame.unit), self.planner.z
-                    before = times.get(key, _NO_TIMES)
-                    times[key] = before.measured(ratio, point.sigma, state.t_ms, z)
+                    known = times.get(key) or self._times(memory, *key)
+                    times[key] = known.measured(ratio, point.sigma, state.t_ms, z)
         memory = memory._replace(times=times, emc=state.emc)
         speeds = {app.name: self._speeds(app, memory) for app in state.apps}
         return memory._replace(speeds=speeds)
+
+    def _beside(self, memory: Memory, state: State) -> Memory:
+        """With what was learnt while others kept the units as busy as they do now.
+
+        What others take can be seen before it is felt, and so can its end: there is nothing to try,
+        and no frame of a burst is taken for noise.
+        """
+        busy = {unit: round(share_pct / 50) for unit, share_pct in state.others_pct.items()}
+        if busy == memory.busy:
+            return memory
+        times, apart = dict(memory.times), dict(memory.apart)
+        for (app, unit), learnt in memory.times.items():
+            before, now = memory.busy.get(unit, 0), busy.get(unit, 0)
+            if now != before:
+                apart[app, unit, before] = learnt
+                del times[app, unit]
+                if found := apart.get((app, unit, now)):
+                    times[app, unit] = found
+        return memory._replace(busy=busy, times=times, apart=apart, since_ms=-math.inf)
+
+    def _times(self, memory: Memory, app: str, unit: str) -> Times:
+        """What was learnt of an app on a unit; at first, that it shares all CPUs with others."""
+        learnt = memory.times.get((app, unit))
+        if learnt is None and memory.busy.get(unit):
+            learnt = Times.expected(1.0 + memory.busy[unit] / 2)
+        return learnt or _NO_TIMES
 
     def _speeds(self, app: AppState, memory: Memory) -> dict[str, Speed]:
         """Of an app on every unit, as learnt; where it was not lately, what slows all others. Too
         small a change is none, lest plans change with every frame."""
         speeds = {}
         for unit in self._points(app).units:
-            mine = memory.times.get((app.name, unit), _NO_TIMES)
+            mine = self._times(memory, app.name, unit)
             others = [
                 times.typical
                 for (_, where), times in memory.times.items()
                 if where == unit and times.frames
             ]
-            typical = mine.typical if mine.frames else min(others, default=1.0)
+            typical = mine.typical if mine.frames else min(others, default=mine.typical)
             slower = self._slower(unit, memory.emc)
-            now = Speed(typical * slower, mine.spread, max(mine.peak, typical) * slower)
+            spread, peak = mine.spread, max(mine.peak, typical)
+            if unit in memory.busy and mine.high < math.inf:
+                # Measured among those alike: no model of the noise is needed.
+                spread, peak = 0.0, max(mine.high, typical)
+            now = Speed(typical * slower, spread, peak * slower)
             before = memory.speeds.get(app.name, {}).get(unit, now)
             same = all(abs(b - a) <= _STEP * a for a, b in zip(before, now, strict=True))
             speeds[unit] = before if same else now
@@ -315,7 +352,8 @@ class Manager:
             point, hand = self._points(app).point(*placement), hands[placement.unit]
             work, sooner_ms = self._work(app, point, memory), self._sooner_ms(app, point, limits)
             # No frame that is due before it could be done, unless to see whether that still holds.
-            again = self._tries(work, memory.times.get((app.name, placement.unit)), state.t_ms)
+            times = self._times(memory, app.name, placement.unit)
+            again = self._tries(work, times, state.t_ms)
             due_ms = hand.free_ms + work.typical * self._least_ms(point, limits)
             if again:
                 due_ms = 0.0
@@ -367,7 +405,7 @@ class Manager:
 
     def _work(self, app: AppState, point: "Point", memory: Memory) -> Work:
         """A frame of `app` at `point`, without its deadline."""
-        times = memory.times.get((app.name, point.unit), _NO_TIMES)
+        times = self._times(memory, app.name, point.unit)
         least = times.worst * self._slower(point.unit, memory.emc)
         return self.work(point, memory.speeds[app.name][point.unit], least)
 

@@ -5,12 +5,14 @@ A policy has `governors` (unit -> kernel governor; units not named obey `Action.
 pure functions: ``decide(state, limits) -> Action``, which returns what it wants to remember in
 `Action.memory` and finds it in `State.memory`; and ``choose(ready, now_ms) -> job``, one of the
 jobs that a unit could run now, asked whenever it falls idle: at the start and after every segment.
+It may have `late`, what becomes of frames late before they start: `drop` (default), `keep`, `last`.
 """
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from dynlib.setting import PLAIN, Setting
@@ -97,6 +99,8 @@ class State(NamedTuple):
     emc: float = 1.0  # highest clock of the memory over its present one
     memory_mb: float = math.inf  # what the apps may hold together
     temp_c: float = math.nan  # of the board, where heat plays a part
+    # By unit, of its CPU time just now, the share that other programs use, where that can be seen.
+    others_pct: Mapping[str, float] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +128,8 @@ class Action:
 class Ready(Protocol):
     """A job as `choose` sees it: one frame, started (`point` is its operating point) or waiting.
 
-    `segment` is the number of the one it would run next; `ran` the time at each clock, MHz -> ms.
+    `segment` is the number of the one it would run next; `ran` the time at each clock, MHz -> ms;
+    `ended_ms` when it last ran, or came; `density` that of what its segments read, where known.
     """
 
     app: str
@@ -135,6 +140,8 @@ class Ready(Protocol):
     point: "Point | None"
     segment: int
     ran: Mapping[float, float]
+    ended_ms: float
+    density: Sequence[float]
 
 
 def share_done(point: "Point", ran: Iterable[tuple[float, float]], freqs: Sequence[float]) -> float:

@@ -166,7 +166,7 @@ def _by_importance(group: Group, weights: Mapping[str, torch.Tensor]) -> torch.T
 def _own_resolution(model: nn.Module) -> int:
     for module in model.modules():
         if size := getattr(module, "img_size", None):
-            return size[0]
+            return size if isinstance(size, int) else size[0]
     try:
         return model.pretrained_cfg["input_size"][-1]
     except (AttributeError, KeyError) as error:

@@ -79,7 +79,9 @@ class ElasticModel:
         depths = list(zip(self.stages, config.depth, strict=True))
         for stage, blocks in reversed(depths):
             sequence = net.get_submodule(stage)
-            del sequence[blocks:]
+            # By name: a slice that is deleted gives the rest other names.
+            for name, _ in list(sequence.named_children())[blocks:]:
+                delattr(sequence, name)
         shapes = {}
         for name in net.state_dict():
             full = enumerate(self.shapes[name])

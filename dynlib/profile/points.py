@@ -9,9 +9,11 @@ import pandas as pd
 
 from dynlib.boards.board import Board
 from dynlib.errors import ProfileError
+from dynlib.machine.control import Missing
 from dynlib.machine.machine import Machine
+from dynlib.machine.usage import CALM, Usage
 from dynlib.points import make_table
-from dynlib.profile.timing import Latency
+from dynlib.profile.timing import Latency, samples_needed
 
 _WARMUP_ROUNDS = 2
 _P95_SIGMA = 1.645  # of a normal distribution
@@ -57,6 +59,7 @@ def profile_points(
         repeats: frames of each sub-network in each setting; at least 90 for the p95.
         gap_ms: pause before each.
 
+    Frames during which other programs used the CPUs are measured again, up to `repeats` of them.
     `latency_ms` is the median and `latency_std_ms` that of the log-normal noise with the measured
     p95: the rare long stall of a busy machine is not what the next frame will be like.
 
@@ -81,20 +84,24 @@ def profile_points(
     counts = list(threads)
     if len(counts) > 1 and ("process", "threads") not in knobs:
         raise ProfileError(f"threads: got {counts}, expected one number: no machine turns them")
+    usage = Usage(board.units[0].cpus) if board.units[0].cpus else None
     rows = []
     for count in counts:
         if ("process", "threads") in knobs:
             machine.set("process", "threads", count)
-        samples: dict[str, list[float]] = {subnet: [] for subnet in subnets}
-        for k in range(-_WARMUP_ROUNDS, repeats):
+        samples: dict[str, list[tuple[float, bool]]] = {subnet: [] for subnet in subnets}
+        for k in range(-_WARMUP_ROUNDS, 2 * repeats):
+            if k >= repeats and all(len(_calm(times)) >= repeats for times in samples.values()):
+                break
             for subnet, times in samples.items():
                 time.sleep(gap_ms / 1000)
                 switch(subnet)
                 begin_s = time.perf_counter()
                 answer(max(k, 0))
                 took_s = time.perf_counter() - begin_s
+                others = usage.others() if usage else Missing("")
                 if k >= 0:
-                    times.append(took_s * 1000)
+                    times.append((took_s * 1000, isinstance(others, Missing) or others < CALM))
         where = {"board": board.name, "unit": board.units[0].name, "batch": batch}
         setting = {"cores": count, "threads": count, "source": "measured"}
         for subnet, times in samples.items():
@@ -103,8 +110,13 @@ def profile_points(
     return make_table(rows)
 
 
-def _latency(times: list[float]) -> dict[str, float]:
-    seen = Latency(tuple(times))
+def _calm(samples: list[tuple[float, bool]]) -> list[float]:
+    return [ms for ms, calm in samples if calm]
+
+
+def _latency(samples: list[tuple[float, bool]]) -> dict[str, float]:
+    calm, every = _calm(samples), [ms for ms, _ in samples]
+    seen = Latency(tuple(calm if len(calm) >= samples_needed(0.95) else every))
     p95_ms, middle_ms = seen.p95_ms, seen.median_ms
     sigma = math.log(p95_ms / middle_ms) / _P95_SIGMA
     std_ms = middle_ms * math.sqrt(math.expm1(sigma**2))

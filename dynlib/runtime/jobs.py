@@ -1,23 +1,37 @@
 """Frames as jobs, and the apps that they belong to, as a run keeps them."""
 
 from collections import deque
+from concurrent.futures import Future
+from typing import Any
 
 import numpy as np
 
 from dynlib.manager.policy import AppState, Placement, Running, Waiting
 from dynlib.points import Point, PointTable
+from dynlib.runtime.drain import Trace
 from dynlib.workload import ANNOUNCE_MS, App, Requirement, Workload, app_rng, requirement_at
 
 EPS_MS = 1e-9
+_GAPS = 8  # between pushed frames, that tell how often they come
+_LEAST_GAP_MS = 0.1  # so that a burst of frames is no infinite rate
+_REGULAR = 0.2  # gaps that differ by less, as a share of their mean, are those of a timetable
 
 
 class Job:
-    """One frame on its way through the segments of its operating point; see `policy.Ready`."""
+    """One frame on its way through the segments of its operating point; see `policy.Ready`.
+
+    A frame that was pushed has its `content`, and an `answer` that somebody waits for.
+    """
 
     __slots__ = (
+        "answer",
         "app",
         "arrival_ms",
+        "begin_ms",
+        "content",
         "deadline_at_ms",
+        "density",
+        "ended_ms",
         "fixed_ms",
         "frame",
         "need",
@@ -28,6 +42,7 @@ class Job:
         "run",
         "segment",
         "share",
+        "shares",
     )
 
     def __init__(self, run: "AppRun", frame: int, arrival_ms: float, need: Requirement):
@@ -35,16 +50,21 @@ class Job:
         self.app, self.priority = run.app.name, run.app.priority
         self.deadline_at_ms = arrival_ms + need.deadline_ms
         self.point: Point | None = None
-        self.segment = 0
+        self.segment, self.begin_ms = 0, 0.0
         self.share = 0.0  # of the whole latency, left in the current segment
         self.fixed_ms = 0.0  # left of the switch to another sub-network
         self.ran: dict[float, float] = {}
+        self.content: Any = None
+        self.answer: Future | None = None
+        self.shares: tuple[float, ...] = ()
+        self.density: tuple[float, ...] = ()  # of what each segment reads, where it is known
+        self.ended_ms = arrival_ms  # when it last ran, or came
 
     def end_segment(self) -> bool:
         """Go on to the next segment; whether there is none."""
         self.share = 0.0
         self.segment += 1
-        return self.segment == len(self.point.segments)
+        return self.segment == len(self.shares)
 
 
 class AppRun:
@@ -55,7 +75,10 @@ class AppRun:
         jobs: those that have started and not finished.
         wanted: where the policy wants it; `placement` is where it is.
         known: the requirement as its policy knows it.
+        regular: whether frames that are pushed come as if by a timetable.
+        trace: what its frames take, if that is known one by one.
         gone: it asks for nothing any more.
+        left: it was removed.
     """
 
     __slots__ = (
@@ -63,16 +86,20 @@ class AppRun:
         "app",
         "arrivals",
         "frames",
+        "gaps_ms",
         "gone",
         "jobs",
         "known",
         "last_arrival_ms",
+        "left",
         "noise",
         "placement",
+        "regular",
         "rng",
         "served",
         "steps",
         "table",
+        "trace",
         "waiting",
         "wanted",
     )
@@ -84,7 +111,7 @@ class AppRun:
         self.announced = {
             c.t_s * 1000 for c in workload.changes if c.app == app.name and c.announced
         }
-        self.arrivals = workload.arrivals(app, seed)
+        self.arrivals = workload.arrivals(app, seed, self.steps)
         self.rng, self.noise = app_rng(seed, app.name, "noise"), np.empty(0)
         self.waiting: deque[Job] = deque()
         self.jobs: list[Job] = []
@@ -92,7 +119,10 @@ class AppRun:
         self.placement: Placement | None = None
         self.served: Point | None = None
         self.last_arrival_ms: float | None = None
-        self.frames, self.gone = 0, False
+        self.frames, self.gone, self.left = 0, False, False
+        self.gaps_ms: deque[float] = deque(maxlen=_GAPS)
+        self.regular = app.period_ms is not None
+        self.trace: Trace | None = None
 
     def draw(self, frame: int) -> float:
         """Standard normal number of one frame."""
@@ -104,16 +134,42 @@ class AppRun:
         """The next frame, which waits."""
         job = Job(self, self.frames, now_ms, need)
         self.frames += 1
+        if self.app.arrival == "pushed" and self.last_arrival_ms is not None:
+            self._pushed(now_ms - self.last_arrival_ms)
         self.last_arrival_ms = now_ms
         self.waiting.append(job)
         return job
+
+    def _pushed(self, gap_ms: float) -> None:
+        """Learn how often, and how regularly, frames are pushed."""
+        self.gaps_ms.append(gap_ms)
+        if len(self.gaps_ms) < _GAPS:
+            return
+        mean_ms = max(sum(self.gaps_ms) / _GAPS, _LEAST_GAP_MS)
+        self.regular = max(self.gaps_ms) - min(self.gaps_ms) < _REGULAR * mean_ms
+        other = abs(mean_ms - self.known.period_ms) > _REGULAR * self.known.period_ms
+        if self.app.period_ms is None and other:
+            self.known = self.known._replace(period_ms=mean_ms)
+
+    @property
+    def arrival(self) -> str:
+        """How frames come, as a policy sees it."""
+        if self.app.arrival != "pushed":
+            return self.app.arrival
+        return "periodic" if self.regular else "server"
 
     def start(self, job: Job, switch_ms: float) -> Point:
         """Begin with a frame that waits; `switch_ms`: cost of another sub-network or setting."""
         self.waiting.remove(job)
         self.jobs.append(job)
         job.point = point = self.table.point(*self.placement)
-        job.noise = point.noise(self.draw(job.frame))
+        if self.trace is None:
+            job.shares, job.noise = point.segments, point.noise(self.draw(job.frame))
+        else:
+            ms, density = self.trace.of(job.frame)
+            whole_ms = sum(ms)
+            job.shares = tuple([segment_ms / whole_ms for segment_ms in ms])
+            job.density, job.noise = tuple(density), whole_ms / self.trace.mean_ms
         before = self.served
         if before and (before.subnet, before.setting) != (point.subnet, point.setting):
             job.fixed_ms = switch_ms
@@ -123,7 +179,9 @@ class AppRun:
     def restart(self, job: Job) -> None:
         """A frame that lost its unit or its memory has to start again, wherever the app goes."""
         self.jobs.remove(job)
-        self.waiting.appendleft(Job(self, job.frame, job.arrival_ms, job.need))
+        again = Job(self, job.frame, job.arrival_ms, job.need)
+        again.content, again.answer = job.content, job.answer
+        self.waiting.appendleft(again)
 
     @property
     def held_mb(self) -> float:
@@ -166,7 +224,7 @@ class AppRun:
             app.name,
             app.model,
             self.known,
-            app.arrival,
+            self.arrival,
             app.priority,
             app.start_unit,
             start_ms,

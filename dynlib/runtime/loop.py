@@ -6,7 +6,8 @@ behind it is a simulated board (`simulate`) or the machine this runs on (`live`)
 waiting and running take, and what can be observed.
 
 Rules a number depends on:
-- a frame whose deadline has passed before it starts is dropped; one that runs is never aborted;
+- a frame whose deadline has passed before it starts is dropped, unless the policy's `late` says
+  otherwise; one that runs is never aborted;
 - every frame that waits is a candidate for its unit, and so is every job between two segments;
 - at the end of the horizon what still waits or runs is dropped;
 - where memory is capped, the networks of the apps, those that run included, fit together at any
@@ -17,18 +18,29 @@ Rules a number depends on:
 import heapq
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future
+from dataclasses import replace
+from threading import Event
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from dynlib.errors import PolicyError, near
+from dynlib.errors import PolicyError, WorkloadError, near
 from dynlib.log import DecisionLog
 from dynlib.manager.policy import Action, Finished, Placement, Policy, State
+from dynlib.points import PointTable
 from dynlib.runtime.conditions import Conditions, Setup, conditions
 from dynlib.runtime.jobs import EPS_MS, AppRun, Job
-from dynlib.workload import ANNOUNCE_MS, CLOSED_LOOP, Requirement, requirement_at
+from dynlib.workload import ANNOUNCE_MS, CLOSED_LOOP, App, Change, Requirement, requirement_at
 
-# Among events at one instant: requirements first, then the hardware, then frames, then decisions.
-CHANGE, DONE, CLOCK, ARRIVE, TICK, WAKE = range(6)
+# Among events at one instant: requirements first, then the hardware, then frames, then decisions,
+# then what was asked for from outside.
+CHANGE, DONE, CLOCK, ARRIVE, TICK, WAKE, ASKED = range(7)
+MAX_PUSHED = 100  # frames of an app that wait; of more, those that have waited longest are dropped
+
+# What becomes of frames late before they start: they go, wait on, or run when no other can.
+LATE = ("drop", "keep", "last")
 
 
 class Observed(NamedTuple):
@@ -38,10 +50,15 @@ class Observed(NamedTuple):
     targets: Mapping[str, float]
     power_mw: float
     temp_c: float = math.nan
+    others_pct: Mapping[str, float] = MappingProxyType({})
 
 
 class Loop(ABC):
     """One run of a case under a policy; a world is a subclass, and `run` does it all.
+
+    A run may be steered while it goes on, from any thread: `submit`, `set_requirement`, `add_app`,
+    `remove_app` and `stop` put what is wanted into an inbox and wake the loop up (`post`). Then
+    `workload` and `tables` say what was asked for in all, and the log has every change as a `set`.
 
     Attributes:
         now_ms: the time of what is being handled.
@@ -55,15 +72,22 @@ class Loop(ABC):
         self.policy = policy
         self.horizon_ms = self.workload.horizon_s * 1000
         self.now_ms, self.heap, self.wake = 0.0, [], 0
-        self.pushed = 0
+        self.pushed, self.seed = 0, seed
+        self.stopped = self.ended = False
+        # What was posted and not taken in yet, and what wakes the loop up.
+        self.inbox: deque[tuple[float, Callable, Future | None]] = deque()
+        self.bell = Event()
+        self.late = getattr(policy, "late", LATE[0])
+        if self.late not in LATE:
+            raise PolicyError(f"{policy.name}: late {self.late!r}; {near(self.late, LATE)}")
         self.apps: dict[str, AppRun] = {}
         for app in self.workload.apps:
-            if app.model not in self.tables:
-                raise PolicyError(
-                    f"app {app.name!r}: no table for model {app.model!r}; "
-                    f"there are {sorted(self.tables)}"
-                )
+            self._known_model(app)
             self.apps[app.name] = AppRun(app, self.workload, self.tables[app.model], seed)
+        self.names = set(self.apps)
+        # Whether there may be more than what is on the heap.
+        pushes = any(app.arrival == "pushed" for app in self.workload.apps)
+        self.open = pushes or math.isinf(self.horizon_ms)
         self.under = conditions(self.workload, self.board)
         self.now = self.under[0][1]
         self.memory_capped = any(math.isfinite(now.memory_mb) for _, now in self.under)
@@ -73,7 +97,12 @@ class Loop(ABC):
         self.ask = False
         self.hold: frozenset[str] = frozenset()
         self.reason = ""
-        self.handlers = {CHANGE: self.on_change, ARRIVE: self.on_arrive, WAKE: self.on_wake}
+        self.handlers = {
+            CHANGE: self.on_change,
+            ARRIVE: self.on_arrive,
+            WAKE: self.on_wake,
+            ASKED: lambda item: item[0](),
+        }
         self.log = DecisionLog(
             scenario=self.workload.name,
             policy=policy.name,
@@ -84,7 +113,7 @@ class Loop(ABC):
             table_sha256={name: table.digest for name, table in self.tables.items()},
             models={app.name: app.model for app in self.workload.apps},
             source=source,
-            horizon_s=self.workload.horizon_s,
+            horizon_s=None if math.isinf(self.horizon_ms) else self.workload.horizon_s,
             **header,
         )
 
@@ -92,7 +121,12 @@ class Loop(ABC):
 
     @abstractmethod
     def wait(self, until_ms: float) -> float:
-        """Let time pass until then; the time now, in ms, at most that of the horizon."""
+        """Let time pass until then, or until the `bell`; the time now, in ms, at most that of the
+        horizon."""
+
+    @abstractmethod
+    def clock_ms(self) -> float:
+        """The time now; asked from any thread."""
 
     @abstractmethod
     def free(self) -> Iterable[Any]:
@@ -124,26 +158,214 @@ class Loop(ABC):
     # What every world shares.
 
     def run(self) -> DecisionLog:
-        """Run to the horizon."""
-        horizon_ms = self.horizon_ms
+        """Run to the horizon, or until it is stopped."""
+        try:
+            self._run()
+            self._close()
+        finally:
+            self.ended = True
+            self._cancel()
+        return self.log
+
+    def _run(self) -> None:
         self.sample()
         self.schedule()
         self.push(0.0, WAKE)
         heap, handlers = self.heap, self.handlers
-        while heap and heap[0][0] < horizon_ms:
-            now_ms = self.wait(heap[0][0])
+        while not self._over():
+            next_ms = heap[0][0] if heap else math.inf
+            now_ms = self.wait(min(next_ms, self.horizon_ms))
+            while self.inbox:
+                asked_ms, *item = self.inbox.popleft()
+                # Not before what has been handled; and what came before the start comes now.
+                self.push(max(min(asked_ms, now_ms), self.now_ms), ASKED, item)
             while heap and heap[0][0] <= now_ms:
                 self.now_ms, kind, _, item = heapq.heappop(heap)
                 handlers[kind](item)
             self.now_ms = now_ms
-            if now_ms < horizon_ms:
+            if now_ms < self.horizon_ms:
                 self.settle()
-        self.now_ms = horizon_ms
+
+    def _over(self) -> bool:
+        if self.stopped:  # what runs is finished
+            return not any(run.jobs for run in self.apps.values())
+        if self.open:
+            return self.now_ms >= self.horizon_ms
+        return not self.heap or self.heap[0][0] >= self.horizon_ms
+
+    def _close(self) -> None:
+        if not self.stopped:
+            self.now_ms = self.horizon_ms
+        elif self.now_ms > 0:
+            self.workload = replace(self.workload, horizon_s=self.now_ms / 1000)
         for run in self.apps.values():
             for job in (*run.jobs, *run.waiting):
                 self.record("drop", job, reason="horizon")
         self.sample(last=True)
-        return self.log
+        if self.stopped:
+            self.log.add(self.now_ms / 1000, "set", reason="stopped")
+
+    def _cancel(self) -> None:
+        """Whoever waits for an answer that will not come is told so."""
+        jobs = [job for run in self.apps.values() for job in (*run.jobs, *run.waiting)]
+        waiting = [job.answer for job in jobs]
+        waiting += [item[1] for _, kind, _, item in self.heap if kind == ASKED]
+        while self.inbox:
+            *_, answer = self.inbox.popleft()
+            waiting.append(answer)
+        for answer in waiting:
+            if answer is not None:
+                answer.cancel()
+
+    # What is asked for while it runs, by any thread.
+
+    def post(self, do: Callable[[], Any], answer: Future | None = None) -> None:
+        """Have the loop do something as soon as it can; `answer` is cancelled if it ends before."""
+        self.inbox.append((self.clock_ms(), do, answer))
+        self.bell.set()
+        if self.ended and answer is not None:
+            answer.cancel()
+
+    def submit(self, app: str, frame: Any) -> Future:
+        """A frame of an app comes now; what answers it is given `frame`.
+
+        The result is its answer, late or not; cancelled if it was dropped, and with the exception
+        that the app died of. Raises `WorkloadError` for an unknown app.
+        """
+        self._known_app(app)
+        answer: Future = Future()
+        self.post(lambda: self._submitted(app, frame, answer), answer)
+        return answer
+
+    def set_requirement(
+        self,
+        app: str,
+        *,
+        deadline_ms: float | None = None,
+        period_ms: float | None = None,
+        accuracy_floor_pct: float | None = None,
+    ) -> None:
+        """From now on an app asks for this; what is left out stays as it is.
+
+        Raises `WorkloadError` for an unknown app and for values that make no sense.
+        """
+        self._known_app(app)
+        change = Change(
+            self.clock_ms() / 1000,
+            app,
+            deadline_ms=deadline_ms,
+            period_ms=period_ms,
+            accuracy_floor_pct=accuracy_floor_pct,
+        )
+        self.post(lambda: self._require(change))
+
+    def add_app(
+        self, app: App, table: PointTable | None = None, policy: Policy | None = None
+    ) -> None:
+        """An app joins, now or at its `start_s` if that is later.
+
+        Args:
+            table: the points of its model, where that is a new one.
+            policy: goes on in place of the present one, with its memory, where only this one knows
+                the model.
+
+        Raises `WorkloadError` for an app of the same name, `PolicyError` for a model without table.
+        """
+        if app.name in self.names:
+            raise WorkloadError(f"app {app.name!r} is there already; expected another name")
+        if table is None:
+            self._known_model(app)
+        self.names.add(app.name)
+        self.post(lambda: self._join(app, table, policy))
+
+    def remove_app(self, name: str) -> None:
+        """An app leaves: what waits is dropped, what runs is finished. Raises `WorkloadError` for
+        an unknown one."""
+        self._known_app(name)
+        self.names.discard(name)
+        self.post(lambda: self._leave(name))
+
+    def stop(self) -> None:
+        """End the run: what waits is dropped, what runs is finished."""
+        self.post(self._stop)
+
+    def _known_app(self, name: str) -> None:
+        if name not in self.names:
+            raise WorkloadError(f"no app {name!r}; {near(name, self.names)}")
+
+    def _known_model(self, app: App) -> None:
+        if app.model not in self.tables:
+            raise PolicyError(
+                f"app {app.name!r}: no table for model {app.model!r}; "
+                f"there are {sorted(self.tables)}"
+            )
+
+    def _submitted(self, name: str, frame: Any, answer: Future) -> None:
+        run = self.apps[name]
+        need = requirement_at(run.steps, self.now_ms)
+        if run.left or self.stopped or not self.workload.fits(self.now_ms, need):
+            answer.cancel()
+            return
+        job = self._arrive(run, need)
+        job.content, job.answer = frame, answer
+        if len(run.waiting) > MAX_PUSHED:
+            self.drop(run.waiting[0], "queue full")
+
+    def _require(self, change: Change) -> None:
+        change = replace(change, t_s=self.now_ms / 1000)
+        run = self.apps[change.app]
+        self.workload = replace(self.workload, changes=(*self.workload.changes, change))
+        run.steps[:] = self.workload.timeline(run.app)
+        need = requirement_at(run.steps, self.now_ms)
+        if change.period_ms is None:  # it may have been learnt
+            need = need._replace(period_ms=run.known.period_ms)
+        run.known, self.ask = need, True
+        self._log_app(run, "requires")
+
+    def _join(self, app: App, table: PointTable | None, policy: Policy | None) -> None:
+        before = self.apps.get(app.name)
+        app = replace(app, start_s=max(app.start_s, self.now_ms / 1000))
+        others = [each for each in self.workload.apps if each.name != app.name]
+        self.workload = replace(self.workload, apps=(*others, app))
+        if table is not None:
+            self.tables = {**self.tables, app.model: table}
+            self.log.header["table_sha256"][app.model] = table.digest
+        self.policy = policy or self.policy
+        run = AppRun(app, self.workload, self.tables[app.model], self.seed)
+        run.frames = before.frames if before else 0  # no two frames of an app have one number
+        self.apps = {**self.apps, app.name: run}
+        self.open = self.open or app.arrival == "pushed"
+        self.log.header["models"][app.name] = app.model
+        self._log_app(run, "joins", model=app.model)
+        self._schedule_app(run)
+
+    def _leave(self, name: str) -> None:
+        run = self.apps[name]
+        run.gone = run.left = self.ask = True
+        for job in list(run.waiting):
+            self.drop(job, "app left")
+        self._log_app(run, "leaves")
+
+    def _stop(self) -> None:
+        self.stopped = True
+        for run in self.apps.values():
+            for job in list(run.waiting):
+                self.drop(job, "stopped")
+
+    def _log_app(self, run: AppRun, reason: str, **values: Any) -> None:
+        need = run.known
+        self.log.add(
+            self.now_ms / 1000,
+            "set",
+            app=run.app.name,
+            deadline_ms=need.deadline_ms,
+            period_ms=need.period_ms,
+            accuracy_floor_pct=need.floor_pct,
+            reason=reason,
+            **values,
+        )
+
+    # What happens.
 
     def push(self, t_ms: float, kind: int, item: Any = None) -> None:
         """Something will happen."""
@@ -154,6 +376,8 @@ class Loop(ABC):
     def record(self, event: str, job: Job, **values: Any) -> None:
         """Log an event of one frame."""
         self.log.add(self.now_ms / 1000, event, app=job.app, frame=job.frame, **values)
+        if event == "drop" and job.answer is not None:
+            job.answer.cancel()
 
     def schedule(self) -> None:
         """Everything that is known ahead."""
@@ -163,25 +387,28 @@ class Loop(ABC):
             if change.app:
                 self._schedule_known(change.t_s * 1000, change, change.announced)
         for run in self.apps.values():
-            start_ms = run.app.start_s * 1000
-            self._schedule_known(start_ms, run, run.app.announced)
-            if run.app.end_s is not None:
-                self.push(run.app.end_s * 1000, CHANGE, run)
-            if run.app.arrival in CLOSED_LOOP:
-                self.push(start_ms, ARRIVE, run)
-            else:
-                self._schedule_arrival(run)
+            self._schedule_app(run)
+
+    def _schedule_app(self, run: AppRun) -> None:
+        start_ms = run.app.start_s * 1000
+        self._schedule_known(start_ms, run, run.app.announced)
+        if run.app.end_s is not None:
+            self.push(run.app.end_s * 1000, CHANGE, run)
+        if run.app.arrival in CLOSED_LOOP:
+            self.push(start_ms, ARRIVE, run)
+        else:
+            self._schedule_arrival(run)
 
     def _schedule_known(self, t_ms: float, change, announced: bool) -> None:
         self.push(t_ms, CHANGE, change)
         if announced and not self.policy.static:
-            self.push(max(t_ms - ANNOUNCE_MS, 0.0), WAKE)
+            self.push(max(t_ms - ANNOUNCE_MS, self.now_ms), WAKE)
 
     def _schedule_arrival(self, run: AppRun) -> None:
         item = next(run.arrivals, None)
         if item is not None:
-            t_ms, need = item
-            self.push(t_ms, ARRIVE, (run, need))
+            t_ms, _ = item
+            self.push(t_ms, ARRIVE, run)
 
     def settle(self) -> None:
         """After all events of an instant: decide, start what can start, write down the power."""
@@ -196,17 +423,21 @@ class Loop(ABC):
         self.sample()
 
     def choose(self, jobs: list[Job]) -> Job:
-        """The policy's choice."""
+        """The policy's choice; raises `PolicyError`, with the log, for one that is not there."""
+        if self.late == "last":
+            jobs = [job for job in jobs if self.now_ms < job.deadline_at_ms - EPS_MS] or jobs
         job = self.policy.choose(jobs, self.now_ms)
         if job not in jobs:
-            raise PolicyError(f"{self.policy.name}: chose {job!r}, expected one of {jobs}")
+            error = PolicyError(f"{self.policy.name}: chose {job!r}, expected one of {jobs}")
+            error.log = self.log
+            raise error
         return job
 
     def ready(self) -> dict[Any, list[Job]]:
         """Place -> the jobs that could run there; a place is a unit, if the world says no other."""
         ready: dict[Any, list[Job]] = {}
         for run in self.apps.values():
-            if run.waiting:
+            if run.waiting and self.late == "drop":
                 self.drop_expired(run)
             for job in run.jobs:
                 ready.setdefault(job.point.unit, []).append(job)
@@ -230,10 +461,10 @@ class Loop(ABC):
         """A frame that runs can do so no longer."""
         job.run.restart(job)
 
-    def start(self, job: Job, switch_ms: float) -> None:
-        """Begin with a frame that waits."""
+    def start(self, job: Job, switch_ms: float, **values: Any) -> None:
+        """Begin with a frame that waits; `values` go into the log."""
         point = job.run.start(job, switch_ms)
-        self.record("start", job, **point.logged)
+        self.record("start", job, **point.logged, **values)
 
     def finish(self, job: Job, **values: Any) -> None:
         """A frame is done, and may be learnt from; `values` go into the log."""
@@ -272,24 +503,26 @@ class Loop(ABC):
         # What is asked for is known; how often others ask only when they say so.
         run.known = need if change.announced else need._replace(period_ms=run.known.period_ms)
 
-    def on_arrive(self, item) -> None:
+    def on_arrive(self, run: AppRun) -> None:
         """A frame in open loop, or the next query of a closed one."""
-        if not isinstance(item, AppRun):
-            run, need = item
+        if run.left or self.stopped:
+            return
+        need = requirement_at(run.steps, self.now_ms)
+        if run.app.arrival not in CLOSED_LOOP:
             self._arrive(run, need)
             self._schedule_arrival(run)
             return
-        need = requirement_at(item.steps, self.now_ms)
-        ended = self.now_ms >= self.workload.end_ms(item.app)
+        ended = self.now_ms >= self.workload.end_ms(run.app)
         if ended or not self.workload.fits(self.now_ms, need):
             return
-        for _ in range(item.app.frames if item.app.arrival == "multi-stream" else 1):
-            self._arrive(item, need)
+        for _ in range(run.app.frames if run.app.arrival == "multi-stream" else 1):
+            self._arrive(run, need)
 
-    def _arrive(self, run: AppRun, need: Requirement) -> None:
+    def _arrive(self, run: AppRun, need: Requirement) -> Job:
         job = run.arrive(self.now_ms, need)
         self.record("arrive", job, deadline_ms=need.deadline_ms, accuracy_floor_pct=need.floor_pct)
         self.ask = self.ask or not self.policy.static
+        return job
 
     def impose(self, now: Conditions) -> None:
         """Other conditions hold from now on."""
@@ -345,7 +578,7 @@ class Loop(ABC):
         # By position, which is quicker: this is built for every decision.
         return State(
             self.now_ms, apps, units.clocks, units.targets, units.power_mw, finished, self.memory,
-            now.emc, now.memory_mb, units.temp_c,
+            now.emc, now.memory_mb, units.temp_c, units.others_pct,
         )  # fmt: skip
 
     def apply(self, action: Action) -> None:

@@ -40,8 +40,6 @@ from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
-from scipy.optimize import Bounds, LinearConstraint, linprog, milp
-from scipy.sparse import csr_array
 
 from dynlib.boards.board import Board, Unit
 from dynlib.errors import PolicyError, SearchError
@@ -433,7 +431,7 @@ class _Programme:
         cost, most = np.append(cost, np.zeros(more)), np.append(most, np.ones(more))
         limits = {"node_limit": MOST_NODES, "time_limit": search_s, "mip_rel_gap": GOOD_GAP}
         solved = _search(cost, entries, room, most, is_whole, limits)
-        if solved.status not in (0, 1):  # neither solved nor at its limits
+        if solved.status in (2, 3):  # infeasible or unbounded; all else is solved, or at a limit
             return None
         bound = max(relaxed.fun, solved.mip_dual_bound or 0.0)
         if solved.x is None:
@@ -508,6 +506,10 @@ def _length_ms(cell: tuple[float, float]) -> float:
 def _search(cost, entries, room, most, is_whole=None, limits=None):
     """HiGHS: the least cost with rows of `entries` (row, column, value) <= `room`, columns from 0
     to `most`, those of `is_whole` whole numbers."""
+    # Here, because half of a service's start would be spent on what only a judge needs.
+    from scipy.optimize import Bounds, LinearConstraint, linprog, milp
+    from scipy.sparse import csr_array
+
     rows, columns, values = zip(*entries, strict=True)
     matrix = csr_array((values, (rows, columns)), (len(room), len(cost)))
     if is_whole is None:  # the interior-point method is the faster one for large cases

@@ -14,17 +14,20 @@ Rules a number depends on, beside those of `loop`:
 import math
 from collections.abc import Mapping
 from time import process_time
+from types import MappingProxyType
 
 from dynlib.boards.board import Unit
 from dynlib.boards.governors import make_governor
-from dynlib.errors import PolicyError
+from dynlib.errors import PolicyError, WorkloadError, near
 from dynlib.manager.policy import Action, Policy, State
 from dynlib.runtime.conditions import Conditions, Setup
+from dynlib.runtime.drain import Trace
 from dynlib.runtime.heat import Heat
 from dynlib.runtime.jobs import Job
 from dynlib.runtime.loop import CHANGE, CLOCK, DONE, TICK, Loop, Observed
 from dynlib.runtime.units import UnitRun
 from dynlib.source import weakest
+from dynlib.workload import Workload
 
 SWITCH_MS = 1.0  # bar of the switching notebook: p99 below 1 ms in one process
 
@@ -34,6 +37,8 @@ class Simulation(Loop):
 
     Args:
         switch_ms: cost of another sub-network.
+        displace_ms: cost of another job while the last one is not done.
+        traces: app -> what its frames take, one by one; a point's latency is that of their mean.
         decision_ms: a list that collects how much CPU time each decision took.
     """
 
@@ -44,15 +49,23 @@ class Simulation(Loop):
         seed: int = 0,
         *,
         switch_ms: float = SWITCH_MS,
+        displace_ms: float = 0.0,
+        traces: Mapping[str, Trace] = MappingProxyType({}),
         decision_ms: list[float] | None = None,
     ):
         board = case.board
         board.power_mw({}, {})  # raises for a board without a power model
+        _check_times(case.workload)
         warms = any(change.ambient_c is not None for change in case.workload.changes)
         power_source = "estimated" if warms else board.power_source
         source = weakest(power_source, *(table.source for table in case.tables.values()))
         super().__init__(case, policy, seed, str(source))
-        self.switch_ms, self.decision_ms = switch_ms, decision_ms
+        self.switch_ms, self.displace_ms = switch_ms, displace_ms
+        self.decision_ms = decision_ms
+        for app, trace in traces.items():
+            if app not in self.apps:
+                raise WorkloadError(f"trace of app {app!r}: no such app; {near(app, self.apps)}")
+            self.apps[app].trace = trace
         self.units = {unit.name: _unit_run(unit, policy) for unit in board.units}
         self.heat = None if self.now.ambient_c is None else Heat(board, self.now)
         self.last_power_mw = math.nan
@@ -61,6 +74,10 @@ class Simulation(Loop):
     def wait(self, until_ms: float) -> float:
         """Time passes at once."""
         return until_ms
+
+    def clock_ms(self) -> float:
+        """The time of what is being handled."""
+        return self.now_ms
 
     def schedule(self) -> None:
         """The polls of heat, and those of governors, too."""
@@ -83,8 +100,10 @@ class Simulation(Loop):
         if job.point is None:
             self.start(job, self.switch_ms)
         if job.share <= 0:
-            job.share = job.point.segments[job.segment]
-        unit.job = job
+            job.share = job.shares[job.segment]
+        if unit.last not in (None, job):
+            job.fixed_ms += self.displace_ms
+        unit.job = unit.last = job
         self._reschedule(unit)
 
     def sample(self, last: bool = False) -> None:
@@ -137,6 +156,8 @@ class Simulation(Loop):
             unit.advance(self.now_ms)
             unit.job = None
             self._reschedule(unit)
+        if unit.last is job:
+            unit.last = None
         super().evict(job)
 
     def on_done(self, item) -> None:
@@ -146,7 +167,9 @@ class Simulation(Loop):
             return
         unit.advance(self.now_ms)
         job, unit.job = unit.job, None
+        job.ended_ms = self.now_ms
         if job.end_segment():
+            unit.last = None
             self.finish(job)
 
     def _reschedule(self, unit: UnitRun) -> None:
@@ -226,6 +249,17 @@ class Simulation(Loop):
             targets[name] = unit.target_mhz
         temp_c = self.heat.advance(self.now_ms) if self.heat else math.nan
         return Observed(clocks, targets, self.last_power_mw, temp_c)
+
+
+def _check_times(workload: Workload) -> None:
+    if math.isinf(workload.horizon_s):
+        raise WorkloadError(f"{workload.name}: no horizon_s; a simulation needs one")
+    for app in workload.apps:
+        if app.arrival == "pushed":
+            raise WorkloadError(
+                f"{workload.name}: app {app.name!r}: nobody knows when frames will be pushed; "
+                "a simulation needs another arrival, such as their trace"
+            )
 
 
 def _unit_run(unit: Unit, policy: Policy) -> UnitRun:

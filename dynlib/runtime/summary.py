@@ -61,7 +61,7 @@ class Run:
     @property
     def energy_mj(self) -> float:
         """Board energy: power is constant from one sample to the next; NaN without any."""
-        samples = [(e["t_s"], e["power_mw"]) for e in self.log if e["event"] == "sample"]
+        samples = [(e["t_s"], e["power_mw"]) for e in self.log if "power_mw" in e]
         if not samples:  # a live run measures no power
             return np.nan
         return sum((t1 - t0) * power_mw for (t0, power_mw), (t1, _) in pairwise(samples))
@@ -275,7 +275,7 @@ def _steps(log: DecisionLog) -> dict[tuple[str, str], list[tuple[float, float]]]
         if event["event"] == "set" and event["reason"] in kinds:
             key = kinds[event["reason"]], event["unit"]
             value = event.get("gpu_mhz", event.get("cpu_mhz"))
-        elif event["event"] == "sample":
+        elif "power_mw" in event:
             key, value = ("power_mw", "board"), event["power_mw"]
         else:
             continue

@@ -17,6 +17,7 @@ class UnitRun:
         "frozen_ms",
         "governor",
         "job",
+        "last",
         "lost",
         "mhz",
         "power",
@@ -38,6 +39,7 @@ class UnitRun:
         self.stretch, self.rest_cores, self.lost = 1.0, 0.0, False
         self.scale = (1.0,) * len(spec.freqs)  # what a slower memory makes of run times
         self.job: Job | None = None
+        self.last: Job | None = None  # that ran here and is not done
         self.since_ms = self.frozen_ms = self.window_ms = self.busy_ms = 0.0
         # Numbers of the newest completion and clock request; events of older ones are void.
         self.token = self.asked = 0

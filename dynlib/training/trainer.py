@@ -155,7 +155,8 @@ def _batches(dataset: Dataset, recipe: Recipe, seed: int, epoch: int, rng):
         def view(images=batch.images, flip=flip, patch=patch):
             drawn = augment(images, draws, flip=flip, pad=recipe.pad, cutout=recipe.cutout)
             if patch:
-                drawn[..., *patch] = drawn.roll(1, 0)[..., *patch]
+                pixels = (..., *patch)
+                drawn[pixels] = drawn.roll(1, 0)[pixels]
             return dataset.normalise(drawn)
 
         yield view, labels

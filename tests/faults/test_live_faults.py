@@ -17,13 +17,16 @@ from live_cases import (
     knobbed,
     managed,
     quota,
+    steered,
     turned,
 )
 from runtime_cases import NOISY, NOISY_TABLES, events, queue_lengths, run, summarise
 
+from dynlib.errors import WorkloadError
 from dynlib.log import DecisionLog
 from dynlib.machine.control import Sensor
 from dynlib.manager.manager import Manager
+from dynlib.runtime.live import Served
 from dynlib.workload import App, Workload
 
 pytestmark = pytest.mark.faults
@@ -97,7 +100,7 @@ def test_fault_07_a_quota_is_clamped(clock):
     with knobbed(Clamped("quota_pct", bounds=(1.0, 200.0))) as knobs:
         done, frames = go(clock, managed, knobs=knobs)
     (event,) = events(done.log, "set")
-    assert (event["quota"], event["reason"]) == (50, "asked for 83, in force is 50")
+    assert (event["quota"], event["reason"]) == (50, "asked for 83.0, in force is 50")
     assert frames["on_time"].all()
 
 
@@ -238,7 +241,7 @@ def test_fault_18_the_machine_is_suspended(monkeypatch):
     done, frames = go(turned(monkeypatch, Suspending()), seeing, make=Slept)
     assert frames["on_time"].all()
     assert [e["frame"] for e in events(done.log, "finish") if "reason" in e] == [50]
-    assert len(seeing.policy.seen) == len(frames) - 1  # all but that one
+    assert len(seeing.policy.seen) == len(frames) - 2  # all but that one, and the last
     assert said(done, "decide") == ["best"]
 
 
@@ -379,3 +382,159 @@ def test_an_app_that_never_had_a_network_is_dead(clock):
     assert set(frames["reason"]) == {"app died"}
     assert done.problems["app cam"] == "no network could be switched to"
     assert done.answers == {}
+
+
+PUSHED = (App("cam", "net", 30.0, "pushed", period_ms=40.0),)
+
+
+def pushing(live, answers, count=25, start_s=0.01):
+    return [
+        (start_s + 0.04 * k, lambda k=k: answers.append(live.submit("cam", k)))
+        for k in range(count)
+    ]
+
+
+def test_a_pushed_app_that_dies_tells_who_waits(clock):
+    answers = []
+
+    class Unplugged(Net):
+        def answer(self, k):
+            if k == 10:
+                raise OSError(errno.EIO, "camera unplugged")
+            return super().answer(k)
+
+    done, frames = steered(
+        clock, lambda live: [*pushing(live, answers), (1.2, live.stop)], PUSHED, make=Unplugged
+    )
+    assert [answer.result() for answer in answers[:10]] == ["large"] * 10
+    assert isinstance(answers[10].exception(), OSError)
+    assert all(answer.cancelled() for answer in answers[11:])
+    assert set(frames["reason"].iloc[11:]) == {"app died"}
+    assert set(done.problems) == {"app cam"}
+
+
+def test_a_dead_app_may_join_again(clock):
+    answers = []
+
+    class Unplugged(Net):
+        def answer(self, k):
+            if k == 10:
+                raise OSError(errno.EIO, "camera unplugged")
+            return super().answer(k)
+
+    def script(live):
+        net = Net(clock)
+
+        def plug_in():
+            live.remove_app("cam")
+            live.add_app(PUSHED[0], Served(net.switch, net.answer))
+
+        return [
+            *pushing(live, answers, 15), (0.8, plug_in),
+            *pushing(live, answers, 10, 0.9), (1.6, live.stop),
+        ]  # fmt: skip
+
+    _, frames = steered(clock, script, PUSHED, make=Unplugged)
+    assert [answer.result() for answer in answers[-10:]] == ["large"] * 10
+    assert frames["on_time"].tolist() == [True] * 10 + [False] * 5 + [True] * 10
+
+
+def test_it_is_stopped_in_the_middle_of_a_frame(clock):
+    answers, lives = [], []
+
+    class Stopping(Net):
+        def answer(self, k):
+            if k == 5:
+                lives[0].stop()
+                answers.append(lives[0].submit("cam", 99))
+            return super().answer(k)
+
+    def script(live):
+        lives.append(live)
+        return pushing(live, answers)
+
+    share = quota()
+    with knobbed(share) as knobs:
+        done, frames = steered(clock, script, PUSHED, make=Stopping, machine=knobs)
+    assert share.value == 200.0
+    assert frames["on_time"].tolist() == [True] * 6  # the one that ran was finished
+    assert [answer.cancelled() for answer in answers] == [False] * 6 + [True]
+    assert done.log.events[-1]["reason"] == "stopped"
+
+
+def test_an_unknown_app_is_a_declared_error_and_nothing_else_happens(clock):
+    answers, errors = [], []
+
+    def script(live):
+        def wrong():
+            for ask in (lambda: live.submit("cma", 0), lambda: live.remove_app("cma"),
+                        lambda: live.set_requirement("cma", deadline_ms=5.0)):  # fmt: skip
+                try:
+                    ask()
+                except WorkloadError as error:
+                    errors.append(str(error))
+
+        return [*pushing(live, answers), (0.5, wrong), (1.2, live.stop)]
+
+    done, frames = steered(clock, script, PUSHED)
+    assert [error.startswith("no app 'cma'") for error in errors] == [True] * 3
+    assert (len(frames), done.problems) == (25, {})
+    assert frames["on_time"].all()
+
+
+def test_ten_thousand_frames_at_once_are_dropped_and_the_next_is_served(clock):
+    """A hundred wait, so that memory and decisions stay small; the others are dropped at once."""
+    answers, waited = [], []
+
+    class Watching(Manager):
+        def decide(self, state, limits):
+            waited.extend(len(app.waiting) for app in state.apps)
+            return super().decide(state, limits)
+
+    def script(live):
+        return [
+            (0.5, lambda: answers.extend(live.submit("cam", k) for k in range(10_000))),
+            *pushing(live, answers, 5, 2.0), (2.5, live.stop),
+        ]  # fmt: skip
+
+    _, frames = steered(clock, script, PUSHED, policy=lambda *given: Watching(*given))
+    assert len(frames) == len(answers) == 10_005
+    assert max(waited) <= 100
+    assert all(answer.done() for answer in answers)
+    assert set(frames["reason"]) <= {"", "late", "queue full", "deadline passed", "given up"}
+    assert frames["on_time"].iloc[-5:].all()
+
+
+def test_nobody_waits_for_a_run_that_broke(clock):
+    answers = []
+
+    class Interrupted(Net):
+        def answer(self, k):
+            if k == 5:
+                answers.append(lives[0].submit("cam", 99))
+                raise KeyboardInterrupt
+            return super().answer(k)
+
+    lives = []
+
+    def script(live):
+        lives.append(live)
+        return pushing(live, answers)
+
+    with pytest.raises(KeyboardInterrupt):
+        steered(clock, script, PUSHED, make=Interrupted)
+    answers.append(lives[0].submit("cam", 100))
+    assert [answer.cancelled() for answer in answers] == [False] * 5 + [True] * 3
+
+
+def test_what_was_asked_for_before_the_start_comes_at_the_start(clock):
+    answers = []
+
+    def script(live):
+        answers.append(live.submit("cam", 0))
+        clock.sleep(3.0)
+        return [(0.5, live.stop)]
+
+    _, frames = steered(clock, script, PUSHED)
+    assert answers[0].result() == "large"
+    assert frames["arrival_s"].tolist() == pytest.approx([0.0], abs=1e-4)

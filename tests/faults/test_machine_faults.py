@@ -32,6 +32,7 @@ from dynlib.machine.virtual import VirtualClock
 from dynlib.machine.window import EnergyCounter, Window
 from dynlib.manager.manager import Manager
 from dynlib.sysfs import SysFs
+from suite.run.child import kill_tree
 from suite.studies.judge_machine import write_tree
 
 pytestmark = pytest.mark.faults
@@ -149,7 +150,7 @@ def test_fault_05_permission_lost(machine, fs, root, caplog):
             assert applied.in_force == 1200.0
         assert len(fs.written) == written
         assert machine.set("policy2", "clock_mhz", 800.0).problem == ""
-        os.kill(machine._lease._guardian.pid, signal.SIGKILL)  # it would try again, and may
+        os.kill(machine._lease.guardian_pid, signal.SIGKILL)  # it would try again, and may
     assert caplog.text.count("given up") == 1
     assert set(machine.problems) == {f"{POLICY}/scaling_min_freq", f"{POLICY}/scaling_max_freq"}
     changed = {k for k, v in tree_state(root).items() if before[k] != v}
@@ -233,13 +234,10 @@ def test_fault_11_kill_9(root, memory):
     assert tree_state(root) != before
     lease = lease_file(SysFs(root), memory)
     assert lease.exists()
-    began = time.monotonic()
     child.kill()
-    wait_for(lambda: not lease.exists())
-    seconds = time.monotonic() - began
+    wait_for(lambda: not lease.exists())  # by the guardian alone: nobody opens the machine again
     child.communicate(timeout=20)
     assert tree_state(root) == before
-    assert seconds < 1 or os.getloadavg()[0] > os.cpu_count()
 
 
 def test_fault_12_guardian_killed_first(root, memory, fs):
@@ -251,6 +249,17 @@ def test_fault_12_guardian_killed_first(root, memory, fs):
     assert tree_state(root) != before
     with make_machine(SysFs(root), memory):
         assert tree_state(root) == before
+    assert tree_state(root) == before
+
+
+@pytest.mark.parametrize("run", range(8))
+def test_fault_12_whoever_kills_a_whole_process_tree_leaves_the_guardian(root, memory, run):
+    """As the suite's runner does with a notebook that ran past its limit."""
+    before = tree_state(root)
+    child, _ = start(root, memory)
+    kill_tree(child.pid)
+    child.communicate(timeout=20)
+    wait_for(lambda: not lease_file(SysFs(root), memory).exists())
     assert tree_state(root) == before
 
 
@@ -507,7 +516,7 @@ def test_fault_30_disk_full(memory, monkeypatch, root):
         assert fs.written == []
         assert tree_state(root) == before
     assert file.read_text() == "good"
-    assert sorted(p.name for p in memory.iterdir()) == ["root", "table.csv"]
+    assert sorted(p.name for p in memory.iterdir() if p.suffix != ".lock") == ["root", "table.csv"]
     with make_machine(fs, memory):  # and the lock is free again
         pass
 

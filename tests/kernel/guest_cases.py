@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 from cases import CASES, KHZ, path, reset, run
@@ -23,9 +22,9 @@ STATE = [f"{p}/{n}" for p in ("policy0", "policy1") for n in
          ("scaling_governor", "scaling_min_freq", "scaling_max_freq")]  # fmt: skip
 
 
-def make_machine(folder):
+def make_machine():
     knobs = find_knobs(FS)
-    return Machine("guest", knobs + find_sensors(FS, knobs.knobs), FS, folder=folder, settle_s=0.3)
+    return Machine("guest", knobs + find_sensors(FS, knobs.knobs), FS, settle_s=0.3)
 
 
 def state():
@@ -44,8 +43,8 @@ def test_case(case):
 
 class TestContract(MachineContract):
     @pytest.fixture
-    def machine(self, tmp_path):
-        return make_machine(tmp_path)
+    def machine(self):
+        return make_machine()
 
     def state(self, machine):
         return state()
@@ -58,43 +57,43 @@ class TestContract(MachineContract):
         return values[1:] if knob.kind == "cores" else values
 
 
-def test_finds_units_and_sensors(tmp_path):
-    machine = make_machine(tmp_path)
+def test_finds_units_and_sensors():
+    machine = make_machine()
     assert {"policy0", "policy1"} <= set(machine.units)
     assert machine.knobs["policy0", "clock_mhz"].choices == tuple(khz / 1000 for khz in KHZ)
     assert isinstance(machine.read("acpitz"), Reading)
 
 
-def holder(tmp_path, how="sleep"):
-    child = subprocess.Popen([sys.executable, "/t/holder.py", "/", str(tmp_path), how],
+def holder():
+    child = subprocess.Popen([sys.executable, "/t/holder.py", "/", "", "sleep"],
                              stdout=subprocess.PIPE, text=True, cwd="/t")  # fmt: skip
     return child, int(child.stdout.readline())
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_killed(tmp_path, number):
+def test_killed(number):
     before = state()
-    child, _ = holder(tmp_path)
+    child, _ = holder()
     assert FS.read(path("policy0/scaling_governor")) == "userspace"
     assert FS.read(path("policy0/scaling_max_freq")) == "1200000"
     child.send_signal(number)
     child.wait()
     end = time.monotonic() + 20
-    while lease_file(FS, tmp_path).exists() and time.monotonic() < end:
+    while lease_file(FS).exists() and time.monotonic() < end:
         time.sleep(0.01)
     assert state() == before
 
 
-def test_both_killed_and_started_again(tmp_path):
+def test_both_killed_and_started_again():
     before = state()
-    child, guardian = holder(tmp_path)
+    child, guardian = holder()
     os.kill(guardian, signal.SIGKILL)
     child.kill()
     child.wait()
     assert state_or_offline() != before
-    with make_machine(tmp_path):
+    with make_machine():
         assert state() == before
-    assert not Path(lease_file(FS, tmp_path)).exists()
+    assert not lease_file(FS).exists()
 
 
 def state_or_offline():
@@ -104,8 +103,8 @@ def state_or_offline():
         return None
 
 
-def test_another_tool_takes_over(tmp_path):
-    with make_machine(tmp_path) as machine:
+def test_another_tool_takes_over():
+    with make_machine() as machine:
         assert machine.set("policy0", "governor", "userspace").problem == ""
         FS.write(path("policy0/scaling_governor"), "ondemand")
         assert "another program" in machine.set("policy0", "clock_mhz", 1200.0).problem

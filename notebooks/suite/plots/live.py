@@ -5,8 +5,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from suite.plots.style import panels
+from suite.plots.style import panels, panels_by
 from suite.record.figures import figure
+
+_LEAST_PP = -8.0  # what is further below is drawn at the edge
 
 
 @figure("live_timeline")
@@ -44,24 +46,43 @@ def live_timeline(table: pd.DataFrame) -> Figure:
 
 @figure("live_networks")
 def live_networks(table: pd.DataFrame) -> Figure:
-    """Accuracy over misses, of the manager and of every fixed network."""
-    drawn, axes = panels(2, sharex=True)
-    managed = table["policy"] == "manager"
+    """By number of apps: what each policy gains over the best fixed network, and what it misses."""
+    drawn, found = panels_by(table, "apps", sharex=True, sharey=True)
+    for apps, (panel, rows) in found.items():
+        for height, row in enumerate(rows.to_dict("records")):
+            look = {"manager": ("*", "C3", 11), "oracle": ("D", "C2", 6)}
+            marker, colour, size = look.get(row["policy"], ("o", "C0", 6))
+            missed = f"{row['missed_pct']:.1f} % missed"
+            at_pp = max(row["gain_pp"], _LEAST_PP)
+            if at_pp > row["gain_pp"]:  # so far below that it would take all the room
+                marker, missed = "<", f"{row['gain_pp']:.0f} points, {missed}"
+            else:
+                reach = [[at_pp - row["low"]], [row["high"] - at_pp]]
+                panel.errorbar(at_pp, height, xerr=reach, color=colour, capsize=3, lw=1)
+            panel.plot(at_pp, height, marker, ms=size, color=colour)
+            panel.annotate(missed, (at_pp, height), xytext=(0, 8), textcoords="offset points",
+                           ha="center" if marker != "<" else "left", fontsize="x-small",
+                           color="0.35")  # fmt: skip
+        panel.axvline(0, color="0.3", lw=0.8, ls="--")
+        panel.set_yticks(range(len(rows)), rows["policy"])
+        panel.margins(x=0.12, y=0.15)
+        panel.set(title=apps, xlabel="right and in time, over the best fixed network (points)")
+    axes = next(iter(found.values()))[0]
+    axes.invert_yaxis()
+    return drawn
+
+
+@figure("live_duty")
+def live_duty(table: pd.DataFrame) -> Figure:
+    """What a duty clock does to one network: latency, frames in time, and CPU time."""
+    drawn, axes = panels(3, sharex=True)
     for panel, (column, label) in zip(axes, (
-        ("accuracy_pct", "right, of all answers (%)"),
-        ("right_in_time_pct", "right and in time, of all images (%)"),
+        ("latency_ms", "median latency (ms)"),
+        ("on_time_pct", "frames in time (%)"),
+        ("cpu_s", "CPU time of a run (s)"),
     ), strict=True):  # fmt: skip
-        fixed = table[~managed]
-        panel.plot(fixed["miss_pct"], fixed[column], "o-", lw=0.8, label="fixed network")
-        panel.plot(table.loc[managed, "miss_pct"], table.loc[managed, column], "*", ms=12,
-                   color="C3", label="manager")  # fmt: skip
-        for i, row in enumerate(fixed.to_dict("records")):
-            down = {"va": "top", "xytext": (4, -4)} if i % 2 else {"va": "bottom", "xytext": (4, 4)}
-            panel.annotate(row["policy"].replace("fixed_", "number "),
-                           (row["miss_pct"], row[column]), **down,
-                           textcoords="offset points", fontsize="small")  # fmt: skip
-        panel.axvline(2, color="0.3", lw=0.8, ls="--", label="2 % missed")
-        panel.margins(0.12)
-        panel.set(xlabel="missed frames (%)", ylabel=label)
-    axes[0].legend(loc="lower right")
+        panel.plot(table["share_pct"], table[column], ".", color="0.6")
+        panel.plot(table.groupby("share_pct")[column].mean(), "o-", color="C0")
+        panel.set(xlabel="duty clock (% of full speed)", ylabel=label)
+        panel.set_ylim(bottom=0)
     return drawn

@@ -7,12 +7,14 @@ from matplotlib.figure import Figure
 
 from suite.record.figures import figure
 
+_TICKS = (-10, -1, -0.1, 0, 0.1, 1, 10, 100)
+
 
 @figure("mechanisms")
 def mechanisms(table: pd.DataFrame) -> Figure:
     """By how much each group of cases is worse without a mechanism; named: the worst of each."""
     order = list(dict.fromkeys(table["without"]))
-    drawn, axes = plt.subplots(1, 2, sharey=True, figsize=(10.5, 0.42 * len(order) + 1.6))
+    drawn, axes = plt.subplots(1, 2, sharey=True, figsize=(11.5, 0.42 * len(order) + 1.6))
     for panel, column, label, least, linear in (
         (axes[0], "energy_pct", "more energy per on-time frame (%)", 1.0, 1),
         (axes[1], "miss_points", "more frames missed (points)", 0.1, 0.1),
@@ -28,7 +30,9 @@ def mechanisms(table: pd.DataFrame) -> Figure:
                 panel.annotate(most["group"], (most[column], place), xytext=(6, 0), size=7,
                                textcoords="offset points", va="center")  # fmt: skip
         low, high = panel.get_xlim()
-        panel.set(xlabel=label, ylabel="without ...", xlim=(low, high * 12))
+        panel.set(xlabel=label, ylabel="without ...", xlim=(low, high * 200))
+        ticks = [tick for tick in _TICKS if low <= tick <= high and not 0 < abs(tick) < linear]
+        panel.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         panel.grid(axis="y", color="0.92", lw=0.6)
         handles, labels = panel.get_legend_handles_labels()
         panel.get_legend().remove()

@@ -130,3 +130,30 @@ def switch_overhead(table: pd.DataFrame) -> Figure:
     axes.axvline(1, color="0.3", lw=0.8)
     axes.set(ylabel="", xlabel="run time in the super-network / run time of the static copy")
     return drawn
+
+
+@figure("bundle_costs")
+def bundle_costs(table: pd.DataFrame) -> Figure:
+    """Memory of a process with one point and with several; time of a frame over a plain session."""
+    drawn, axes = panels(2, width_ratios=(3, 2))
+    memory = table[table["what"] == "memory"]
+    count = memory["points"].max()
+    bars = sns.barplot(
+        memory.assign(loaded=memory["points"].map(lambda n: f"{n:.0f} point{'s' * (n > 1)}")),
+        y="mode", x="rss_mb", hue="loaded", palette=["C0", "C1"], ax=axes[0],
+    )  # fmt: skip
+    for group in bars.containers:
+        axes[0].bar_label(group, fmt="%.0f", padding=3)
+    floor_mb = memory["import_mb"].median()
+    axes[0].axvline(floor_mb, color="0.3", lw=0.8, ls="--")
+    axes[0].set(xlabel="resident memory of the process (MB)", ylabel="")
+    axes[0].set_title(f"dashed: the runner imported, nothing loaded ({floor_mb:.0f} MB)")
+    sns.move_legend(axes[0], "lower right", title=None)
+    shared = memory[(memory["mode"] == "shared") & (memory["points"] == count)]["shared_pct"]
+    times = table[table["what"] == "time"]
+    sns.boxplot(times, y="mode", x="ratio", color="C0", fliersize=2, width=0.5, ax=axes[1])
+    for value, style in ((1, "-"), (1.02, "--"), (1.10, ":")):
+        axes[1].axvline(value, color="0.3" if value == 1 else "C3", lw=0.8, ls=style)
+    axes[1].set(xlabel="time of a frame / of a plain session", ylabel="")
+    axes[1].set_title(f"shared: {shared.iloc[0]:.0f} % of the weights are another point's")
+    return drawn

@@ -16,5 +16,7 @@ __all__ = [
 ]  # fmt: skip
 
 __getattr__ = lazily(__name__, {
-    "statistics": ["geometric_ratio", "growth", "mean_interval", "volumes"],
+    "statistics": [
+        "geometric_ratio", "growth", "mean_interval", "same_sign_pct", "spread", "volumes",
+    ],
 })  # fmt: skip

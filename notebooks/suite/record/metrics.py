@@ -138,7 +138,11 @@ def read_metrics(path: str | Path) -> dict[str, dict[str, Any]]:
 
 @dataclass(frozen=True)
 class MetricChange:
-    """One metric, before and after; `verdict` is same, moved, missing, new or not compared."""
+    """One metric, before and after.
+
+    `verdict` is same, moved, drifted, missing, new or not compared. What moved and is `measured`
+    has drifted: a clock entered it, and this is another hour or machine. That is no failure.
+    """
 
     key: str
     old: float | None
@@ -172,12 +176,13 @@ def _change(key: str, old: Mapping | None, new: Mapping | None) -> MetricChange:
     if new is None:
         return MetricChange(key, old["value"], None, tolerance, "missing")
     before, after = old["value"], new["value"]
+    moved = "drifted" if old.get("source") == Source.MEASURED else "moved"
     if before is None or after is None:
-        verdict = "same" if before is after else "moved"
+        verdict = "same" if before is after else moved
     elif tolerance is None:
         verdict = "not compared"
     else:
         # The last digit of a product is no reason to call a number moved.
         bound = tolerance * (abs(before) or 1.0) * (1 + 1e-9)
-        verdict = "same" if abs(after - before) <= bound else "moved"
+        verdict = "same" if abs(after - before) <= bound else moved
     return MetricChange(key, before, after, tolerance, verdict)

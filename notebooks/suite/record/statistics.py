@@ -23,6 +23,19 @@ def mean_interval(values: np.ndarray) -> tuple[float, float, float]:
     return mean, mean - half, mean + half
 
 
+def spread(draws: Sequence[float]) -> dict[str, float]:
+    """`low` and `high`, between which 95 % of independent draws lie, and `n`, how many there are:
+    how far coefficients that nobody knows move a number, not how well its mean is known."""
+    low, high = np.quantile(np.asarray(draws, float), (0.025, 0.975))
+    return {"low": float(low), "high": float(high), "n": len(draws)}
+
+
+def same_sign_pct(draws: Sequence[float]) -> float:
+    """Share of the draws, in %, that have the sign of their median; none has it where that is 0."""
+    draws = np.asarray(draws, float)
+    return float(100 * (np.sign(draws) * np.sign(np.median(draws)) > 0).mean())
+
+
 def geometric_ratio(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float, float]:
     """Geometric mean of ours / theirs over paired runs, with a 95 % t interval on the logarithms.
 

@@ -5,12 +5,17 @@ from suite.lazy import lazily
 __getattr__ = lazily(__name__, {
     "ablation": ["compare_alone", "compare_recipes", "single"],
     "bound": ["attackers", "below_optimum"],
+    "bundles": ["bundle_latency", "bundle_memory"],
     "code_size": ["manager_tokens"],
     "compare": ["compare_policies", "headline", "published_ladder", "reductions"],
     "contention": ["judged_cases"],
     "judge_boards": ["clock_models", "find_data", "published_grid", "queues", "resolutions"],
     "judge_machine": ["inject_faults", "machine_costs_us", "quota_tracking", "reached"],
     "life": ["LIFE", "life_case", "life_workload"],
+    "live": [
+        "Labelled", "bursts", "compare_live", "duty_sweep", "fixed_policies", "harm_points",
+        "predict", "serve_all",
+    ],
     "load": ["Burst", "background"],
     "manage": [
         "against_optimum", "contenders", "decision_us", "levels", "over_linux", "recoveries",
@@ -22,7 +27,18 @@ __getattr__ = lazily(__name__, {
     "random_workloads": ["noise_wrong", "random_case"],
     "replay_power": ["calibrations", "replay"],
     "scenarios": ["scenario"],
+    "schedule": [
+        "VARIANTS", "compare_schedulers", "late_against_optimum", "queue_error", "seed_ratio",
+        "speed", "who_runs",
+    ],
+    "schedule_energy": ["energy_rows"],
+    "schedule_live": ["live_rows"],
     "search": ["compare_archives", "compare_samplers", "gains", "record_front", "replayed"],
+    "serve_many": [
+        "Stage", "accuracy_pct", "ask_many", "board_by_core", "kill_many", "measured_rows", "play",
+        "small_images", "train_prefixes",
+    ],
+    "served_program": ["PrefixNet"],
     "throughput": ["images_per_s", "reference_step", "sandwich_step"],
     "workers": ["trials_per_s"],
 })  # fmt: skip

@@ -40,7 +40,7 @@ def quota_tracking(
     One row per share: `asked_pct`, `got_pct`, `error_pct` (|got - asked| in % of what was asked)
     and `throttled`, the share of periods in which the quota held the process back: where that is
     not nearly all, another load took the core and the row says nothing about the quota. `Missing`
-    with the reason where control groups are not writable or another manager holds the machine.
+    with the reason where control groups are not writable or the quota is refused.
     """
     fs = SysFs("/")
     parts = process_parts(fs)
@@ -48,13 +48,11 @@ def quota_tracking(
     if knob is None:
         return Missing("; ".join(lack for lack in parts.lacks if "quota" in lack))
     parts.knobs = [knob]
-    with tempfile.TemporaryDirectory() as folder:
-        machine = Machine("host", parts, fs, folder=Path(folder))
-        try:
-            with machine:
-                return [_tracked(machine, knob, share, window_s) for share in shares_pct]
-        except MachineError as error:  # refused, or another manager holds this machine
-            return Missing(str(error))
+    try:
+        with Machine("host", parts, fs) as machine:
+            return [_tracked(machine, knob, share, window_s) for share in shares_pct]
+    except MachineError as error:
+        return Missing(str(error))
 
 
 def _tracked(machine: Machine, knob: Knob, share: float, window_s: float) -> dict[str, float]:

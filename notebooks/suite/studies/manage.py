@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from time import process_time
 
@@ -17,11 +18,12 @@ from dynlib.manager.policy import Placement, Policy
 from dynlib.points import PointTable, Tables, make_table
 from dynlib.runtime.case import Case
 from dynlib.runtime.oracle import optimum
-from dynlib.runtime.rivals import TRIAL_SEEDS, best_static, linux_default
+from dynlib.runtime.rivals import TRIAL_SEEDS, Static, best_static, linux_default
 from dynlib.workload import App, Change, Workload
 from suite.papers.dynamic_ofa import GPU_LEVELS, PUBLISHED_MODEL, Reactive
 from suite.studies.compare import compare_policies, recovery_frames
 from suite.studies.foresight import foresight
+from suite.studies.parallel import in_parallel
 from suite.studies.scenarios import scenario
 
 Maker = Callable[[int], Case]
@@ -101,31 +103,77 @@ def simulate_many(
 
 
 def sensitivity(
-    scenarios: Scenarios,
+    scenarios: Iterable[str],
     board: Board,
     make_tables: Callable[[Board], Tables],
     seeds: Iterable[int] = range(5),
-    factors: Iterable[float] = (0.7, 1.0, 1.3),
+    draws: int = 32,
+    floors: Iterable[str] = ("asked",),
 ) -> pd.DataFrame:
-    """`compare_policies` with every guessed coefficient of the board scaled, per factor and
-    scenario.
+    """What the manager saves on boards that `board` may be: `draws` of them (`Board.perturbed`).
 
     The scenarios and the manager keep believing in `board`; the runs, and the trials that find the
-    baseline, happen on the board whose guesses are wrong. `make_tables` gives the operating points
-    on a board (`published_tables` does). Column `factor`, then those of `compare_policies`.
+    baseline, happen on the drawn one. `make_tables`, which other processes can import, gives the
+    operating points on a board (`published_tables` does).
+
+    Args:
+        seeds: of the runs, one a draw, in turn: so draws differ in noise too.
+        floors: "asked", the floors of the scenario, and "equal", the accuracy of the network that
+            the Linux default runs on the drawn board (`as_accurate`).
+
+    A row per draw, scenario and floor, with columns `draw`, `seed`, `floor` and those of
+    `compare_policies` that need one run alone.
     """
-    believed = make_tables(board)
-    makers = _makers(scenarios, board, believed)
-    results = []
-    for factor in factors:
-        real = board.perturbed(factor)
-        tables = make_tables(real)
-        policies = {"linux": linux_default, "manager": lambda make: Manager(board, believed)}
-        moved = {name: partial(_moved, make, real, tables) for name, make in makers.items()}
-        table = compare_policies(simulate_many(moved, real, tables, policies, list(seeds)))
-        table.insert(0, "factor", factor)
-        results.append(table)
-    return pd.concat(results, ignore_index=True)
+    scenarios, seeds, floors = list(scenarios), list(seeds), tuple(floors)
+    jobs = [
+        (draw, real, board, make_tables, scenarios, seeds[draw % len(seeds)], floors)
+        for draw, real in enumerate(board.perturbed(draws))
+    ]
+    return in_parallel(_on_drawn, jobs)
+
+
+def _on_drawn(
+    draw: int,
+    real: Board,
+    board: Board,
+    make_tables: Callable[[Board], Tables],
+    scenarios: Iterable[str],
+    seed: int,
+    floors: tuple[str, ...],
+) -> list[dict]:
+    believed, tables = make_tables(board), make_tables(real)
+    rows = []
+    for name in scenarios:
+        make = partial(_moved, partial(scenario, name, board, believed), real, tables)
+        linux, manager = linux_default(make), Manager(board, believed)
+        asked = make(seed)
+        base = asked.simulate(linux, seed).summary()
+        for floor in floors:
+            case = asked if floor == "asked" else as_accurate(asked, linux)
+            ours = case.simulate(manager, seed).summary()
+            runs = pd.DataFrame([base | {"policy": "linux"}, ours | {"policy": "manager"}])
+            (row,) = compare_policies(runs.assign(scenario=name)).to_dict("records")
+            row = {key: v for key, v in row.items() if not key.endswith(("_low", "_high"))}
+            rows.append({
+                "draw": draw, "seed": seed, "floor": floor, **row, "source": ours["source"],
+            })  # fmt: skip
+    return rows
+
+
+def as_accurate(case: Case, policy: Static) -> Case:
+    """The case with every floor at the accuracy of the network that a static policy runs."""
+    workload, floors = case.workload, {}
+    for app in workload.apps:
+        point = case.tables[app.model].point(*policy.placements[app.name])
+        floors[app.name] = point.accuracy_val_pct
+    apps = tuple(replace(app, accuracy_floor_pct=floors[app.name]) for app in workload.apps)
+    changes = []
+    for change in workload.changes:
+        if change.accuracy_floor_pct is None:
+            changes.append(change)
+        elif change.deadline_ms or change.period_ms:
+            changes.append(replace(change, accuracy_floor_pct=floors[change.app]))
+    return case.under(replace(workload, apps=apps, changes=tuple(changes)))
 
 
 def _moved(make: Maker, board: Board, tables: Tables, seed: int) -> Case:

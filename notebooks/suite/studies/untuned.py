@@ -12,7 +12,6 @@ columns begin with `simple_`.
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
 from functools import lru_cache, partial
 
 import numpy as np
@@ -24,14 +23,14 @@ from dynlib.manager.manager import Manager
 from dynlib.points import PointTable, Tables
 from dynlib.runtime.case import Case
 from dynlib.runtime.oracle import optimum
-from dynlib.runtime.rivals import JustInTime, Static, linux_default
+from dynlib.runtime.rivals import JustInTime, linux_default
 from dynlib.runtime.summary import Run
 from dynlib.workload import App, Change, Workload
 from suite.papers.dynamic_ofa import published_tables
 from suite.record.statistics import mean_interval
 from suite.studies.bound import attackers, below_optimum
 from suite.studies.life import life_case
-from suite.studies.manage import within
+from suite.studies.manage import as_accurate, within
 from suite.studies.random_workloads import noise_wrong, random_case
 from suite.studies.scenarios import Scale, scenario
 
@@ -250,22 +249,6 @@ def at_equal_accuracy(board: str, name: str, seeds: Iterable[int], objective: st
             row = case.simulate(each, seed).summary()
             rows.append(row | {"board": board, "scenario": name, "policy": policy})
     return [{key: value for key, value in row.items() if key != "apps"} for row in rows]
-
-
-def as_accurate(case: Case, policy: Static) -> Case:
-    """The case with every floor at the accuracy of the network that a static policy runs."""
-    workload, floors = case.workload, {}
-    for app in workload.apps:
-        point = case.tables[app.model].point(*policy.placements[app.name])
-        floors[app.name] = point.accuracy_val_pct
-    apps = tuple(replace(app, accuracy_floor_pct=floors[app.name]) for app in workload.apps)
-    changes = []
-    for change in workload.changes:
-        if change.accuracy_floor_pct is None:
-            changes.append(change)
-        elif change.deadline_ms or change.period_ms:
-            changes.append(replace(change, accuracy_floor_pct=floors[change.app]))
-    return case.under(replace(workload, apps=apps, changes=tuple(changes)))
 
 
 def balanced_against_linux(runs: pd.DataFrame) -> pd.DataFrame:
