@@ -8,7 +8,7 @@ from dynlib.decide.decisions import (
     fit_temperature,
     threshold_table,
 )
-from dynlib.decide.exits import block_features, exit_answers, exit_layers, train_exits
+from dynlib.decide.exits import block_features, exit_answers, exit_head, exit_layers, train_exits
 from dynlib.decide.gate import Gate, train_gate
 from dynlib.decide.walk import STOP, Seen, Step, Walk, cascade, gated, with_exits
 
@@ -25,6 +25,7 @@ __all__ = [
     "cascade",
     "confidence",
     "exit_answers",
+    "exit_head",
     "exit_layers",
     "fit_temperature",
     "gated",
