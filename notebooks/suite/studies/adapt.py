@@ -183,6 +183,16 @@ def exits_table(
     return pd.concat(found, ignore_index=True).rename(columns=names)
 
 
+def leaving_right(said: tuple, every: Sequence[str], row: Mapping) -> np.ndarray:
+    """Which images are answered rightly by the choice of exits that is a row of `exits_table`."""
+    places = list(every)
+    columns = [*(places.index(place) for place in row["places"].split()), len(places)]
+    answered, sure = (values[:, columns] for values in said)
+    leaves = sure >= row["threshold"]
+    leaves[:, -1] = True
+    return answered[np.arange(len(answered)), leaves.argmax(1)]
+
+
 def exit_choices(supernet: Supernet, config: SubnetConfig, most: int = 3) -> list[tuple]:
     """All choices of one to `most` places."""
     every = _places(supernet, config)
