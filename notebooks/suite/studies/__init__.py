@@ -37,8 +37,8 @@ __getattr__ = lazily(__name__, {
     "replay_power": ["calibrations", "replay"],
     "scenarios": ["scenario"],
     "schedule": [
-        "VARIANTS", "compare_schedulers", "late_against_optimum", "queue_error", "seed_ratio",
-        "speed", "who_runs",
+        "VARIANTS", "compare_schedulers", "front_rows", "late_against_optimum", "queue_error",
+        "seed_ratio", "speed", "who_runs",
     ],
     "schedule_energy": ["energy_rows"],
     "schedule_live": ["live_rows"],
