@@ -41,7 +41,8 @@ def adapt_front(table: pd.DataFrame) -> Figure:
         panel.set(xscale="log")
         plain_log(panel.xaxis)
     drawn.axes[0].set_ylabel("test accuracy (%)")
-    drawn.axes[-1].legend(loc="lower right", fontsize="small")
+    handles = drawn.axes[0].get_legend_handles_labels()
+    drawn.legend(*handles, loc="outside upper center", ncols=3, fontsize="small")
     return drawn
 
 
