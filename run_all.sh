@@ -3,7 +3,10 @@
 # file. Needs only bash and Python 3.11 or newer. `./run_all.sh --help` lists the options.
 set -euo pipefail
 
-here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P)"
+unset CDPATH   # with it `cd` may go elsewhere, and prints where
+self="$(readlink -f -- "${BASH_SOURCE[0]}" 2>/dev/null || printf '%s' "${BASH_SOURCE[0]}")"
+here="$(cd -- "$(dirname -- "$self")" && pwd -P)"
+export HOME="${HOME:-/tmp}"   # matplotlib and Jupyter want one
 venv="$here/.venv"
 python="$venv/bin/python"
 stamp="$venv/.installed"          # what was installed; written last
@@ -33,8 +36,14 @@ install() {
   if [[ -f $stamp && ! -e $unfinished && -x $python ]] && wanted | cmp -s - "$stamp"; then
     return
   fi
-  # An install that was cut short, or whose Python has gone, is not worth repairing.
-  if [[ -e $unfinished ]] || { [[ -d $venv ]] && ! "$python" -m pip --version >/dev/null 2>&1; }; then
+  # Only what this script made is its to delete: it has a stamp, or the mark of an install under way.
+  if [[ -e $venv && ! -e $stamp && ! -e $unfinished ]]; then
+    echo "run_all.sh: $venv was not made by run_all.sh; move it away and run again" >&2
+    return 1
+  fi
+  # A first install that was cut short, or whose Python has gone, is not worth repairing.
+  if [[ -e $unfinished && ! -e $stamp ]] ||
+    { [[ -d $venv ]] && ! "$python" -m pip --version >/dev/null 2>&1; }; then
     rm -rf "$venv"
   fi
   local base
@@ -69,7 +78,17 @@ fi
 # in huge pages, made a training step 1.1 to 1.5 times as fast. Other C libraries ignore this.
 export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=1073741824:glibc.malloc.trim_threshold=4294967296}"
 
-install
+# Two at once: the second waits until the first has installed. The kernel drops the lock.
+lock="$here/.venv.lock"
+if { exec 9>"$lock"; } 2>/dev/null; then
+  if command -v flock >/dev/null; then
+    flock -n 9 || { echo "run_all.sh: another one is installing; waiting" >&2; flock 9; }
+  fi
+  install
+  exec 9>&-
+else
+  install   # a checkout that cannot be written, with an environment that is there
+fi
 # -P keeps a stray numpy.py in the caller's folder from being imported.
 case "${1:-}" in
   test)

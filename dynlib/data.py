@@ -7,6 +7,7 @@ images is always set aside for validation, so that no choice is ever made on the
 import hashlib
 import io
 import logging
+import os
 import socket
 import zipfile
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ from dynlib.images import Dataset, Images
 from dynlib.shapes import SHAPES, generate
 
 _LOG = logging.getLogger(__name__)
+LARGEST_IMAGE = 2**26  # pixels; decoded it takes four times as many bytes
 VAL_SHARE = 0.1
 # In every place the first that is there. The shipped network was trained on the JPEG copy, cifar10.
 CIFAR10_FOLDERS = ("cifar10", "cifar10_lossless")
@@ -69,6 +71,10 @@ def load_dataset(
             parts.append(generate(count, rng, size))
         train, test = parts
         return _assemble(name, tuple(SHAPES), train, test, seed)
+    if not name:
+        raise DataError(
+            "the data set has no name; expected 'auto', 'cifar10', 'generated' or a path"
+        )
     if name not in ("auto", "cifar10"):
         return _from_path(Path(name), seed, size, resize, cache_dir)
     for place in places:
@@ -105,6 +111,8 @@ def _assemble(name, classes, train: Images, test: Images, seed: int) -> Dataset:
     """
     test = test.take(_shuffled(len(test), seed, 80))
     count = len(train)
+    if count < 2 or not len(test):
+        raise DataError(f"{name}: {count + len(test)} images; expected 3 or more")
     order = _shuffled(count, seed, 77)
     share = int(VAL_SHARE * count)
     held = max(1, share)
@@ -177,16 +185,35 @@ def _decode(path: Path, size: int, resize: bool, cache_dir) -> tuple[Images, tup
 
 
 def _fingerprint(path: Path, size: int, resize: bool) -> str:
-    files = [path]
-    if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.is_file())
     stats = []
-    for file in files:
+    for file in _files(path):
         stat = file.stat()
         stats.append((str(file), stat.st_size, stat.st_mtime_ns))
     key = f"{path.resolve()}|{stats}|{size}|{resize}"
     digest = hashlib.sha256(key.encode())
     return digest.hexdigest()[:16]
+
+
+def _files(path: Path) -> list[Path]:
+    """A tar, or all files of a folder, those behind links too, sorted.
+
+    Raises `DataError` for a folder that is reached twice, as in a loop of links: its images would
+    be there twice, in several parts. And for a pipe, device or broken link, unwaited for.
+    """
+    if not path.is_dir():
+        return [path]
+    files, seen = [], set()
+    for folder, _, names in os.walk(path, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:
+            raise DataError(f"{folder}: a link to {real}, which is there already; take it away")
+        seen.add(real)
+        for name in names:
+            file = Path(folder, name)
+            if not file.is_file():
+                raise DataError(f"{file}: neither a file nor a folder; expected images")
+            files.append(file)
+    return sorted(files)
 
 
 def _read_images(path: Path, size: int, resize: bool):
@@ -198,6 +225,11 @@ def _read_images(path: Path, size: int, resize: bool):
     except Exception as error:
         raise DataError(f"{path}: expected class folders with images: {error}") from error
     count = len(reader)
+    # timm names the mapping differently for folders and for tars.
+    index = getattr(reader, "class_to_idx", None) or reader.class_name_to_idx
+    classes = sorted(index, key=index.get)
+    if not all(classes):
+        raise DataError(f"{path}: images beside the class folders; expected class folders only")
     square = (size, size)
     images = np.empty((count, 3, *square), np.uint8)
     labels = np.empty(count, np.int64)
@@ -205,25 +237,30 @@ def _read_images(path: Path, size: int, resize: bool):
         try:  # the reader, not timm's dataset, which replaces an unreadable image by the next one
             stream, labels[i] = reader[i]
             with stream, Image.open(stream) as file:
+                _check_size(file.size, size, resize)  # which its header says, before it is decoded
                 image = file.convert("RGB")
+        except DataError as error:
+            raise DataError(f"{path}: image {reader.filename(i)} is {error}") from None
         except Exception as error:
             raise DataError(
                 f"{path}: image {reader.filename(i)} cannot be decoded: {error}"
             ) from error
         if image.size != square:
-            if not resize:
-                width, height = image.size
-                raise DataError(
-                    f"{path}: image {reader.filename(i)} is {width} x {height} px, "
-                    f"expected {size} x {size}; pass resize=True to bring all to one size"
-                )
             image = image.resize(square)
         pixels = np.asarray(image)
         images[i] = pixels.transpose(2, 0, 1)
-    # timm names the mapping differently for folders and for tars.
-    index = getattr(reader, "class_to_idx", None) or reader.class_name_to_idx
-    classes = sorted(index, key=index.get)
     return images, labels, tuple(classes)
+
+
+def _check_size(found: tuple[int, int], size: int, resize: bool) -> None:
+    width, height = found
+    if resize and width * height > LARGEST_IMAGE:
+        raise DataError(f"{width} x {height} px, expected at most {LARGEST_IMAGE} pixels")
+    if not resize and found != (size, size):
+        raise DataError(
+            f"{width} x {height} px, expected {size} x {size}; "
+            "pass resize=True to bring all to one size"
+        )
 
 
 @contextmanager

@@ -1,14 +1,19 @@
 """Where files are, and how to write them so that they are either whole or not there."""
 
+import errno
 import hashlib
 import os
 import secrets
+import stat
 from pathlib import Path
 from typing import BinaryIO
 
 from dynlib.errors import DataError
 
 FIGURE_SUFFIXES = (".png", ".pdf", ".csv")  # what a figure is kept as, the last its table
+# What parsing a text that somebody else wrote may raise, json's deep nesting included.
+MALFORMED = (ValueError, TypeError, AttributeError, ArithmeticError, RecursionError)
+LARGEST_TEXT = 2**30  # bytes of a file that is read as a whole
 
 
 def repo_root() -> Path:
@@ -55,6 +60,34 @@ def atomic_write(path: str | Path, content: str | bytes | memoryview, mode: int 
         part.unlink(missing_ok=True)
         raise
     return path
+
+
+def open_plain(path: str | Path) -> BinaryIO:
+    """Open a plain file to read; raises `OSError` for a pipe, device or folder, unwaited for."""
+    file = open(  # noqa: SIM115  the caller closes it
+        path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)
+    )
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(errno.EINVAL, "not a plain file", str(path))
+    return file
+
+
+def read_plain(path: str | Path, most_bytes: int = LARGEST_TEXT) -> bytes:
+    """The content of a plain file; raises `OSError` for all else and for one that is larger."""
+    with open_plain(path) as file:
+        content = file.read(most_bytes + 1)
+    if len(content) > most_bytes:
+        raise OSError(errno.EFBIG, f"more than {most_bytes} bytes", str(path))
+    return content
+
+
+def shown(value: object, most: int = 60) -> str:
+    """The start of a value's `repr`, which fails for a number of 5,000 digits or deep nesting."""
+    try:
+        return repr(value)[:most]
+    except (ValueError, RecursionError):
+        return f"a {type(value).__name__} too large to show"
 
 
 def sha256(path: str | Path) -> str:

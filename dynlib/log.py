@@ -2,12 +2,13 @@
 
 import json
 import logging
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
 from dynlib.errors import TableError
-from dynlib.files import atomic_write
+from dynlib.files import atomic_write, read_plain, shown
 
 LOG_SCHEMA = 2
 LOG_EVENTS = ("arrive", "start", "finish", "drop", "decide", "set", "sample")
@@ -38,16 +39,24 @@ LOG_FIELDS = (
     "others_pct",
     "reason",
 )
+_TEXTS = {"event", "app", "model", "subnet", "backend", "precision", "unit", "reason"}
+_MOST = {True: 1e12, False: math.inf}  # of a time and of any other number; NaN is neither
 _LOG_FIELDS = frozenset(LOG_FIELDS)
 _LOG = logging.getLogger(__name__)
 
 
 class DecisionLog:
-    """Collects the events of one run in time order; `write` stores them as JSON lines."""
+    """Collects the events of one run in time order; `write` stores them as JSON lines.
+
+    Attributes:
+        most: at least so many of the last events stay in memory, at most twice as many; None: all.
+            A journal has all of them.
+    """
 
     def __init__(self, **header: Any):
         self.header = {"schema": LOG_SCHEMA, **header}
         self.events: list[dict[str, Any]] = []
+        self.most: int | None = None
         self._journal: TextIO | None = None
 
     def add(self, t_s: float, event: str, **values: Any) -> None:
@@ -62,6 +71,8 @@ class DecisionLog:
                 raise TableError(f"log time goes back: {t_s} s after {last_s} s")
         entry = {"t_s": t_s, "event": event, **values}
         self.events.append(entry)
+        if self.most and len(self.events) > 2 * self.most:
+            del self.events[: -self.most]
         if self._journal:
             try:
                 self._journal.write(_line(entry))
@@ -89,29 +100,46 @@ class DecisionLog:
         """Read a log back; raises `TableError` naming file and line. A cut last line is dropped."""
         path = Path(path)
         try:
-            lines = path.read_text().splitlines()
+            lines = read_plain(path).decode().splitlines()
         except (OSError, ValueError) as error:  # not there, or no text
             raise TableError(f"{path}: cannot read a decision log: {error}") from error
         parsed = []
         for number, line in enumerate(lines, 1):
             try:
                 parsed.append(json.loads(line))
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 if number == len(lines):
                     break
                 raise TableError(f"{path}, line {number}: not JSON: {error}") from error
         header, *events = parsed or [None]
         if not isinstance(header, dict) or header.get("schema") != LOG_SCHEMA:
             raise TableError(f"{path}: no header of a decision log with schema {LOG_SCHEMA}")
-        log = cls(**header)
+        log = cls()
+        log.header |= header
         for number, event in enumerate(events, 2):
             try:
+                _check_event(event)
                 log.add(**event)
-            except (TypeError, TableError) as error:
-                raise TableError(f"{path}, line {number}: no event: {error}") from error
-            if "model" in event:  # of an app that joined when the header had been written
-                log.header["models"][event["app"]] = event["model"]
+                if "model" in event:  # of an app that joined when the header had been written
+                    log.header["models"][event["app"]] = event["model"]
+            except (TypeError, KeyError, TableError) as error:
+                raise TableError(f"{path}, line {number}: no event: {error!r:.300}") from error
         return log
+
+
+def _check_event(event: Any) -> None:
+    """Raise `TypeError` for what no run writes: no object, a time or value that is no number."""
+    if not isinstance(event, dict):
+        raise TypeError(f"{type(event).__name__}; expected an object")
+    for name, value in event.items():
+        if name in _TEXTS:
+            good = isinstance(value, str)
+        else:
+            good = isinstance(value, int | float) and abs(value) <= _MOST[name == "t_s"]
+        if not good and value is not None:
+            raise TypeError(f"{name} is {shown(value)}; expected a text or number as it applies")
+    if not isinstance(event.get("t_s"), int | float):
+        raise TypeError("no time t_s")
 
 
 def _line(values: Mapping[str, Any]) -> str:

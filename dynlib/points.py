@@ -4,6 +4,7 @@
 """
 
 import hashlib
+import io
 import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -57,6 +58,8 @@ VALUE_COLUMNS = (
 )
 POINT_COLUMNS = (*KEY_COLUMNS, *VALUE_COLUMNS, "source")
 REQUIRED = ("model", "subnet", "board", "unit", "batch", "latency_ms", "source")
+LARGEST = 1e12  # of any number, so that no square of one overflows
+LEAST_MS = 1e-6
 _LOG = logging.getLogger(__name__)
 
 
@@ -89,20 +92,28 @@ def check_table(table: pd.DataFrame, name: str | Path = "table") -> pd.DataFrame
         if column in TEXT_COLUMNS:
             table[column] = values.astype(object).where(known, None)
             continue
-        numbers = pd.to_numeric(values, errors="coerce").astype(float)
-        good = (numbers >= 0) & np.isfinite(numbers)
-        require(good | ~known, table, column, "a number >= 0", name)
+        numbers = as_numbers(values)
+        good = (numbers >= 0) & (numbers <= LARGEST)
+        require(good | ~known, table, column, f"a number >= 0, up to {LARGEST:g}", name)
         table[column] = numbers
     for column in REQUIRED:
         require(table[column].notna(), table, column, "a value", name)
     for column in ("accuracy_val_pct", "accuracy_test_pct"):
         require(~(table[column] > 100), table, column, "at most 100", name)
-    require(table["latency_ms"] > 0, table, "latency_ms", "a time above zero", name)
+    measurable = table["latency_ms"] >= LEAST_MS
+    require(measurable, table, "latency_ms", "a time above zero", name)
     labelled = table["source"].isin(list(Source))
     require(labelled, table, "source", f"one of {', '.join(Source)}", name)
     once = ~table.duplicated(list(KEY_COLUMNS))
     require(once, table, "subnet", "one row per sub-network, setting and clock", name)
     return table
+
+
+def as_numbers(values: pd.Series) -> pd.Series:
+    """`values` as floats; NaN what is no number, infinite what is too large for a float."""
+    if values.dtype == object:  # where integers of any length may be
+        values = values.map(lambda v: math.inf if isinstance(v, int) and abs(v) > LARGEST else v)
+    return pd.to_numeric(values, errors="coerce").astype(float)
 
 
 def require(
@@ -131,12 +142,17 @@ def write_table(table: pd.DataFrame, path: str | Path) -> Path:
 
 def read_table(path: str | Path) -> pd.DataFrame:
     """Read a CSV table; raises `TableError` naming the file and what is wrong with it."""
+    from dynlib.files import MALFORMED, read_plain
+
     try:
         # Names stay text, "1" and "NA" too.
         table = pd.read_csv(
-            path, dtype=dict.fromkeys(TEXT_COLUMNS, str), keep_default_na=False, na_values=[""]
+            io.BytesIO(read_plain(path)),
+            dtype=dict.fromkeys(TEXT_COLUMNS, str),
+            keep_default_na=False,
+            na_values=[""],
         )
-    except (OSError, ValueError) as error:
+    except (OSError, *MALFORMED) as error:
         raise TableError(f"{path}: cannot read an operating-point table: {error}") from error
     return check_table(table, path)
 

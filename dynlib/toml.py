@@ -6,6 +6,7 @@ left out. Everything that is wrong with a file is one error, of one line each.
 
 import hashlib
 import json
+import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, fields
@@ -15,12 +16,17 @@ from types import NoneType
 from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 from dynlib.errors import DynlibError
+from dynlib.files import read_plain, shown
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:  # what tomllib was before
     import tomli as tomllib
 
+LARGEST_TOML = 2**23  # bytes
+# A dotted key costs the square of its parts, or more.
+_PART = rb"""(?:[\w-]+|"[^"\n]*"|'[^'\n]*')[ \t]*"""
+_LONG_KEY = re.compile(rb"(?<![\w-])" + _PART + rb"(?:\.[ \t]*" + _PART + rb"){32}")
 NEEDED = object()  # the default of a key that has none
 Check = Callable[[Any], bool]
 
@@ -99,7 +105,7 @@ class Table:
         if key in self.left:
             value = self.left.pop(key)
             if not fits(value):
-                self.fail(key, f"{value!r:.60}; expected {expected}")
+                self.fail(key, f"{shown(value)}; expected {expected}")
             return value
         if default is NEEDED:
             hint = ""
@@ -217,7 +223,9 @@ class Table:
 def read_toml(file: str | Path, error: type[DynlibError]) -> tuple[dict[str, Any], str]:
     """The content of a TOML file and the SHA-256 of its bytes; raises `error` for other files."""
     try:
-        raw = Path(file).read_bytes()
+        raw = read_plain(file, LARGEST_TOML)
+        if _LONG_KEY.search(raw):
+            raise ValueError("a key of more than 32 parts")
         content = tomllib.loads(raw.decode())
         digest = hashlib.sha256(raw).hexdigest()
         return content, digest

@@ -12,6 +12,7 @@ import math
 import zlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import repeat
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +23,8 @@ from dynlib.errors import WorkloadError, near
 ARRIVALS = ("periodic", "single-stream", "multi-stream", "server", "offline", "trace", "pushed")
 CLOSED_LOOP = ("single-stream", "multi-stream")
 ANNOUNCE_MS = 1000.0  # so long before they apply does the manager hear of announced changes
+LEAST_PERIOD_MS = 1e-3
+MOST_FRAMES = 10**9  # that an app may offer, so that no run goes on for ever
 _SAME_MS = 1e-6
 
 
@@ -83,9 +86,9 @@ class App:
             if self.period_ms is None:
                 checks.wrong("period_ms", f"a time above 0 for {self.arrival} arrival")
             else:
-                checks.above("period_ms")
-        if self.frames < 1:
-            checks.wrong("frames", "at least 1")
+                checks.range("period_ms", LEAST_PERIOD_MS)
+        if not 1 <= self.frames <= MOST_FRAMES:
+            checks.wrong("frames", f"a number from 1 to {MOST_FRAMES}")
         if [*self.trace_ms] != sorted(self.trace_ms) or any(t < 0 for t in self.trace_ms):
             checks.wrong("trace_ms", "times >= 0 in ascending order")
         if self.end_s is not None and not self.end_s > self.start_s:
@@ -108,6 +111,7 @@ _CHANGES = {
 }
 # Lowest and highest value; the others, `lost` apart, are above 0.
 _RANGES = {
+    "period_ms": (LEAST_PERIOD_MS, math.inf),
     "accuracy_floor_pct": (0, 100),
     "cap_mhz": (0, math.inf),
     "power_mw": (0, math.inf),
@@ -212,6 +216,12 @@ class Workload:
             if change.app and change.app not in names:
                 unknown = f"got app {change.app!r}; expected one of {names}"
                 checks.lines.append(f"{self.name}, changes: {unknown}")
+        for app in self.apps:
+            if math.isfinite(self.horizon_s) and app.arrival in ("periodic", "server"):
+                least_ms = min(need.period_ms for _, need in self.timeline(app))
+                if self.horizon_s * 1000 / least_ms > MOST_FRAMES:
+                    many = f"{app.name!r} offers more than {MOST_FRAMES} frames"
+                    checks.lines.append(f"{self.name}, apps: {many}; expected a longer period_ms")
         checks.done()
         in_time = sorted(self.changes, key=lambda change: change.t_s)
         object.__setattr__(self, "changes", tuple(in_time))
@@ -258,7 +268,7 @@ class Workload:
         if app.arrival in CLOSED_LOOP or app.arrival == "pushed":
             return
         if app.arrival in ("offline", "trace"):
-            given = [0.0] * app.frames if app.arrival == "offline" else app.trace_ms
+            given = repeat(0.0, app.frames) if app.arrival == "offline" else app.trace_ms
             times = (start_ms + t_ms for t_ms in given)
             yield from (t_ms for t_ms in times if t_ms < end_ms)
             return

@@ -1,8 +1,11 @@
 """Data sets: decoding, splits, augmentation, and the generated set."""
 
 import io
+import os
 import shutil
+import struct
 import tarfile
+import zlib
 
 import numpy as np
 import pytest
@@ -252,3 +255,57 @@ def test_cifar10_from_the_tars(data_root, tmp_path):
     assert torch.bincount(dataset.test.labels).min() > 700
     assert torch.bincount(dataset.test.labels[:1000]).min() > 70
     assert len(with_train(dataset, 100).train) == 100
+
+
+@pytest.mark.faults
+def test_what_is_no_set_of_images_is_refused_unwaited_for(folder, tmp_path):
+    cache = tmp_path / "cache"
+
+    def refused(message, path=folder, **options):
+        with pytest.raises(DataError, match=message):
+            load_dataset(str(path), cache_dir=cache, **options)
+
+    refused("has no name", "")
+    os.mkfifo(folder / "cat" / "pipe.png")
+    refused(r"pipe\.png: neither a file nor a folder")
+    (folder / "cat" / "pipe.png").unlink()
+    (folder / "cat" / "gone.png").symlink_to(tmp_path / "nowhere")
+    refused(r"gone\.png: neither")
+    (folder / "cat" / "gone.png").unlink()
+    (folder / "dog" / "up").symlink_to(folder)
+    refused("which is there already")
+    (folder / "dog" / "up").unlink()
+    (folder / "cat" / "large.png").write_bytes(blank_png(13_300))
+    refused("13300 x 13300 px, expected at most", resize=True)
+    refused("13300 x 13300 px, expected 32 x 32")
+    (folder / "cat" / "large.png").unlink()
+    assert load_dataset(str(folder), cache_dir=cache).classes == ("cat", "dog")
+    for path in folder.glob("*/*.png"):
+        if path.name != "0.png" or path.parent.name == "dog":
+            path.unlink()
+    refused("expected 3 or more")
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    for name in ("1.png", "2.png", "3.png"):
+        (alone / name).write_bytes(picture(1))
+    refused("expected class folders", alone)
+    refused("alone|decoded|class", alone / "1.png")
+
+
+def blank_png(side: int) -> bytes:
+    """A large image in few bytes; what it would decode to is never made here."""
+    whole = bytearray(picture(0))
+    at = whole.index(b"IHDR") + 4
+    whole[at : at + 8] = struct.pack(">II", side, side)
+    whole[at + 13 : at + 17] = struct.pack(">I", zlib.crc32(whole[at - 4 : at + 13]))
+    return bytes(whole)
+
+
+def test_a_changed_image_behind_a_link_is_seen(folder, tmp_path):
+    (folder / "cat").rename(tmp_path / "cat")
+    (folder / "cat").symlink_to(tmp_path / "cat")
+    cache = tmp_path / "cache"
+    load_dataset(str(folder), cache_dir=cache)
+    (tmp_path / "cat" / "3.png").write_bytes(picture(255))
+    changed = load_dataset(str(folder), cache_dir=cache)
+    assert max(part.images.max() for part in (changed.train, changed.val, changed.test)) == 255

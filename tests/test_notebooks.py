@@ -35,6 +35,7 @@ def test_a_notebook_is_thin_and_stripped(path):
     first = content["cells"][0]
     assert first["cell_type"] == "markdown"
     assert source(first).startswith("# ")
+    assert "](guide.md#words)" in source(first)
     for cell in content["cells"]:
         if cell["cell_type"] == "code":
             assert not cell["outputs"], "outputs are not stripped (nbstripout)"

@@ -1,3 +1,4 @@
+import pandas as pd
 import pytest
 from runtime_cases import board, cases, fixed, frames_of, periodic, run, summarise, tables, unit
 
@@ -10,7 +11,7 @@ from dynlib.runtime.rivals import JustInTime, Static, best_static, linux_default
 from dynlib.workload import App, Change, Workload
 from suite.papers.dynamic_ofa import published_frame, published_tables
 from suite.studies.compare import compare_policies
-from suite.studies.manage import sensitivity, simulate_many
+from suite.studies.manage import contenders, sensitivity, simulate_each, simulate_many
 from suite.studies.scenarios import scenario
 
 BOARD = board(unit(noise_cv=0.03))
@@ -212,6 +213,15 @@ def test_the_manager_saves_energy_on_the_published_points():
     table = compare_policies(runs).set_index("scenario")
     assert (table["energy_reduction_pct"] > 5).all()
     assert (table["counted_pct"] == 100).all()
+
+
+def test_runs_on_all_cores_are_the_same_and_only_those_asked_for():
+    on = load_board("jetson-xavier-nx")
+    points = published_tables(on)
+    build = {name: contenders(on, points)[name] for name in ("linux", "manager")}
+    one = simulate_many(["S2"], on, points, build, (300,))
+    many = simulate_each(["S2"], on, points, (300,), contenders, ["linux", "manager"])
+    pd.testing.assert_frame_equal(one, many[one.columns])
 
 
 def test_the_sign_of_the_saving_does_not_hang_on_coefficients_that_nobody_published():

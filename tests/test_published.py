@@ -15,6 +15,7 @@ from suite.papers.published import (
     LinearFit,
     against_rival,
     interpolate,
+    over_control,
     predicted_against_rival,
     read_published,
 )
@@ -91,6 +92,21 @@ def test_a_predicted_front_is_compared_with_its_error_bar():
     )
     for value, low, high in loose.values():
         assert low < value < high
+
+
+def test_a_front_is_nothing_over_itself_and_a_better_one_is_more():
+    rival = pd.DataFrame({"latency_ms": [160.0, 60], "accuracy_pct": [80.0, 50],
+                          "claim": ["speedup", "accuracy"]})  # fmt: skip
+    front = pd.DataFrame({"latency_ms": np.linspace(10, 60, 51),
+                          "accuracy_pct": np.linspace(50, 100, 51)})  # fmt: skip
+    x = np.array([10.0, 20, 30, 40, 60])
+    wobble = np.array([1.0, -1, 0.5, -1, 1])
+    lines = LinearFit(x, 2 * x + wobble), LinearFit(x, x + wobble)
+    for ends in over_control(front, front, rival, *lines).values():
+        assert ends == (0, 0, 0)
+    better = front.assign(accuracy_pct=front["accuracy_pct"] + 2)
+    for value, low, high in over_control(better, front, rival, *lines).values():
+        assert 0 < low <= value <= high
 
 
 def test_malformed_points_are_named(tmp_path):

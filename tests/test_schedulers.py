@@ -3,15 +3,20 @@
 import itertools
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import runtime_cases as rc
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_nets import SPACE, calibrated
 
-from dynlib.errors import PolicyError, ProfileError, WorkloadError
+from dynlib._vision import timm
+from dynlib.errors import DataError, PolicyError, ProfileError, WorkloadError
 from dynlib.manager.policy import Placement
+from dynlib.nets.chain import chain
 from dynlib.points import PointTable, make_table
 from dynlib.runtime.case import Case
 from dynlib.runtime.drain import Offered, Profile, Request, Trace, drain, ladder, rows
@@ -21,6 +26,7 @@ from dynlib.workload import App, Workload
 from suite.papers import dysta as paper
 from suite.studies import schedule
 from suite.studies import schedule_energy as energy
+from suite.studies import schedule_live as live
 
 SCHEDULERS = [
     Fcfs(), Dysta(), Dysta(0.0), Dysta(0.5), Dysta(2.0), Index(), Index(0.0), Index(2.8, 1.7),
@@ -358,6 +364,32 @@ def test_late_frames_go_wait_or_come_last():
     assert kept[[0, 1, 3]].tolist() == pytest.approx([8, 16, 25])
 
 
+LOADGEN = [
+    {"arrival": "single-stream"}, {"arrival": "multi-stream", "frames": 3},
+    {"arrival": "server", "period_ms": 120.0}, {"arrival": "offline", "frames": 12},
+    {"arrival": "periodic", "period_ms": 120.0},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("arrival", LOADGEN, ids=lambda more: more["arrival"])
+@pytest.mark.parametrize("scheduler", [Index(), Strict(), Dysta()], ids=repr)
+def test_however_frames_arrive_each_runs_once_and_one_after_the_other(arrival, scheduler):
+    found = traces(2)
+    case = house(found, offered(found, 20), Fcfs()).case
+    apps = tuple(replace(app, trace_ms=(), **arrival) for app in case.workload.apps)
+    case = replace(case, workload=Workload("loadgen", 2.0, apps))
+    base = Static("base", {n: Placement("large", "gpu") for n in found}, {"gpu": 1000.0})
+    policy = Ordered(base, scheduler, {n: Profile(t) for n, t in found.items()})
+    frames = case.simulate(policy, traces=found, switch_ms=0.0).frames().dropna(subset="finish_s")
+    assert len(frames) > 5
+    assert not frames.duplicated(["app", "frame"]).any()
+    finish_s = frames["finish_s"].sort_values().to_numpy()
+    # Half of it, since the table's times are the means of other inputs.
+    alone_s = min(trace.ms.sum(1).min() for trace in found.values()) / 2000
+    assert (frames["finish_s"] - frames["arrival_s"] >= alone_s - 1e-9).all()
+    assert len(finish_s) * alone_s <= finish_s[-1]
+
+
 # Bad input.
 
 
@@ -508,3 +540,80 @@ def test_the_least_energy_of_one_request_by_hand():
     # The cheapest level is less work, and may be slower.
     work_ms = 10 * schedule.LADDER[-1]
     assert least(2 * work_ms, schedule.DROP_PP[-1]) == pytest.approx(2 * work_ms * half)
+
+
+def edge_serving(*due_ms, now_ms=0.0):
+    """The level that EdgeServing's rule starts with; the full network takes 10 ms at most."""
+    table = SimpleNamespace(point=lambda name, _: SimpleNamespace(
+        latency_ms=[20.0, 10.0 * schedule.LADDER[int(name.removeprefix("level"))]]))  # fmt: skip
+    policy = energy.EdgeServing(None, Index(), {}, unit=SimpleNamespace(name="gpu"),
+                                tables={"net": table})  # fmt: skip
+    frames = tuple(SimpleNamespace(deadline_at_ms=due) for due in due_ms)
+    state = SimpleNamespace(t_ms=now_ms, apps=(SimpleNamespace(name="net", waiting=frames),))
+    action = policy.decide(state, {"gpu": 1000.0})
+    assert action.clocks == {"gpu": 1000.0}
+    return action.placements["net"].subnet
+
+
+def test_edge_serving_starts_at_the_most_accurate_exit_that_makes_nobody_late():
+    assert edge_serving(10.0) == "level0"
+    assert edge_serving(9.0) == "level1"
+    assert edge_serving(100.0, 15.0) == "level0"  # 5 ms at the last level, then 10 of 100
+    assert edge_serving(10.0, 14.9) == "level1"  # 10 + 5 > 14.9
+    assert edge_serving(4.0) == "level3"  # late whatever it takes
+
+
+def test_edge_serving_goes_on_then_takes_who_has_used_up_most():
+    policy = energy.EdgeServing(None, Index(), {})
+    jobs = [
+        SimpleNamespace(segment=segment, arrival_ms=arrival_ms, deadline_at_ms=due_ms)
+        for segment, arrival_ms, due_ms in ((0, 0.0, 100.0), (0, 20.0, 50.0), (1, 30.0, 900.0))
+    ]
+    assert policy.choose(jobs, 40.0) is jobs[2]
+    assert policy.choose(jobs[:2], 40.0) is jobs[1]  # 0.4 and 0.67 of their time
+
+
+def test_any_chain_of_blocks_becomes_a_trace():
+    net = timm.create_model("resnet18", pretrained=False).eval()
+    config = SPACE.smallest
+    subnet = calibrated([config]).extract(config).eval()
+    for one, pixels in ((net, 32), (subnet, config.resolution)):
+        blocks = list(chain(one).blocks.values())
+        trace = live.measure(blocks, torch.randn(1, 3, pixels, pixels), 2, "net")
+        assert trace.ms.shape == (2, len(blocks))
+        assert Profile(trace).rest_ms[-1] == 0
+
+
+def test_a_live_run_follows_the_scheduler_block_by_block():
+    ran = []
+
+    def block(name):
+        def run(x):
+            ran.append(name)
+            return x + 1
+
+        return run
+
+    nets = {name: ([block(name)] * 3, torch.zeros(1)) for name in ("short", "long")}
+    profiles = {n: Profile(Trace(n, [[ms] * 3])) for n, ms in (("short", 1.0), ("long", 9.0))}
+    together = Offered([0.0] * 2, ["long", "short"], [0, 0], [1e3] * 2, [1, 1])
+    finish_ms = live.execute(together, nets, profiles, Dysta(0.0))
+    assert ran == ["short"] * 3 + ["long"] * 3
+    assert 0 < finish_ms[1] < finish_ms[0]
+    ran.clear()
+    live.execute(together, nets, profiles, Fcfs())
+    assert ran == ["long"] * 3 + ["short"] * 3
+
+
+def test_a_trace_file_that_is_empty_or_not_there_is_named(tmp_path):
+    with pytest.raises(DataError, match="no traces, expected one CSV file per network"):
+        paper.traces("cnn", tmp_path)
+    (tmp_path / "eyerissv2").mkdir()
+    (tmp_path / "eyerissv2" / "net.csv").write_text("")
+    with pytest.raises(DataError, match=r"net\.csv: not a layer trace"):
+        paper.traces("cnn", tmp_path)
+    (tmp_path / "eyerissv2" / "net.csv").write_text(
+        "sim_lat,overall-sparsity,batch-indx,layer-indx\n-0.1,0.5,0,0\n"
+    )
+    with pytest.raises(ProfileError, match="input 0, segment 0, ms: got -100"):
+        paper.traces("cnn", tmp_path)

@@ -180,3 +180,19 @@ def test_kill_9_loses_no_finished_trial(tmp_path):
     assert len(finished) >= 20
     table = search(SPACE, objective, GOALS, trials=60, seed=99, sampler="random", storage=storage)
     assert finished <= set(table["subnet"])
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("at", range(1, 60, 7))
+def test_a_torn_entry_costs_one_trial(tmp_path, at):
+    """Cut at the end, and cut with what an earlier program appended to it."""
+    storage = tmp_path / "study.log"
+    search(SPACE, objective, GOALS, trials=4, seed=0, storage=storage)
+    whole = storage.read_bytes()
+    more = whole.splitlines(keepends=True)[-1]
+    storage.write_bytes(whole[:-at])
+    assert len(search(SPACE, objective, GOALS, trials=6, seed=0, storage=storage)) == 6
+    storage.write_bytes(whole[: -len(more)] + more[:at] + more)
+    table = search(SPACE, objective, GOALS, trials=4, seed=0, storage=storage)
+    assert len(table) == 4
+    assert storage.read_bytes().startswith(whole)

@@ -37,15 +37,23 @@ def test_a_replay_keeps_what_was_measured_and_is_as_rough():
 def test_samplers_are_compared_at_equal_trials_and_a_seed_repeats():
     accuracy = {config: truth(config) for config in SPACE}
     tables = [
-        compare_samplers(SPACE, accuracy, work, work, trials=12, seeds=range(5)) for _ in "ab"
+        compare_samplers(SPACE, accuracy, work, work, trials=12, seeds=range(5), generations=25)
+        for _ in "ab"
     ]
     one, two = (table.drop(columns="s_per_trial") for table in tables)
     assert one.equals(two)
+    published = one["sampler"] == "evolution, published"
+    assert one.loc[published, "generations"].tolist() == [25] * 5
+    assert (one.loc[published, "trials"] > 12).all()
+    assert one["share_of_truth"].between(0, 1).all()
+    assert one.loc[published, "share_of_truth"].min() > 0.95
+    one = one[~published]
+    assert (one["trials"] == 12).all()
     assert one.groupby("sampler")["seed"].nunique().to_dict() == dict.fromkeys(
-        ("gp", "guided", "nsga2", "tpe"), 5
+        ("evolution", "gp", "guided", "nsga2", "random", "tpe"), 5
     )
     rivals = gains(one, "sampler", "guided")
-    assert set(rivals.index) == {"gp", "nsga2", "tpe"}
+    assert set(rivals.index) == {"evolution", "gp", "nsga2", "random", "tpe"}
     assert (rivals["low"] < rivals["gain_pct"]).all()
     assert (rivals["gain_pct"] < rivals["high"]).all()
     best = one.pivot(index="seed", columns="sampler", values="hypervolume")

@@ -49,6 +49,21 @@ def test_frames_are_pushed_and_answered(clock):
     assert run.case.workload.horizon_s == run.log.events[-1]["t_s"]
 
 
+def test_a_run_without_an_end_keeps_its_last_events_and_the_journal_all(
+    clock, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("dynlib.runtime.live._KEPT", 20)
+    script = lambda live: [(0.0, lambda: live.log.journal(tmp_path / "log")),  # noqa: E731
+                           *pushes(live, []), (2.2, live.stop)]  # fmt: skip
+    run, frames = steered(clock, script, make=Echo)
+    all_of_them = DecisionLog.read(tmp_path / "log").events
+    assert len([e for e in all_of_them if e["event"] == "arrive"]) == 50
+    assert 20 <= len(run.log.events) <= 40
+    assert run.log.events == all_of_them[-len(run.log.events) :]
+    assert 0 < len(frames) < 20
+    assert frames["on_time"].all()
+
+
 def test_how_often_frames_come_is_learnt(clock):
     seen = []
 
@@ -163,7 +178,8 @@ def test_what_makes_no_sense_is_an_error_where_it_is_asked(clock):
     assert run.problems == {}
 
 
-def test_a_burst_is_bounded_and_what_is_too_late_is_dropped(clock):
+def test_a_burst_is_bounded_and_what_is_too_late_is_dropped(clock, monkeypatch):
+    monkeypatch.setattr("dynlib.runtime.live._KEPT", 100_000)
     answers = []
 
     def script(live):

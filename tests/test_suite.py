@@ -164,6 +164,60 @@ def test_runs_checks_and_promotes(root, capsys):
     assert len(json.loads((out / "suite.json").read_text())["notebooks"]) == 2
 
 
+def rewrite(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+@pytest.mark.notebooks
+def test_only_the_clean_default_run_is_promoted(root, capsys):
+    """Whatever is changed after the run, or was given to it, nothing at all is copied."""
+    out = root / "runs" / "quick"
+    promote = ["--promote", "--no-run", "--force"]
+
+    def refused(message):
+        capsys.readouterr()
+        assert main(promote, root) == 2
+        assert message in capsys.readouterr().out
+        assert not (root / "data").exists()
+        assert not (root / "figures").exists()
+
+    assert main(["--set", "seed=1"], root) == 0
+    refused("01_make_table ran with seed = 1; its default is 0")
+    assert main(["--board", "jetson-nano", "--only", "1"], root) == 0
+    refused("ran with board = 'jetson-nano'")
+    assert main([], root) == 0
+    for path, old, new, message in (
+        ("01_make_table/metrics.json", "1.0", "2.0", "another 01_make_table/metrics.json"),
+        ("01_make_table/table.csv", "1.0", "2.0", "another 01_make_table/table.csv"),
+        ("figures/front.csv", "1", "2", "another figures/front.csv"),
+        ("02_read_table/manifest.json", '"seed": 0', '"seed" : 0', "another manifest"),
+        ("01_make_table/01_make_table.ipynb", "time.sleep", "time.slept", "executed notebook"),
+        ("../../notebooks/02_read_table.ipynb", "text =", "words =", "other cells"),
+    ):
+        before = (out / path).read_bytes()
+        rewrite(out / path, old, new)
+        refused(message)
+        (out / path).write_bytes(before)
+    (root / "figures").write_text("no folder")  # which comes after the tables
+    assert main([*promote, "--only", "1"], root) == 2
+    assert "not promoted" in capsys.readouterr().out
+    assert (root / "figures").read_text() == "no folder"
+    assert not files(root / "data")
+
+
+def test_figures_are_never_drawn_over_the_committed_ones(root, capsys, monkeypatch):
+    monkeypatch.setattr("suite.record.figures.redraw", lambda folder: [str(folder)])
+    committed = root / "figures" / "front.csv"
+    committed.parent.mkdir()
+    committed.write_text("x,source,profile\n1,measured,quick\n")
+    assert main(["--figures"], root) == 0
+    assert str(root / "runs" / "quick" / "figures") in capsys.readouterr().out
+    assert list(files(root / "figures")) == ["front.csv"]
+    assert main(["--figures", "--out", str(root)], root) == 2
+
+
 @pytest.mark.notebooks
 @pytest.mark.faults
 @pytest.mark.parametrize(

@@ -14,12 +14,13 @@ from small_nets import SPACE, calibrated
 from torch.utils.flop_counter import FlopCounterMode
 
 from dynlib.errors import CheckpointError, ConfigError, ModelError
-from dynlib.nets.checkpoint import FORMAT
+from dynlib.nets.checkpoint import _metadata, read_checkpoint, sign_checkpoint
 from dynlib.nets.families import FAMILIES, Family, find_family, register
 from dynlib.nets.resnet import ResNet, whiten_stem
 from dynlib.nets.serve import SubnetServer
 from dynlib.nets.supernet import Supernet, calibrate, crop
 from dynlib.space import SearchSpace, SubnetConfig
+from dynlib.training.shipping import checkpoint_path
 
 ALL = st.sampled_from(list(SPACE))
 
@@ -213,7 +214,54 @@ def rewrite(path, tensors=None, **changes):
         held = {k: file.get_tensor(k) for k in file.keys()} | (tensors or {})  # noqa: SIM118
     about = {k: v for k, v in about.items() if v is not None}
     held = {k: v for k, v in held.items() if v is not None}
-    save_file(held, path, {"format": FORMAT, "about": json.dumps(about)})
+    save_file(held, path, _metadata(json.dumps(about), held))
+
+
+def test_a_checkpoint_without_its_hash_or_with_another_is_refused(supernet, tmp_path):
+    path = supernet.save(tmp_path / "net.safetensors", mean=[0.5])
+    with safe_open(path, framework="pt") as file:
+        about = file.metadata() | {"about": file.metadata()["about"].replace("0.5", "0.4")}
+        held = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
+    save_file(held, path, about)
+    with pytest.raises(CheckpointError, match="damaged"):
+        Supernet.from_checkpoint(path)
+    save_file(held, path, {key: about[key] for key in ("format", "about")})
+    with pytest.raises(CheckpointError, match="no SHA-256"):
+        Supernet.from_checkpoint(path)
+    back, provenance = Supernet.from_checkpoint(sign_checkpoint(path))
+    assert provenance == {"mean": [0.4]}
+    assert torch.equal(back.net.head.weight, supernet.net.head.weight)
+
+
+@pytest.mark.parametrize("name", ["cifar10", "generated"])
+def test_no_flipped_bit_of_a_shipped_checkpoint_loads(name, tmp_path):
+    whole = bytearray(checkpoint_path(name).read_bytes())
+    path = tmp_path / "net.safetensors"
+    rng = np.random.default_rng(0)
+    for at in rng.integers(len(whole), size=20):
+        flipped = whole.copy()
+        flipped[at] ^= 1 << int(rng.integers(8))
+        path.write_bytes(flipped)
+        with pytest.raises(CheckpointError, match=r"net\.safetensors"):
+            read_checkpoint(path)
+
+
+def test_a_description_takes_no_memory_that_the_file_has_not(supernet, tmp_path):
+    """The file is small; what it describes would take gigabytes, or hours to build."""
+    path = supernet.save(tmp_path / "net.safetensors")
+    space = SPACE.to_dict()
+    for changes in (
+        {"classes": 60_000},
+        {"classes": 10**12},
+        {"space": space | {"width": [[60_000], [60_000]]}},
+        {"space": space | {"width": [[10**30], [6]]}},
+        {"space": space | {"depth": [[65_000], [0, 1]]}},
+        {"space": space | {"resolution": [1.5]}},
+        {"provenance": 3},
+    ):
+        rewrite(path, **changes)
+        with pytest.raises(CheckpointError, match=r"net\.safetensors"):
+            Supernet.from_checkpoint(path)
 
 
 def test_bad_statistics_and_descriptions_are_refused_before_a_weight_is_touched(supernet, tmp_path):

@@ -74,6 +74,38 @@ def test_floors_become_the_accuracy_of_the_static_network():
     assert case.simulate(linux, 1).summary()["below_floor"] == 0
 
 
+@pytest.mark.parametrize("governor", ["", "schedutil"])
+def test_at_equal_accuracy_nobody_is_less_accurate(governor):
+    seeds = {"energy": [400, 401], untuned.BEST_STATIC: [400]}
+    runs = pd.DataFrame(untuned.at_equal_accuracy(NAME, "S1", seeds, governor))
+    table = untuned.beside_baseline(runs).set_index(["policy", "seed"])
+    assert table.index.to_list() == [("energy", 400), ("energy", 401), (untuned.BEST_STATIC, 400)]
+    assert set(table["baseline"]) == {governor or "linux"}
+    assert (table["accuracy_points"] >= -1e-6).all()
+    assert (table.loc["energy", "energy_reduction_pct"] > 5).all()
+    assert (table.loc["energy", "p95_ratio"] > 1.2).all()  # what it costs
+
+
+def test_less_accuracy_is_no_saving():
+    row = {"scenario": "S", "seed": 1, "baseline": "linux", "deadline_miss_pct": 0.0,
+           "latency_p95_ms": 10.0, "energy_mj": 5.0, "above_idle_per_frame_mj": 1.0,
+           "source": "estimated"}  # fmt: skip
+    runs = pd.DataFrame([
+        row | {"policy": "linux", "accuracy_mean_pct": 80.0, "energy_per_frame_mj": 2.0},
+        row | {"policy": "energy", "accuracy_mean_pct": 79.9, "energy_per_frame_mj": 1.0},
+        row | {"policy": "latency", "accuracy_mean_pct": 80.0, "energy_per_frame_mj": 1.0},
+    ])  # fmt: skip
+    saved = untuned.beside_baseline(runs).set_index("policy")["energy_reduction_pct"]
+    assert saved.to_dict() == {"energy": 0.0, "latency": 50.0}
+
+
+def test_what_was_published_stands_beside_schedutil():
+    assert untuned.published(1)["energy_reduction_pct"].to_list() == [19.0, 16.5]
+    (two,) = untuned.published(2).to_dict("records")
+    assert (two["baseline"], two["source"]) == ("schedutil", "published")
+    assert (two["energy_reduction_pct"], two["p95_ratio"]) == (89.0, pytest.approx(0.77))
+
+
 def test_the_overload_is_what_it_says():
     case = untuned.overload_case(BOARD, TABLES)
     loads = largest_loads(case.workload, TABLES)

@@ -26,7 +26,7 @@ from dynlib.boards.board import (
 )
 from dynlib.boards.governors import GOVERNORS
 from dynlib.errors import BoardError
-from dynlib.files import atomic_write
+from dynlib.files import atomic_write, shown
 from dynlib.toml import (
     NEEDED,
     Check,
@@ -195,7 +195,7 @@ class _Table(Table):
 
     def _opp(self, key: str, pair: Any, volts_needed: bool) -> Opp:
         if not (list_of(is_number)(pair) and len(pair) == 2):
-            self.fail(key, f"{pair!r:.60}; expected a pair [MHz, mV]")
+            self.fail(key, f"{shown(pair)}; expected a pair [MHz, mV]")
         opp = Opp(*map(float, pair))
         self.check_mhz(key, opp.freq_mhz)
         if volts_needed or opp.voltage_mv:  # 0 is a voltage that nobody knows

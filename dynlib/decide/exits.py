@@ -114,7 +114,7 @@ def train_exits(
     classes = logits.shape[1]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        exits = nn.ModuleList(_classifier(f.shape[1], classes) for f in features)
+        exits = nn.ModuleList(exit_head(f.shape[1], classes) for f in features)
         solver = torch.optim.AdamW(exits.parameters(), lr, weight_decay=decay)
         steps = epochs * math.ceil(len(labels) / batch_size)
         schedule = torch.optim.lr_scheduler.OneCycleLR(solver, lr, total_steps=steps)
@@ -136,7 +136,8 @@ def train_exits(
     return [net.eval().requires_grad_(False) for net in exits]
 
 
-def _classifier(inputs: int, classes: int) -> nn.Module:
+def exit_head(inputs: int, classes: int) -> nn.Module:
+    """An untrained exit: features (N, inputs) as of `block_features` -> logits (N, classes)."""
     return nn.Sequential(
         nn.BatchNorm1d(inputs),
         nn.Dropout(0.2),

@@ -7,7 +7,7 @@ torch.
 import importlib
 from typing import Any
 
-__all__ = ["Client", "Runner", "Service", "control", "export_bundle"]
+__all__ = ["Client", "Runner", "Service", "control", "export_bundle", "export_pte"]
 
 _HOME = {
     "Client": "client",
@@ -15,6 +15,7 @@ _HOME = {
     "Service": "service",
     "control": "client",
     "export_bundle": "bundle",
+    "export_pte": "executorch",
 }
 
 

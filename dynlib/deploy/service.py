@@ -67,7 +67,6 @@ _OVERDUE_MS, _OVERDUE = 1_000.0, 20  # a frame that takes so long, or so many ti
 _CLOCK_MS = 1.0  # that two clocks may be apart
 _TRUST_MS = 20.0  # of a frame that nobody may ask about
 _TIDY_MS = 10_000.0  # between two collections of garbage
-_KEPT = 10_000  # events of the log in memory; the journal has all
 _LOG = logging.getLogger(__name__)
 
 
@@ -144,7 +143,6 @@ class Service(Live):
 
     def wait(self, until_ms: float) -> float:
         """Until then, or until somebody says something."""
-        del self.log.events[:-_KEPT]
         left_s = max(until_ms / 1000 - self.wall_s(), 0.0)
         self.door.wait(None if math.isinf(left_s) else left_s)
         return self.clock_ms()

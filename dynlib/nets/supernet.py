@@ -19,6 +19,7 @@ from torch import nn
 from torch.func import functional_call
 
 from dynlib.errors import CheckpointError, ConfigError, DynlibError, ModelError
+from dynlib.files import MALFORMED
 from dynlib.nets.checkpoint import IDENTITY, Checkpoint, Tensors, read_checkpoint, write_checkpoint
 from dynlib.nets.families import BlockLayers, Builder, Family, find_family
 from dynlib.nets.trace import NORMS
@@ -266,11 +267,18 @@ class Supernet(nn.Module):
         """
         checkpoint = read_checkpoint(path)
         try:
+            with torch.device("meta"):
+                shell = cls(**checkpoint.identity, build=build)
+            # Memory is taken only for what the file holds.
+            shapes = {name: tuple(p.shape) for name, p in shell.net.named_parameters()}
+            _same_shapes(path, checkpoint.weights, shapes)
             supernet = cls(**checkpoint.identity, build=build)
         except ConfigError as error:
             raise CheckpointError(
                 f"{path}: {error}; pass its build, or load it into a super-network made as it was"
             ) from error
+        except (*MALFORMED, LookupError, RuntimeError, AssertionError) as error:
+            raise CheckpointError(f"{path}: describes no network: {error!r:.300}") from error
         return supernet, supernet._take(checkpoint, path)
 
     def grown(self, space: SearchSpace) -> "Supernet":

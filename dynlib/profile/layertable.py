@@ -16,7 +16,8 @@ import numpy as np
 import pandas as pd
 
 from dynlib.errors import TableError
-from dynlib.files import atomic_write
+from dynlib.files import MALFORMED, atomic_write, read_plain
+from dynlib.points import LARGEST, as_numbers
 from dynlib.space import LayerSpec
 
 _LAYER = [field.name for field in fields(LayerSpec)]
@@ -49,11 +50,14 @@ class LayerTable:
     def read(cls, path: str | Path) -> "LayerTable":
         """Read what `write` wrote; raises `TableError` for anything else."""
         try:
-            rows = pd.read_csv(io.StringIO(Path(path).read_text()))
-        except (OSError, ValueError) as error:
+            rows = pd.read_csv(io.BytesIO(read_plain(path)))
+        except (OSError, *MALFORMED) as error:
             raise TableError(f"{path}: cannot read the table: {error}") from error
         if list(rows) != _COLUMNS or rows.isna().any(axis=None):
             raise TableError(f"{path}: expected the full columns {_COLUMNS}")
+        numbers = rows.drop(columns="op").apply(as_numbers)
+        if not ((numbers >= 0) & (numbers <= LARGEST)).all(axis=None):
+            raise TableError(f"{path}: expected numbers from 0 to {LARGEST:g} but for op")
         return cls(rows)
 
     @property

@@ -52,6 +52,7 @@ _HELD = (5, 10)  # so many of the last frames late and held back: the quota does
 _CAPS_MS = 100.0  # how often limits of clocks are read
 _NAP_S = 0.0005  # the end of a wait, which is spent awake: a sleep may last that much longer
 _IDLE_S = 0.02  # a wait in which there is time to collect garbage
+_KEPT = 10_000  # events in memory of a run without an end
 _SUSPENDED_S = 1.0  # two clocks apart by more than being put aside between reading them explains
 _LOG = logging.getLogger(__name__)
 
@@ -143,6 +144,9 @@ def serve(
 class Live(Loop):
     """The machine as a world: it has one place, where one frame runs at a time.
 
+    Of a run without an end the log holds the last 10,000 events at least, its `journal` all, and
+    only frames that are pushed have their answers kept: by who pushed them.
+
     Arguments and errors are those of `serve`. While one thread is in `serve`, others may push
     frames, change what apps ask for, have apps join and leave, and end the run:
 
@@ -201,6 +205,8 @@ class Live(Loop):
         self.dead: dict[str, str] = {}
         self.policy_s = 0.0
         self.handlers |= {DONE: self.on_done, CLOCK: self.on_clock}
+        if math.isinf(self.horizon_ms):
+            self.log.most = _KEPT
         if journal:
             self.log.journal(journal)
         self.begin = time.perf_counter()
@@ -285,10 +291,12 @@ class Live(Loop):
 
     def _answer(self, job: Job) -> None:
         answer = self.networks[job.app].answer
-        if job.answer is None:
-            self.answers[job.app, job.frame] = answer(job.frame)
-        else:
+        if job.answer is not None:
             _tell(job, answer(job.content))
+            return
+        answered = answer(job.frame)
+        if math.isfinite(self.horizon_ms):  # else they would fill the memory
+            self.answers[job.app, job.frame] = answered
 
     def on_done(self, item) -> None:
         """A frame has its answer, or its app has died of it."""

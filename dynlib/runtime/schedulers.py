@@ -96,24 +96,16 @@ class Dysta(Scheduler):
         return chosen, second
 
     def hold(self, job: Request, rival: float, now_ms: float) -> int:
-        """As long as it stays below the rivals, whose scores fall by beta at most."""
+        """To its end if it stays below the rivals, whose scores fall by beta at most."""
         beta, row, stop = self.beta, job.row, job.segment + 1
         if beta >= 1:
             return stop
-        cum_ms = row.cum_ms
-        end = len(cum_ms) - 1
+        end = len(row.cum_ms) - 1
         # score < rival - beta (t - now): without slack, and with it, where t cancels out
-        lowest = rival - beta * (cum_ms[end] - cum_ms[job.segment])
+        lowest = rival - beta * (row.cum_ms[end] - row.cum_ms[job.segment])
         with_slack = (rival + beta * (now_ms - job.deadline_at_ms)) / (1 - beta)
-        if with_slack < lowest:
-            lowest = with_slack
-        lowest -= (1 - _SURE) * now_ms
-        if row.most_left_ms[stop] < lowest:
-            return end
-        left_ms = row.left_ms
-        while stop < end and left_ms[stop] < lowest:
-            stop += 1
-        return stop
+        lowest = min(lowest, with_slack) - (1 - _SURE) * now_ms
+        return end if row.most_left_ms[stop] < lowest else stop
 
 
 @dataclass(frozen=True)
@@ -165,30 +157,15 @@ class Index(Scheduler):
         return chosen, (second, shortest_ms)
 
     def hold(self, job: Request, rival: tuple[float, float], now_ms: float) -> int:
-        """As long as it stays above the rivals, whose worth grows by its exponential at most."""
+        """To its end if it stays above the rivals, whose worth grows by its exponential at most."""
         second, shortest_ms = rival
-        row, patience = job.row, self.patience
-        cum_ms, left_ms, size_ms = row.cum_ms, row.left_ms, row.size_ms
-        end, first = len(cum_ms) - 1, job.segment
-        stop = first + 1
-        ms = cum_ms[end] - cum_ms[first]
+        row, stop = job.row, job.segment + 1
+        end = len(row.cum_ms) - 1
         # A late rival jumps to another curve, of which only the height is a bound.
-        fastest = patience * shortest_ms if not self.old else 1e-9
-        highest = second * min(1 + max(self.dear, self.old), math.exp(min(ms / fastest, 700.0)))
-        if highest * row.most_product[stop] < _SURE:
-            return end
-        start_ms, due_ms, mean = now_ms - cum_ms[first], job.deadline_at_ms, patience * job.mean_ms
-        while stop < end:
-            left = left_ms[stop]
-            product = size_ms[stop] * left
-            passed = cum_ms[stop] - cum_ms[first]
-            bound = min(highest, second * math.exp(min(passed / fastest, 700.0))) * product
-            if bound >= _SURE:
-                slack_ms = due_ms - start_ms - cum_ms[stop] - left
-                if slack_ms < 0 or bound >= _SURE * (1 + self.dear * math.exp(-slack_ms / mean)):
-                    break
-            stop += 1
-        return stop
+        fastest_ms = self.patience * shortest_ms if not self.old else 1e-9
+        ms = row.cum_ms[end] - row.cum_ms[job.segment]
+        growth = min(1 + max(self.dear, self.old), math.exp(min(ms / fastest_ms, 700.0)))
+        return end if second * growth * row.most_product[stop] < _SURE else stop
 
     def level(self, job: Request, ready: Ready) -> int:
         """How far down its ladder a request starts."""

@@ -86,15 +86,17 @@ class Run:
                     "on_time": False,
                     "reason": "unfinished",
                 }
-            elif kind == "start":
-                row = rows[event["app"], event["frame"]]
+                continue
+            row = rows.get((event.get("app"), event.get("frame")))
+            if row is None:  # it came before the first event that a long run has kept
+                continue
+            if kind == "start":
                 point = self._point(event)
                 row |= {"start_s": event["t_s"], "subnet": point.subnet, "unit": point.unit}
                 row["setting"] = point.setting
             elif kind == "drop":
-                rows[event["app"], event["frame"]]["reason"] = event["reason"]
+                row["reason"] = event["reason"]
             elif kind == "finish":
-                row = rows[event["app"], event["frame"]]
                 row |= {"finish_s": event["t_s"], **self._outcome(row, event)}
         frames = pd.DataFrame(list(rows.values()), columns=list(_FRAME_COLUMNS))
         return frames.astype({"on_time": bool})  # also without any frame

@@ -14,6 +14,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 from dynlib.errors import InfeasibleError, SearchError
+from dynlib.files import MALFORMED, atomic_write, read_plain
 from dynlib.pareto import pareto_front
 from dynlib.space import SearchSpace, SubnetConfig
 
@@ -47,8 +48,42 @@ def open_storage(storage: str | Path | None):
         return storage
     path = Path(storage)
     path.parent.mkdir(parents=True, exist_ok=True)
-    journal = JournalFileBackend(str(path), _KernelLock(path))
+    lock = _KernelLock(path)
+    _mend(path, lock)
+    journal = JournalFileBackend(str(path), lock)
     return JournalStorage(journal)
+
+
+def _mend(path: Path, lock: _KernelLock) -> None:
+    """Take out of a journal what a killed or full machine left half written.
+
+    Nobody has acted on half an entry, so that what was appended to it later stands without it.
+    """
+    lock.acquire()
+    try:
+        if not path.exists():
+            return
+        lines = read_plain(path).splitlines(keepends=True)
+        whole = [_whole(line) for line in lines]
+        if whole != lines:
+            atomic_write(path, b"".join(whole))
+    except OSError as error:
+        raise SearchError(f"{path}: no journal of a study: {error}") from error
+    finally:
+        lock.release()
+
+
+def _whole(line: bytes) -> bytes:
+    """The entry at the end of a line of a journal; nothing if it is not whole."""
+    at = 0
+    while at >= 0 and line.endswith(b"\n"):
+        try:
+            if isinstance(json.loads(line[at:]), dict):
+                return line[at:]
+        except (ValueError, RecursionError):
+            pass
+        at = line.find(b'{"op_code"', at + 1)
+    return b""
 
 
 def _sampler(
@@ -158,12 +193,16 @@ def open_study(
     Raises `SearchError` if it is there with other objectives or of another space.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(
-        directions=list(directions.values()),
-        storage=open_storage(storage),
-        study_name=name,
-        load_if_exists=True,
-    )
+    try:
+        study = optuna.create_study(
+            directions=list(directions.values()),
+            storage=open_storage(storage),
+            study_name=name,
+            load_if_exists=True,
+        )
+        measured(study)
+    except (LookupError, AssertionError, *MALFORMED) as error:  # no study's
+        raise SearchError(f"{storage}: cannot open study {name!r}: {error!r:.300}") from error
     identity = {"objectives": dict(directions), "space": json.dumps(space.to_dict())}
     for key, value in identity.items():
         stored = study.user_attrs.get(key)
@@ -185,7 +224,8 @@ def measured(study: optuna.Study) -> dict[str, dict[str, float]]:
     found: dict[str, dict[str, float]] = {}
     for trial in study.get_trials(deepcopy=False, states=[TrialState.COMPLETE]):
         attributes = trial.user_attrs
-        found.setdefault(attributes["subnet"], attributes["measures"])
+        measures = {key: float(value) for key, value in attributes["measures"].items()}
+        found.setdefault(str(attributes["subnet"]), measures)
     return found
 
 

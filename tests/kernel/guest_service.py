@@ -26,6 +26,7 @@ UNITS = {"first": ports.CLOCKS[0], "second": ports.CLOCKS[1]}
 DEADLINES_MS = (1200, 400, 2000, 700, 3000, 300, 900, 500, 2500, 350)
 SOCKET = Path("/run/dynlib/manager.sock")
 HOT, COLD = 70, 10  # 95 and 35 degrees: passive cooling begins at 80
+LATE_S = 0.05  # from a decision in the log until the register must show it
 ports.allow()
 
 
@@ -174,7 +175,7 @@ class Watch:
     """What the registers read while it is open, every few milliseconds."""
 
     def __enter__(self):
-        self.seen, self.begin_s, self._stop = [], float("inf"), threading.Event()
+        self.seen, self.looks_s, self._stop = [], [], threading.Event()
         self._thread = threading.Thread(target=self._poll)
         self._thread.start()
         return self
@@ -186,8 +187,13 @@ class Watch:
     def _poll(self):
         while not self._stop.wait(0.001):
             now_s, found = time.monotonic(), registers()
+            self.looks_s.append(now_s)
             if not self.seen or self.seen[-1][1] != found:
                 self.seen.append((now_s, found))
+
+    def looked(self, begin_s: float, end_s: float) -> bool:
+        """Whether it looked then: on a busy machine the emulated one stands still for a while."""
+        return any(begin_s < t_s <= end_s for t_s in self.looks_s)
 
     def between(self, unit: str, begin_s: float, end_s: float) -> set[float]:
         """The clocks that a unit had then."""
@@ -221,18 +227,21 @@ def test_the_register_follows_the_decisions(programs):
             time.sleep(3)
         events = programs.events()[first:]
         time.sleep(1)
-    followed, sets = 0, set_by(events, "policy")
+    seen, followed, sets = 0, 0, set_by(events, "policy")
     assert len({event["cpu_mhz"] for event in sets}) > 1, "the clocks were never changed"
     for n, event in enumerate(sets):
         later = [e["t_s"] for e in sets[n + 1 :] if e["unit"] == event["unit"]]
         begin_s = began_s + event["t_s"]
         end_s = min([begin_s + 0.5, *(began_s + t_s for t_s in later[:1])])
+        if not watch.looked(begin_s + LATE_S, end_s):
+            continue
+        seen += 1
         there = watch.between(event["unit"], begin_s, end_s + 0.02)
         follows = event["cpu_mhz"] in there
         followed += follows
         shown = event["cpu_mhz"] if follows else max(there)
         print(f"CLOCK {n},{event['unit']},{event['cpu_mhz']:g},{shown:g}")  # noqa: T201
-    assert followed == len(sets)
+    assert followed == seen >= 10
 
 
 def test_heat_reaches_the_decisions(programs, cooling):

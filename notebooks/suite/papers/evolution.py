@@ -5,6 +5,7 @@ with cost as the only feature), so one search finds the front for all constraint
 once-for-all's evolutionary search (`published_evolution` here) runs once per constraint.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -214,19 +215,24 @@ def published_evolution(
     caps: Sequence[float],
     *,
     score: str,
-    trials: int,
+    trials: int | None,
     seed: int,
     population: int = 10,
     parents: float = 0.25,
     mutate: float = 0.4,
     start: Sequence[SubnetConfig] = (),
     patience: int = 20_000,
+    generations: int = 20_000,
 ) -> pd.DataFrame:
     """Once-for-all's evolutionary search as Dynamic-OFA runs it: once for each cap on the cost.
 
     Of each generation the best quarter stays; half of the next are mutants of it, half its
     crossovers, and what costs more than the cap is drawn again. The caps share `trials` different
-    sub-networks evenly; a repeated one costs nothing. Returns a row for each, as `study.search`.
+    sub-networks evenly; a repeated one costs nothing. Each ends with its share, or after so many
+    `generations`; without `trials` all run that many (published: 500, of a population of 100).
+
+    Returns a row per sub-network, as `study.search`; `attrs["generations"]` says how many
+    generations followed the first one below the cap that had fewest.
 
     Raises `SearchError` when `patience` draws find nothing below a cap.
     """
@@ -252,21 +258,27 @@ def published_evolution(
         return space.decode(genes)
 
     def run(config: SubnetConfig) -> float:
-        if config not in measured and len(measured) < trials:
+        if config not in measured and (trials is None or len(measured) < trials):
             measured[config] = {key: float(value) for key, value in objective(config).items()}
         return measured[config][score] if config in measured else -np.inf
 
     for config in start:
         run(config)
+    followed = []
     for done, cap in enumerate(caps, start=1):
-        share = len(start) + (trials - len(start)) * done // len(caps)
+        share = math.inf
+        if trials is not None:
+            share = min(space.size, len(start) + (trials - len(start)) * done // len(caps))
         generation = [draw(partial(space.sample, rng), cap) for _ in range(population)]
-        for _ in range(patience):
+        for number in range(generations + 1):
             generation.sort(key=run, reverse=True)
-            if len(measured) >= min(share, space.size):
+            if len(measured) >= share or number == generations:
                 break
             best = generation[:survivors]
-            makers = (partial(child, best, number % 2) for number in range(population - len(best)))
+            makers = (partial(child, best, place % 2) for place in range(population - len(best)))
             generation = best + [draw(make, cap) for make in makers]
+        followed.append(number)
     rows = [{"subnet": str(config), **values} for config, values in measured.items()]
-    return pd.DataFrame(rows).assign(trial=range(len(rows)), sampler="evolution", seed=seed)
+    table = pd.DataFrame(rows).assign(trial=range(len(rows)), sampler="evolution", seed=seed)
+    table.attrs["generations"] = min(followed, default=0)
+    return table

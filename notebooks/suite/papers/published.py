@@ -62,11 +62,15 @@ def interpolate(
 
 
 def against_rival(ours: pd.DataFrame, rival: pd.DataFrame, *, slack: float) -> dict[str, float]:
-    """`speedup` (ratio) and `accuracy_gain_pp` of a front over the rival's points of the claims."""
+    """`speedup` (ratio) and `accuracy_gain_pp` of a front over the rival's points of the claims.
+
+    The speed-up is at equal accuracy; where all of the front is better, its fastest point counts.
+    """
     claims = rival.dropna(subset="claim").set_index("claim")
     equal, similar = claims.loc["speedup"], claims.loc["accuracy"]
     front = pareto_front(ours, ["latency_ms"], ["accuracy_pct"])
-    latency_ms = interpolate(front, "accuracy_pct", "latency_ms", equal["accuracy_pct"])
+    least_pct = max(equal["accuracy_pct"], front["accuracy_pct"].min())
+    latency_ms = interpolate(front, "accuracy_pct", "latency_ms", least_pct)
     accuracy = interpolate(front, "latency_ms", "accuracy_pct", similar["latency_ms"], slack=slack)
     return {
         "speedup": equal["latency_ms"] / latency_ms,
@@ -107,15 +111,39 @@ def predicted_against_rival(
     `time` maps table sums to board time and `accuracy` predictions to measured accuracy. Low and
     high are the ends over all pairs of their leave-one-out residuals.
     """
+    return _ends(_mapped(table_ms, predicted_pct, rival, time, accuracy))
 
-    def compare(late_ms: float = 0.0, more_pct: float = 0.0) -> dict[str, float]:
+
+def over_control(
+    ours: pd.DataFrame, control: pd.DataFrame, rival: pd.DataFrame, time: LinearFit,
+    accuracy: LinearFit,
+) -> dict[str, tuple[float, float, float]]:  # fmt: skip
+    """`predicted_against_rival` of one predicted front minus that of another, mapped by the same
+    lines: what the search adds, without what the lines do to any front. Both have latency_ms (table
+    sums) and accuracy_pct (predicted); both are off by the same pair of residuals at a time."""
+    columns = ["latency_ms", "accuracy_pct"]
+    sides = []
+    for front in (ours, control):
+        sides.append(_mapped(*front[columns].to_numpy().T, rival, time, accuracy))
+    mine, base = sides
+    pairs = zip(mine, base, strict=True)
+    return _ends([{key: one[key] - other[key] for key in one} for one, other in pairs])
+
+
+def _mapped(table_ms, predicted_pct, rival, time: LinearFit, accuracy: LinearFit) -> list[dict]:
+    """`against_rival` as the lines say, and then for every pair of their residuals."""
+    found = []
+    for late_ms, more_pct in ((0.0, 0.0), *itertools.product(time.residuals, accuracy.residuals)):
         board_ms = time(table_ms) + late_ms
         measured_pct = accuracy(predicted_pct) + more_pct
         ours = pd.DataFrame({"latency_ms": board_ms, "accuracy_pct": measured_pct})
-        return against_rival(ours, rival, slack=0.0)
+        found.append(against_rival(ours, rival, slack=0.0))
+    return found
 
-    value = compare()
-    others = [compare(*pair) for pair in itertools.product(time.residuals, accuracy.residuals)]
+
+def _ends(numbers: list[dict]) -> dict[str, tuple[float, float, float]]:
+    """Of each number the first, and the lowest and highest of the others."""
+    value, *others = numbers
     found = {}
     for key, middle in value.items():
         ends = [other[key] for other in others]

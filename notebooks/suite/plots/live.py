@@ -64,12 +64,24 @@ def live_networks(table: pd.DataFrame) -> Figure:
                            ha="center" if marker != "<" else "left", fontsize="x-small",
                            color="0.35")  # fmt: skip
         panel.axvline(0, color="0.3", lw=0.8, ls="--")
-        panel.set_yticks(range(len(rows)), rows["policy"])
+        panel.set_yticks(range(len(rows)), _named(rows["policy"]))
         panel.margins(x=0.12, y=0.15)
-        panel.set(title=apps, xlabel="right and in time, over the best fixed network (points)")
+        gain = rows.set_index("policy")["gain_pp"]
+        panel.set(
+            xlabel="right and in time,\nover the best fixed network (points)",
+            title=f"{apps}: the manager gains {gain['manager']:.1f} points,\n"
+            f"the oracle {gain['oracle']:.1f}",
+        )
     axes = next(iter(found.values()))[0]
     axes.invert_yaxis()
     return drawn
+
+
+def _named(policies: pd.Series) -> list[str]:
+    """Fixed networks are numbered by size; their ends by what they are."""
+    last = policies.str.startswith("fixed").sum()
+    words = {"fixed 1": "smallest network", f"fixed {last}": "largest network"}
+    return [words.get(name, name.replace("fixed", "network")) for name in policies]
 
 
 @figure("live_duty")

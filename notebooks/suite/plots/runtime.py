@@ -23,6 +23,10 @@ _SERIES = {
 _LIMITS = {"temp_c": "trip_c", "latency_ms": "deadline_ms", "clock_mhz": "cap_mhz"}
 
 
+_GOALS = {
+    "energy": "manager, for energy", "balanced": "manager, balanced",
+    "latency": "manager, for latency", "best static": "best fixed setting",
+}  # fmt: skip
 _FLOORS = {"asked": "accuracy as asked for", "equal": "accuracy of the Linux default"}
 
 
@@ -148,6 +152,12 @@ def manage_timeline(table: pd.DataFrame) -> Figure:
                 panel.set_ylabel(label)
         axes[0, column].set_title(_POLICIES[policy])
         axes[-1, column].set_xlabel("time (s)")
+        sums = mine[mine["what"] == "summary"].set_index("name")["value"]
+        if len(sums):
+            p95_ms, missed_pct = sums["latency_p95_ms"], sums["deadline_miss_pct"]
+            costs = f"p95 {p95_ms:.0f} ms, {missed_pct:.1f} % missed"
+            accuracy = f"mean accuracy {sums['accuracy_mean_pct']:.1f} %"
+            axes[0, column].set_title(f"{_POLICIES[policy]}\n{costs}\n{accuracy}")
     if table.loc[table["what"] == "latency_ms", "name"].nunique() > 1:
         shown = axes[[*series].index("latency_ms"), 0]
         handles, labels = shown.get_legend_handles_labels()
@@ -207,6 +217,65 @@ def manage_two_ladder(table: pd.DataFrame) -> Figure:
     return drawn
 
 
+@figure("manage_one_equal")
+@figure("manage_two_equal")
+def manage_equal(table: pd.DataFrame) -> Figure:
+    """What the manager saves at the baseline's accuracy, and what that costs: a small dot per seed,
+    the mean large; a row per baseline. Dashed: published."""
+    columns = {"energy_reduction_pct": "energy saved (%)",
+               "p95_ratio": "p95 latency / baseline's",
+               "accuracy_points": "accuracy over baseline's\n(points)",
+               "miss_pct": "missed frames (%)\nline: baseline's"}  # fmt: skip
+    names = [name for name in dict.fromkeys(table["scenario"]) if name != "published"]
+    baselines = list(dict.fromkeys(table["baseline"]))
+    goals = {goal: name for goal, name in _GOALS.items() if goal in set(table["policy"])}
+    height = (0.32 * len(names) + 0.9) * len(baselines)
+    drawn, axes = plt.subplots(len(baselines), len(columns), sharey=True, sharex="col",
+                               figsize=(9.6, height), squeeze=False)  # fmt: skip
+    for row, baseline in zip(axes, baselines, strict=True):
+        rows = table[table["baseline"] == baseline]
+        published = rows[rows["scenario"] == "published"]
+        rows = rows[rows["scenario"] != "published"]
+        for panel, (column, label) in zip(row, columns.items(), strict=True):
+            panel.axvline(column == "p95_ratio", color="0.3", lw=0.8, zorder=0)
+            for i, (goal, name) in enumerate(goals.items()):
+                mine = rows[rows["policy"] == goal]
+                shift = 0.2 * (i - (len(goals) - 1) / 2)
+                panel.scatter(mine[column], mine["scenario"].map(names.index) + shift, s=7,
+                              color=f"C{i}", alpha=0.4, lw=0)  # fmt: skip
+                means = mine.groupby("scenario")[column].mean()
+                panel.scatter(means, means.index.map(names.index) + shift, s=22, color=f"C{i}",
+                              marker="osD^"[i], label=name)  # fmt: skip
+            values = published.set_index("policy").get(column, pd.Series(dtype=float)).dropna()
+            for who, value in values.items():
+                panel.axvline(value, color="0.3", lw=1, ls="--", zorder=0)
+                right = value == values.max()
+                panel.annotate(f"{who}: {value:g}", (value, -1.0), (3 if right else -3, 0),
+                               ha="left" if right else "right", va="top", fontsize="x-small",
+                               textcoords="offset points")  # fmt: skip
+            if column == "miss_pct":
+                base = rows.groupby("scenario")["baseline_miss_pct"].mean()
+                panel.scatter(base, base.index.map(names.index), s=200, marker="|", color="0.3")
+            panel.set_xlabel(label if baseline == baselines[-1] else "")
+            panel.grid(axis="y", lw=0.4)
+        row[0].set_ylabel(f"against\n{_POLICIES.get(baseline, baseline)}")
+    axes[0, 0].set_yticks(range(len(names)), names)
+    axes[0, 0].set_ylim(len(names) - 0.4, -1.1)
+    _, ratio, points, missed = axes[0]
+    ratio.set_xscale("log")
+    low = 0.8 * table["p95_ratio"].min()
+    ticks = [tick for tick in (0.1, 0.5, 1, 2, 4) if tick > low]
+    ratio.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    ratio.minorticks_off()
+    points.set_xlim(-1, 1)
+    missed.set_xscale("symlog", linthresh=1)
+    missed.set_xticks([0, 1, 10], ["0", "1", "10"])
+    missed.set_xlim(-0.15, max(10, 1.3 * table["miss_pct"].max()))
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    drawn.legend(handles, labels, loc="outside upper center", ncols=len(labels))
+    return drawn
+
+
 @figure("manage_one_sensitivity")
 @figure("manage_two_sensitivity")
 def manage_sensitivity(table: pd.DataFrame) -> Figure:
@@ -220,9 +289,11 @@ def manage_sensitivity(table: pd.DataFrame) -> Figure:
         for j, name in enumerate(scenarios):
             mine = table[(table["floor"] == floor) & (table["scenario"] == name)]
             saved = mine["energy_reduction_pct"]
+            if saved.empty:
+                continue
             x = j + (i - (len(floors) - 1) / 2) * 0.4
             axes.scatter(x + rng.uniform(-0.08, 0.08, len(saved)), saved, s=9, color=f"C{i}",
-                         alpha=0.6, lw=0, label=floor if j == 0 else None)  # fmt: skip
+                         alpha=0.6, lw=0, label=floor)  # fmt: skip
             axes.vlines(x, *saved.quantile((0.025, 0.975)), color=f"C{i}", lw=1)
             share = f"{(saved > 0).sum()}/{len(saved)}"
             axes.annotate(share, (x, saved.max()), (0, 4), textcoords="offset points",
@@ -235,5 +306,7 @@ def manage_sensitivity(table: pd.DataFrame) -> Figure:
     )
     axes.set_ylim(min(0, axes.get_ylim()[0]), 1.12 * table["energy_reduction_pct"].max())
     if len(floors) > 1:
-        drawn.legend(loc="outside upper center", ncols=2, markerscale=2)
+        handles, labels = axes.get_legend_handles_labels()
+        once = dict(zip(labels, handles, strict=True))
+        drawn.legend(once.values(), once, loc="outside upper center", ncols=2, markerscale=2)
     return drawn

@@ -17,7 +17,7 @@ _COLOURS = {
     "balanced": "C1", "knee": "C1", "strict": "C3", "fluid": "C1", "fluid, stackable": "C3",
     "Dysta": "C0", "Dysta naive": "C0", "ageing": "C1", "ladder": "C3", "ladder, overload": "C3",
 }  # fmt: skip
-_BELOW = ("oracle", "SJF")  # whose labels have more room there
+_BELOW = ("oracle", "SJF", "balanced")  # whose labels have more room there
 _OURS = ("balanced", "knee", "strict", "ageing", "ladder")
 
 
@@ -52,7 +52,9 @@ def schedule_gantt(table: pd.DataFrame) -> Figure:
         panel.set_xlabel("time (ms)")
         panel.set_xlim(0, table["end_ms"].max() * 1.02)
     axes[0][0].set_ylabel("request")
-    axes[0][0].invert_yaxis()
+    last = table["request"].max()
+    axes[0][0].set_ylim(last + 0.8, 0.2)
+    axes[0][0].set_yticks([1, *range(5, last + 1, 5)])
     handles = [plt.Rectangle((0, 0), 1, 1, color=colours[m], lw=0) for m in models]
     handles.append(plt.Line2D([], [], marker="|", color="0.2", lw=0, ms=9))
     handles.append(plt.Line2D([], [], marker="x", color="C3", lw=0, ms=6, mew=1.6))
@@ -82,12 +84,14 @@ def schedule_front(table: pd.DataFrame) -> Figure:
                            ms=10 if ours else 5, color=_colour(row.scheduler),
                            elinewidth=0.8)  # fmt: skip
             below = row.scheduler in _BELOW
-            panel.annotate(row.scheduler, (row.violation, row.antt), xytext=(5, -4 if below else 4),
+            left = row.scheduler == "balanced"
+            at = (-5 if left else 5, -4 if below else 4)
+            panel.annotate(row.scheduler, (row.violation, row.antt), xytext=at,
                            textcoords="offset points", fontsize="small",
-                           va="top" if below else "bottom",
+                           va="top" if below else "bottom", ha="right" if left else "left",
                            color=_colour(row.scheduler))  # fmt: skip
         panel.plot(1, 1, "s", ms=7, color=_colour("Dysta"))
-        panel.annotate("Dysta", (1, 1), xytext=(-5, -5), textcoords="offset points", va="top",
+        panel.annotate("Dysta", (1, 1), xytext=(-5, 5), textcoords="offset points", va="bottom",
                        ha="right", fontsize="small", color=_colour("Dysta"))  # fmt: skip
         panel.set(xscale="log", yscale="log", title=TITLES[workload],
                   xlabel="late requests, over Dysta's")  # fmt: skip
@@ -115,7 +119,11 @@ def schedule_sweeps(table: pd.DataFrame) -> Figure:
                 panel.plot(means.index, means, "*-" if ours else "o-", color=_colour(name),
                            lw=1.8 if ours else 1.0, ms=7 if ours else 4, label=name)  # fmt: skip
             panel.set(yscale="log", xlabel=label, ylim=(0.007, 130))
-            panel.set_xticks(sorted(set(rows[x])))
+            if x == "slo":
+                panel.set_xscale("log")
+                plain_log(panel.xaxis)
+            panel.set_xticks(sorted(set(rows[x])), minor=False)
+            panel.set_xticks([], minor=True)
             plain_log(panel.yaxis)
             if not line:
                 panel.set_title(TITLES[workload])
@@ -142,7 +150,7 @@ def schedule_overload(table: pd.DataFrame) -> Figure:
             panel.annotate(name, at, xytext=(7, down), textcoords="offset points", fontsize="small",
                            color=colour)  # fmt: skip
         panel.set(yscale="log", title=titles[workload], xlabel="accuracy given up (points)")
-        panel.set_xlim(-0.05, 0.85)
+        panel.set_xlim(-0.05, 0.75)
         plain_log(panel.yaxis)
     next(iter(by.values()))[0].set_ylabel("late requests (%)")
     return drawn

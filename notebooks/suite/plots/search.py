@@ -1,12 +1,11 @@
 """Figures of the searches: fronts, hypervolumes, the networks found, and the predictor."""
 
 import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from suite.plots.style import WIDE, draw_front, panels_by, plain_log
+from suite.plots.style import WIDE, draw_front, panels, panels_by, plain_log
 from suite.record.figures import figure
 
 
@@ -62,34 +61,33 @@ _PARTS = {"depth": "blocks", "kernel": "mean kernel (px)", "expand": "mean expan
 
 @figure("jetson_patterns")
 def jetson_patterns(table: pd.DataFrame) -> Figure:
-    """What the networks along each unit's front look like, stage by stage, slow to the right."""
-    units = list(dict.fromkeys(table["unit"]))
-    drawn, axes = plt.subplots(
-        len(_PARTS), len(units), figsize=(4.8 * len(units), 5.6), squeeze=False, sharex="col"
-    )
-    for row, (part, label) in zip(axes, _PARTS.items(), strict=True):
+    """What the networks along each unit's front look like, from the fastest to the slowest: mean of
+    the five stages, in tenths of the front."""
+    table = table.assign(place_pct=100 * table.groupby("unit")["latency_ms"].rank(pct=True))
+    table["place_pct"] = (table["place_pct"] // 10.001) * 10 + 5
+    drawn, axes = panels(len(_PARTS), figsize=(9.6, 3.6))
+    looks = {"gpu": ("C2", "o-"), "cpu": ("#333333", "s--")}  # apart in lightness too
+    for panel, (part, label) in zip(axes, _PARTS.items(), strict=True):
         rows = table[table["part"] == part]
-        low, high = rows["value"].min(), rows["value"].max()
-        for panel, unit in zip(row, units, strict=True):
-            mine = rows[rows["unit"] == unit].pivot_table("value", "stage", "latency_ms")
-            mesh = panel.pcolormesh(
-                np.arange(mine.shape[1] + 1), np.arange(mine.shape[0] + 1) + 0.5, mine,
-                cmap="viridis", vmin=low, vmax=high,
-            )  # fmt: skip
-            panel.set(ylabel="stage", yticks=mine.index)
-            panel.invert_yaxis()
-            ticks = np.linspace(0, mine.shape[1] - 1, 6).astype(int)
-            panel.set_xticks(
-                ticks + 0.5,
-                [
-                    f"{mine.columns[i]:.3g}" if mine.columns[-1] < 100 else f"{mine.columns[i]:.0f}"
-                    for i in ticks
-                ],
-            )
-        drawn.colorbar(mesh, ax=row, label=label)
-    for panel, top, unit in zip(axes[-1], axes[0], units, strict=True):
-        panel.set_xlabel("networks in order; ticks: latency (ms)")
-        top.set_title(f"front of the {unit.upper()}")
+        for unit, mine in rows.groupby("unit", sort=False):
+            colour, look = looks[unit]
+            means = mine.groupby("place_pct")["value"].mean()
+            panel.plot(means, look, color=colour, ms=4, label=f"front of the {unit.upper()}")
+        by_unit = rows.groupby("unit")["value"].mean()
+        panel.set(
+            xlabel="place on the front (%),\nfastest to slowest", ylabel=f"{label}, mean of stages",
+            title=f"GPU {by_unit['gpu']:.1f}, CPU {by_unit['cpu']:.1f}", xlim=(0, 100),
+        )  # fmt: skip
+    axes[0].legend()
+    depth, kernel, expand = (
+        table[table["part"] == part].groupby("unit")["value"].mean() for part in _PARTS
+    )
+    drawn.suptitle(
+        f"networks for the CPU are {'deeper' if depth['cpu'] > depth['gpu'] else 'shallower'}, "
+        f"with {'smaller' if kernel['cpu'] < kernel['gpu'] else 'larger'} kernels, and "
+        f"{'narrower' if expand['cpu'] < expand['gpu'] else 'wider'} than those for the GPU",
+        fontsize="medium",
+    )
     return drawn
 
 
@@ -118,6 +116,12 @@ def jetson_board(table: pd.DataFrame) -> Figure:
             rows = mine[mine["series"] == name].sort_values("latency_ms")
             found = rows["low"].notna().any()
             look = {"color": "black", "lw": 2} if found else {"marker": "o", "lw": 0.8, "ms": 3}
+            if found:
+                # Solid between the published levels that the lines were fitted to.
+                panel.plot(rows["latency_ms"], rows["accuracy_pct"], color="black", lw=1, ls=":",
+                           label="beyond the levels known")  # fmt: skip
+                known = rows["extrapolated"].astype(float) == 0
+                rows = rows.assign(accuracy_pct=rows["accuracy_pct"].where(known))
             panel.plot(rows["latency_ms"], rows["accuracy_pct"], **{"color": f"C{i}"} | look,
                        label=name)  # fmt: skip
             if found:

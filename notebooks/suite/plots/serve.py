@@ -23,34 +23,43 @@ def serve_overhead(table: pd.DataFrame) -> Figure:
 
 @figure("serve_backends")
 def serve_backends(table: pd.DataFrame) -> Figure:
-    """Accuracy over latency of every engine and precision; their memory; their preparation."""
-    drawn, axes = plt.subplots(1, 3, figsize=(10.8, 3.8), width_ratios=(2, 1, 1))
-    sns.lineplot(
-        table, x="latency_ms", y="accuracy_test_pct", hue="backend", style="precision",
-        markers=True, markersize=7, lw=0.8, sort=False, ax=axes[0],
-    )  # fmt: skip
-    axes[0].set(xlabel="latency of one frame, CPU time (ms)", ylabel="test accuracy (%)")
+    """Every engine and precision: latency and accuracy of its points (the darker, the larger the
+    network), and the memory and preparation that a point costs."""
+    table = table.assign(engine=table["backend"] + " " + table["precision"])
+    order = list(dict.fromkeys(table["engine"]))
+    drawn, axes = plt.subplots(1, 4, figsize=(11.5, 4.0), sharey=True, width_ratios=(2, 1, 1, 1))
+    height = table["engine"].map(order.index)
+    for panel, column, label in (
+        (axes[0], "latency_ms", "latency of one frame,\nCPU time (ms)"),
+        (axes[1], "accuracy_test_pct", "test accuracy (%)"),
+    ):
+        span = table.groupby("engine")[column].agg(["min", "max"]).loc[order]
+        panel.hlines(range(len(order)), span["min"], span["max"], color="0.8", lw=2, zorder=0)
+        panel.scatter(table[column], height, c=table["macs_m"], cmap="viridis_r", s=30)
+        panel.set_xlabel(label)
     axes[0].set_xscale("log")
     plain_log(axes[0].xaxis)
     if "images" in table:  # not in tables of earlier versions
         share, count = table["accuracy_test_pct"].mean() / 100, table["images"].iloc[0]
         error_pct = 100 * (share * (1 - share) / count) ** 0.5
-        axes[0].set_title(f"{count:.0f} test images: standard error {error_pct:.1f} points")
-    handles, labels = axes[0].get_legend_handles_labels()
-    axes[0].get_legend().remove()
-    drawn.legend(handles, labels, loc="outside upper center", ncols=len(labels))
-    engines = table.assign(engine=table["backend"] + " " + table["precision"])
+        axes[1].set_title(f"{count:.0f} images:\n± {error_pct:.1f} points", fontsize="small")
     for panel, column, label in (
-        (axes[1], "memory_mb", "memory per point (MB)"),
-        (axes[2], "prepare_s", "preparation per point,\nCPU time (s)"),
+        (axes[2], "memory_mb", "memory of a point (MB)"),
+        (axes[3], "prepare_s", "preparation of a point,\nCPU time (s)"),
     ):
-        sns.barplot(
-            engines, y="engine", x=column, hue="backend", errorbar=None, legend=False, ax=panel
-        )
-        panel.set(xlabel=label, ylabel="")
-        for bars in panel.containers if column == "memory_mb" else ():
-            panel.bar_label(bars, [" 0" if w < 0.05 else "" for w in bars.datavalues])
-    axes[2].set_yticklabels([])
+        panel.barh(range(len(order)), table.groupby("engine")[column].mean().loc[order], color="C0")
+        panel.set_xlabel(label)
+    axes[0].set_yticks(range(len(order)), order)
+    axes[0].invert_yaxis()
+    large = table[table["macs_m"] == table["macs_m"].max()].set_index("engine")
+    fastest = large["latency_ms"].idxmin()
+    speedup = large["latency_ms"].iloc[0] / large["latency_ms"].min()
+    memory_mb = table.groupby("engine")["memory_mb"].mean()[fastest]
+    drawn.suptitle(
+        f"{fastest} serves the largest network {speedup:.1f} times as fast as {large.index[0]}, "
+        f"for {memory_mb:.0f} MB a point",
+        fontsize="medium",
+    )
     return drawn
 
 

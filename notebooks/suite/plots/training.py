@@ -6,21 +6,31 @@ import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from suite.plots.style import WIDE, panels_by, plain_log, series
+from suite.plots.style import panels_by, plain_log, series
 from suite.record.figures import figure
 
 
 @figure("recipe_ablation")
 def recipe_ablation(table: pd.DataFrame) -> Figure:
-    """Validation accuracy over MACs of the same sub-networks, one line per training recipe."""
-    drawn, axes = plt.subplots(figsize=WIDE)
-    sns.lineplot(
-        table.sort_values("macs_m"), x="macs_m", y="accuracy_val_pct", hue="recipe",
-        style="recipe", markers=True, dashes=False, ax=axes,
+    """Accuracy of the same sub-networks under each recipe, over their mean under all recipes; the
+    darker a dot, the larger the sub-network; bar: mean."""
+    common = table.groupby("subnet")["accuracy_val_pct"].transform("mean")
+    table = table.assign(gain_pp=table["accuracy_val_pct"] - common)
+    means = table.groupby("recipe")["gain_pp"].mean().sort_values()
+    height = {recipe: i for i, recipe in enumerate(means.index)}
+    drawn, axes = plt.subplots(figsize=(7.2, 3.8))
+    axes.barh(range(len(means)), means, color="0.88", height=0.7)
+    dots = axes.scatter(
+        table["gain_pp"], table["recipe"].map(height), c=table["macs_m"], cmap="viridis_r", s=28,
+        zorder=3,
     )  # fmt: skip
-    axes.set(xlabel="work (MMACs)", ylabel="validation accuracy (%)")
-    axes.set_title("the same sub-networks, trained by different recipes for the same epochs")
-    sns.move_legend(axes, "center left", bbox_to_anchor=(1, 0.5), title=None)
+    axes.axvline(0, color="0.3", lw=0.8)
+    axes.set_yticks(range(len(means)), means.index)
+    axes.set_xlabel("validation accuracy over the mean of all recipes (points)")
+    best, second = means.index[-1], means.index[-2]
+    lead_pp = means.iloc[-1] - means.iloc[-2]
+    axes.set_title(f"{best} leads {second} by {lead_pp:.1f} points after the same epochs")
+    drawn.colorbar(dots, ax=axes, label="work of the sub-network (MMACs)")
     return drawn
 
 

@@ -50,6 +50,12 @@ def drawing(name: str) -> Callable[[pd.DataFrame], Figure]:
     return _drawings[name]
 
 
+def caption(name: str) -> str:
+    """What figure `name` shows, as its drawing function's docstring says it, in one line."""
+    said = (drawing(name).__doc__ or name).split("\n\n")[0]
+    return " ".join(said.replace("`", "").split())
+
+
 def set_style() -> None:
     """The look of every figure: seaborn's paper context, ticks, a palette for colour-blind eyes."""
     sns.set_theme(context="paper", style="ticks", palette="colorblind")

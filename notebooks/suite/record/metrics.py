@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dynlib.files import atomic_write
+from dynlib.files import MALFORMED, atomic_write, read_plain
 from dynlib.source import Source
+from dynlib.toml import is_number
 from suite.errors import SuiteError
 
 PROFILES = ("quick", "full")
 FIELDS = ("value", "unit", "source", "profile", "n", "low", "high", "tolerance", "what", "why")
+LARGEST_JSON = 2**24  # bytes
 _KEY = re.compile(r"[a-z][a-z0-9_]*")
 
 
@@ -123,16 +125,16 @@ def check_metrics(metrics: Any, name: str | Path) -> dict[str, dict[str, Any]]:
 
 
 def _is_finite(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return is_number(value)
 
 
 def read_metrics(path: str | Path) -> dict[str, dict[str, Any]]:
     """Read and check a ``metrics.json``; raises `SuiteError` naming the file and the key."""
     try:
-        return check_metrics(json.loads(Path(path).read_text()), path)
+        return check_metrics(json.loads(read_plain(path, LARGEST_JSON)), path)
     except FileNotFoundError:
         raise SuiteError(f"{path}: no such file; run the notebook that writes it") from None
-    except ValueError as error:
+    except (OSError, *MALFORMED) as error:
         raise SuiteError(f"{path}: not JSON: {error}") from None
 
 

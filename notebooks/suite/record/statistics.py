@@ -53,9 +53,7 @@ def growth(tables: Sequence[pd.DataFrame], directions: Mapping[str, str]) -> lis
 
     The reference point of all is the worst corner of their union.
     """
-    signs = np.array([1.0 if way == "minimize" else -1.0 for way in directions.values()])
-    minimised = [table[list(directions)].to_numpy(float) * signs for table in tables]
-    reference = np.concatenate(minimised).max(axis=0)
+    minimised, reference = _minimised(tables, directions)
     curves = []
     for points in minimised:
         trials = range(1, len(points) + 1)
@@ -65,4 +63,12 @@ def growth(tables: Sequence[pd.DataFrame], directions: Mapping[str, str]) -> lis
 
 def volumes(tables: Sequence[pd.DataFrame], directions: Mapping[str, str]) -> np.ndarray:
     """Hypervolume of each table of trials at its end; see `growth`."""
-    return np.array([curve[-1] for curve in growth(tables, directions)])
+    minimised, reference = _minimised(tables, directions)
+    return np.array([hypervolume(points, reference) for points in minimised])
+
+
+def _minimised(tables: Sequence[pd.DataFrame], directions: Mapping[str, str]):
+    """The objectives of each table, all to be low, and the worst corner of their union."""
+    signs = np.array([1.0 if way == "minimize" else -1.0 for way in directions.values()])
+    minimised = [table[list(directions)].to_numpy(float) * signs for table in tables]
+    return minimised, np.concatenate(minimised).max(axis=0)

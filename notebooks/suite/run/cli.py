@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from dynlib.errors import DynlibError
-from dynlib.files import atomic_write, repo_root
+from dynlib.files import MALFORMED, atomic_write, repo_root
 from suite.errors import SuiteError
+from suite.record.headlines import write_headlines
 from suite.record.metrics import PROFILES
 from suite.record.provenance import find_input
 from suite.run.execute import execute
 from suite.run.keep import locked, replacing
 from suite.run.notebooks import Notebook, discover, select
-from suite.run.results import check_complete, compare_with_committed, promote
+from suite.run.results import check_complete, compare_with_committed, promote, proofs
 
 EPILOG = """\
 also:
@@ -46,6 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--no-run", action="store_true", help="check or promote the run that is there")
     add("--force", action="store_true", help="promote results of uncommitted code too")
     add("--figures", action="store_true", help="only draw the figures again from their tables")
+    add("--site", action="store_true", help="only make a static site of the run that is there")
     add("--list", action="store_true", help="only list the notebooks")
     return parser
 
@@ -67,6 +69,8 @@ def main(
         if args.figures:
             return _figures(out_dir, root)
         notebooks = discover(root / "notebooks")
+        if args.site:
+            return _site(notebooks, out_dir, root)
         if args.list:
             return _list(notebooks)
         chosen = select(notebooks, args.only, args.first)
@@ -80,7 +84,7 @@ def main(
             if args.promote:
                 _promote(chosen, out_dir, root, args.force)
         return int(failed)
-    except DynlibError as error:
+    except (DynlibError, OSError) as error:
         print(f"error: {error}")
         return 2
 
@@ -155,14 +159,17 @@ def _run(
                 limits = limits_s or notebook.limits_s(profile)
                 execute(notebook, parameters[notebook.name], executed, root, limits)
                 check_complete(notebook, out_dir, profile)
-            row["status"] = "ok"
-        except DynlibError as error:
+            row |= {"status": "ok", "proofs": proofs(notebook, out_dir)}
+        except (DynlibError, OSError) as error:  # a full disk, a folder that cannot be written
             row["error"] = str(error)
             print(f"{notebook.name} FAILED: {error}", flush=True)
         row |= {"seconds": round(time.monotonic() - started_s, 1), "budget_s": round(budget_s, 1)}
         rows.append(row)
         record[notebook.name] = row
-        _write_record(out_dir, record)
+        try:
+            _write_record(out_dir, record)
+        except OSError as error:
+            row |= {"status": "failed", "error": str(error)}
     _print_table(rows)
     return all(row["status"] == "ok" for row in rows)
 
@@ -182,7 +189,7 @@ def _record(out_dir: Path) -> dict[str, dict[str, Any]]:
     try:
         rows = json.loads(path.read_text())["notebooks"] if path.exists() else []
         return {row["notebook"]: row for row in rows}
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, KeyError, *MALFORMED) as error:
         raise SuiteError(f"{path}: unreadable ({error!r}); delete it and run again") from None
 
 
@@ -203,6 +210,9 @@ def _print_table(rows: Sequence[dict[str, Any]]) -> None:
         )
     seconds, budget_s = (sum(row[key] for row in rows) for key in ("seconds", "budget_s"))
     failed = sum(row["status"] != "ok" for row in rows)
+    for row in rows:
+        if "error" in row:
+            print(f"{row['notebook']}: {row['error'].splitlines()[0]}")
     status = f"{failed} bad" if failed else "ok"
     print(f"{'total':{width}}  {status:6}  {seconds:7.1f}  {budget_s:8.0f}", flush=True)
 
@@ -235,18 +245,34 @@ def _promote(chosen: Sequence[Notebook], out_dir: Path, root: Path, force: bool)
     copied, left = promote(chosen, out_dir, root, _record(out_dir), force)
     for path in left:
         print(f"not promoted: {path}")
+    if (root / "data" / "headlines.csv").exists():
+        write_headlines(root)
     print(f"promoted {len(copied)} files of {len(chosen)} notebooks", flush=True)
 
 
 def _figures(out_dir: Path, root: Path) -> int:
-    places = (out_dir / "figures", root / "figures")
-    folder = next((place for place in places if any(place.glob("*.csv"))), None)
-    if folder is None:
-        raise SuiteError(f"no tables of figures in {' or '.join(map(str, places))}")
+    folder, committed = out_dir / "figures", root / "figures"
+    if folder.resolve() == committed.resolve():
+        raise SuiteError(f"--out {out_dir} would draw over the committed figures; give another")
+    # Those that no run has drawn here are drawn from the committed tables, on copies of these.
+    for table in sorted(committed.glob("*.csv")):
+        if not (folder / table.name).exists():
+            atomic_write(folder / table.name, table.read_bytes())
+    if not any(folder.glob("*.csv")):
+        raise SuiteError(f"no tables of figures in {folder} or {committed}")
     from suite.record.figures import redraw
 
     names = redraw(folder)
     print(f"drew {len(names)} figures in {_shown(folder, root)}: {', '.join(names)}")
+    return 0
+
+
+def _site(notebooks: Sequence[Notebook], out_dir: Path, root: Path) -> int:
+    from suite.run.site import build_site
+
+    with locked(out_dir):
+        index = build_site(notebooks, out_dir, root)
+    print(f"made {_shown(index, root)}")
     return 0
 
 

@@ -15,10 +15,8 @@ from typing import Any
 import dynlib
 from suite.errors import SuiteError
 from suite.run.child import kill_tree
-from suite.run.notebooks import Notebook, source
+from suite.run.notebooks import ADDED, Notebook, source
 
-# Cells that papermill adds; without them cells count as they do in the notebook.
-ADDED = {"injected-parameters", "papermill-error-cell-tag"}
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 SHOWN_LINES = 12
 # Where a kernel finds the packages `suite` and `dynlib`.

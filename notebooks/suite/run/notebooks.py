@@ -15,6 +15,8 @@ from suite.record.metrics import PROFILES
 NAME = re.compile(r"\d\d(_[a-z0-9]+)+")
 EXPECTED = ("profile", "seed", "board", "dataset", "data_dir", "out_dir")
 PROMISES = ("reads", "writes", "figures", "minutes")
+# Cells that papermill adds; without them cells count as they do in the notebook.
+ADDED = {"injected-parameters", "papermill-error-cell-tag"}
 ALWAYS_WRITTEN = ("metrics.json", "manifest.json")
 
 # A budget is what a notebook takes on the reference machine; a slow one gets this much more.
@@ -88,6 +90,13 @@ def read_notebook(path: Path) -> Notebook:
 def source(cell: dict) -> str:
     """A cell's text, which the format stores as one string or as lines."""
     return "".join(cell["source"])
+
+
+def code_of(path: Path) -> list[str]:
+    """The code cells of a notebook file, but for those that papermill adds."""
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    own = (cell for cell in cells if ADDED.isdisjoint(cell["metadata"].get("tags", ())))
+    return [source(cell) for cell in own if cell["cell_type"] == "code"]
 
 
 def _title(cells: Sequence[dict]) -> str:

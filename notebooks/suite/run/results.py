@@ -1,15 +1,17 @@
 """Results of a run: are they complete, did they move, and may they replace the committed ones?"""
 
 import json
+import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dynlib.files import FIGURE_SUFFIXES, atomic_write
+from dynlib.files import FIGURE_SUFFIXES, MALFORMED, read_plain, sha256
 from suite.errors import SuiteError
-from suite.record.metrics import MetricChange, compare_metrics, read_metrics
+from suite.record.metrics import LARGEST_JSON, MetricChange, compare_metrics, read_metrics
 from suite.record.provenance import MANIFEST_FIELDS
-from suite.run.notebooks import ALWAYS_WRITTEN, Notebook
+from suite.run.notebooks import ALWAYS_WRITTEN, Notebook, code_of
 
 TABLE_SUFFIXES = (".csv", ".json", ".jsonl")
 TABLE_BYTES = 2**20
@@ -18,8 +20,10 @@ TABLE_BYTES = 2**20
 def read_manifest(path: Path) -> dict[str, Any]:
     """Read a ``manifest.json``; raises `SuiteError` naming the file and what it lacks."""
     try:
-        manifest = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        manifest = json.loads(read_plain(path, LARGEST_JSON))
+        for field in ("parameters", "outputs"):
+            dict(manifest.get(field, {}))
+    except (OSError, *MALFORMED) as error:
         raise SuiteError(f"{path}: not a readable manifest: {error}") from None
     missing = [field for field in MANIFEST_FIELDS if field not in manifest]
     if missing:
@@ -87,7 +91,8 @@ def promote(
     """Copy the results of `notebooks` over the committed ones; returns what was copied and left.
 
     `table` is the suite's record of each notebook. Raises `SuiteError`, having copied nothing, if
-    one is not "ok" there, is not complete, or (without `force`) came from uncommitted code.
+    one is not "ok" there, is not complete, is not proved to be the suite's own run of the notebook
+    as it is with its default parameters, or (without `force`) came from uncommitted code.
     """
     copies: list[tuple[Path, Path]] = []
     left: list[str] = []
@@ -99,9 +104,11 @@ def promote(
             raise SuiteError(f"not promoted: {name} is {status}; promote a clean run")
         try:
             check_complete(notebook, out_dir, record["profile"])
+            manifest = read_manifest(out_dir / name / "manifest.json")
+            _check_default_run(notebook, out_dir, record, manifest)
         except SuiteError as error:
             raise SuiteError(f"not promoted: {name} {error}") from None
-        git = read_manifest(out_dir / name / "manifest.json")["git"]
+        git = manifest["git"]
         if not force and (git is None or git["dirty"]):
             raise SuiteError(
                 f"not promoted: {name} ran from code that is not committed; commit and run again, "
@@ -119,6 +126,71 @@ def promote(
             for suffix in FIGURE_SUFFIXES:
                 file = f"{figure}{suffix}"
                 copies.append((out_dir / "figures" / file, root / "figures" / file))
-    for source, target in dict(copies).items():
-        atomic_write(target, source.read_bytes())
+    try:
+        _replace_all(dict(copies), root)
+    except OSError as error:
+        raise SuiteError(f"not promoted, nothing was replaced: {error}") from error
     return [target for _, target in copies], left
+
+
+def proofs(notebook: Notebook, out_dir: Path) -> dict[str, str]:
+    """Hashes of the two files that prove a run: its manifest and its executed notebook."""
+    folder = out_dir / notebook.name
+    files = (folder / "manifest.json", _executed(notebook, out_dir))
+    return {file.name: sha256(file) for file in files if file.is_file()}
+
+
+def _executed(notebook: Notebook, out_dir: Path) -> Path:
+    return out_dir / notebook.name / f"{notebook.name}.ipynb"
+
+
+def _check_default_run(
+    notebook: Notebook, out_dir: Path, record: Mapping[str, Any], manifest: Mapping[str, Any]
+) -> None:
+    """Raises `SuiteError` unless the files are what the suite's run with the defaults left."""
+    # A run by hand, in JupyterLab say, leaves other files than the suite has seen.
+    if len(record.get("proofs", ())) < 2 or record["proofs"] != proofs(notebook, out_dir):
+        raise SuiteError("has another manifest or executed notebook than the suite's run left")
+    executed = json.loads(_executed(notebook, out_dir).read_text())
+    handed = executed["metadata"]["papermill"]["parameters"]
+    used = manifest["parameters"] | handed
+    given = {"profile": record["profile"], "out_dir": manifest["parameters"].get("out_dir")}
+    for key, default in (notebook.parameters | given).items():
+        value = used.get(key, default)
+        if value != default or type(value) is not type(default):
+            raise SuiteError(f"ran with {key} = {value!r}; its default is {default!r}")
+    if code_of(_executed(notebook, out_dir)) != code_of(notebook.path):
+        raise SuiteError("ran other cells than the notebook has now; run it again")
+    promised = [f"{notebook.name}/metrics.json", *notebook.writes]
+    promised += [
+        f"figures/{name}{suffix}" for name in notebook.figures for suffix in FIGURE_SUFFIXES
+    ]
+    for path in promised:
+        if manifest["outputs"].get(path) != sha256(out_dir / path):
+            raise SuiteError(f"has another {path} than its manifest says; run it again")
+
+
+def _replace_all(copies: Mapping[Path, Path], root: Path) -> None:
+    """Put each source in its target's place, or on any error none."""
+    with tempfile.TemporaryDirectory(prefix=".promote-", dir=root) as folder:
+        old, new = Path(folder) / "old", Path(folder) / "new"
+        old.mkdir()
+        new.mkdir()
+        for number, source in enumerate(copies):
+            shutil.copyfile(source, new / str(number))  # a full disk shows here
+        done: list[tuple[Path, Path]] = []
+        try:
+            for number, target in enumerate(copies.values()):
+                target.parent.mkdir(parents=True, exist_ok=True)
+                aside = old / str(number)
+                done.append((aside, target))
+                if target.exists():
+                    target.rename(aside)
+                (new / str(number)).rename(target)
+        except BaseException:
+            for aside, target in reversed(done):
+                if aside.exists():
+                    aside.replace(target)
+                else:
+                    target.unlink(missing_ok=True)
+            raise

@@ -3,6 +3,15 @@
 from suite.lazy import lazily
 
 __getattr__ = lazily(__name__, {
+    "adapt": [
+        "Pair", "Routes", "answers", "cascade_of", "cheapest", "difficulty_ranks", "even_sample",
+        "exit_choices", "exits_of", "exits_table", "gate_macs_m", "gated_of", "knob_case",
+        "leaving_right", "paired_drop", "per_image", "portraits", "predicted_ms", "right",
+        "routes_of", "speedup", "time_rounds",
+    ],
+    "adapt_train": [
+        "exits_path", "features_of", "first_path", "load_exits", "ship_exits", "train_first",
+    ],
     "ablation": ["compare_alone", "compare_recipes", "single"],
     "across": ["can_link", "ddp_losses", "kill_some", "learn", "time_grid"],
     "bound": ["attackers", "below_optimum"],
@@ -19,18 +28,20 @@ __getattr__ = lazily(__name__, {
     ],
     "load": ["Burst", "background"],
     "manage": [
-        "against_optimum", "contenders", "decision_us", "levels", "over_linux", "recoveries",
-        "rivals", "sensitivity", "simulate_many", "simulation_speed", "tables_by_work",
+        "against_optimum", "contenders", "decision_us", "everybody", "levels", "optimum_rows",
+        "over_linux", "recoveries", "rivals", "sensitivity", "simulate_each", "simulate_many",
+        "simulation_speed", "tables_by_work", "taught",
     ],
     "mechanisms": ["MECHANISMS", "most_of_each", "take_out", "what_each_brings"],
+    "own_cost": ["own_memory_mb", "quietest"],
     "panel": ["Panel"],
     "parallel": ["in_parallel"],
     "random_workloads": ["noise_wrong", "random_case"],
     "replay_power": ["calibrations", "replay"],
     "scenarios": ["scenario"],
     "schedule": [
-        "VARIANTS", "compare_schedulers", "late_against_optimum", "queue_error", "seed_ratio",
-        "speed", "who_runs",
+        "VARIANTS", "compare_schedulers", "front_rows", "late_against_optimum", "queue_error",
+        "seed_ratio", "speed", "who_runs",
     ],
     "schedule_energy": ["energy_rows"],
     "schedule_live": ["live_rows"],

@@ -12,7 +12,10 @@ from suite.record.statistics import mean_interval
 
 
 def reductions(
-    runs: pd.DataFrame, baseline: str = "linux", manager: str = "manager"
+    runs: pd.DataFrame,
+    baseline: str = "linux",
+    manager: str = "manager",
+    equal_accuracy: bool = False,
 ) -> pd.DataFrame:
     """What the manager saves against the baseline, in percent: one row per scenario and seed.
 
@@ -23,7 +26,8 @@ def reductions(
 
     An energy reduction counts only where the manager misses no more than the baseline or 1 %,
     whichever is larger: elsewhere at most 0 is reported, for missing frames always saves energy. A
-    latency reduction counts likewise only at no more energy per on-time frame.
+    latency reduction counts likewise only at no more energy per on-time frame; with
+    `equal_accuracy` both only where the manager delivers the baseline's mean accuracy or more.
     """
     pairs = runs.set_index(["scenario", "seed"])
     base, managed = (pairs[pairs["policy"] == name] for name in (baseline, manager))
@@ -34,13 +38,15 @@ def reductions(
         )
     managed = managed.loc[base.index]
     allowed = np.maximum(base["deadline_miss_pct"], MISS_LIMIT_PCT)
-    out = pd.DataFrame({"counts": managed["deadline_miss_pct"] <= allowed + 1e-9})
+    gained = managed["accuracy_mean_pct"] - base["accuracy_mean_pct"]
+    accurate = (gained >= -1e-6) | (not equal_accuracy)
+    out = pd.DataFrame({"counts": accurate & (managed["deadline_miss_pct"] <= allowed + 1e-9)})
     for key, column in _REDUCTIONS.items():
         saved = _reduction_pct(base[column], managed[column])
         out[key] = np.where(out["counts"], saved, np.minimum(saved, 0.0))
     faster = _reduction_pct(base["latency_p95_ms"], managed["latency_p95_ms"])
     cheaper = managed["energy_per_frame_mj"] <= base["energy_per_frame_mj"]
-    out["latency_reduction_pct"] = np.where(cheaper, faster, np.minimum(faster, 0.0))
+    out["latency_reduction_pct"] = np.where(cheaper & accurate, faster, np.minimum(faster, 0.0))
     return out.reset_index()
 
 

@@ -21,6 +21,7 @@ from dynlib.runtime.oracle import optimum
 from dynlib.runtime.rivals import TRIAL_SEEDS, Static, best_static, linux_default
 from dynlib.workload import App, Change, Workload
 from suite.papers.dynamic_ofa import GPU_LEVELS, PUBLISHED_MODEL, Reactive
+from suite.papers.ztt import train_agent
 from suite.studies.compare import compare_policies, recovery_frames
 from suite.studies.foresight import foresight
 from suite.studies.parallel import in_parallel
@@ -52,6 +53,12 @@ def rivals(board: Board, tables: Tables) -> dict[str, Callable[[Maker], Policy |
     for governor in ("performance", "powersave", "ondemand", "conservative", "schedutil"):
         found[governor] = partial(linux_default, name=governor, governor=governor)
     return found
+
+
+def everybody(board: Board, tables: Tables) -> dict[str, Callable[[Maker], Policy | None]]:
+    """The Linux default, the manager for energy, and `rivals`."""
+    found = contenders(board, tables)
+    return {name: found[name] for name in ("linux", "manager")} | rivals(board, tables)
 
 
 def tables_by_work(board: Board) -> Tables:
@@ -99,7 +106,48 @@ def simulate_many(
             for seed, case in cases.items():
                 row = case.simulate(policy, seed).summary()
                 rows.append(row | {"scenario": scenario_name, "policy": policy_name})
-    return pd.DataFrame(rows).drop(columns="apps")
+    return pd.DataFrame(rows).drop(columns="apps", errors="ignore")  # nobody had a policy
+
+
+def simulate_each(
+    scenarios: Iterable[str],
+    board: Board,
+    tables: Tables,
+    seeds: Iterable[int],
+    policies: Callable[[Board, Tables], Mapping[str, Callable]] = contenders,
+    names: Iterable[str] = (),
+) -> pd.DataFrame:
+    """`simulate_many` of scenarios by name, on all cores; `policies` as `contenders` and `rivals`
+    are, for other processes to import, and of them those of `names` (default: all)."""
+    jobs = [
+        (name, policy, board, tables, list(seeds), policies)
+        for name in scenarios
+        for policy in names or policies(board, tables)
+    ]
+    return in_parallel(_with_policy, jobs)
+
+
+def _with_policy(name: str, policy: str, board: Board, tables: Tables, seeds, policies):
+    build = policies(board, tables)[policy]
+    runs = simulate_many([name], board, tables, {policy: build}, seeds)
+    return runs.to_dict("records")
+
+
+def taught(name: str, board: Board, tables: Tables, seed: int, seeds) -> list[dict]:
+    """Q-learning of one scenario, a job of `in_parallel`: rows of its learning curve, with
+    `episode`, and of the runs of the agent that came out."""
+    make = partial(scenario, name, board, tables)
+    agent, curve = train_agent(make, seed=seed)
+    policies = {"q-learning": lambda make: agent}
+    runs = simulate_many({name: make}, board, tables, policies, seeds)
+    curve = curve.assign(scenario=name, policy="q-learning")
+    return [*curve.to_dict("records"), *runs.to_dict("records")]
+
+
+def optimum_rows(board: Board, points: str, tables: Tables, name: str, seeds) -> list[dict]:
+    """`against_optimum` for one scenario; a job of `in_parallel`."""
+    table = against_optimum([name], board, tables, seeds=seeds)
+    return table.assign(board=board.name, points=points).to_dict("records")
 
 
 def sensitivity(

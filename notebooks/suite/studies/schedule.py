@@ -206,6 +206,37 @@ def seed_ratio(
     return (mine.mean() / other.mean(), *np.quantile(means, (0.025, 0.975)))
 
 
+def front_rows(
+    runs: pd.DataFrame, bounds: pd.DataFrame, names: Sequence[str], ours: Sequence[str],
+    few: Sequence[int], few_requests: int = 20_000,
+) -> pd.DataFrame:  # fmt: skip
+    """Mean slowdown and misses of each scheduler over Dysta's, with intervals, and their bounds.
+
+    Rivals are slow, so they have the seeds `few` and at most `few_requests`; as many for Dysta.
+    """
+    found = []
+    for workload, group in runs.groupby("workload"):
+        count = group["requests"].max()
+        long = group[group["requests"] == count]
+        short = group[(group["requests"] == min(count, few_requests)) & group["seed"].isin(few)]
+        for name in names:
+            role = "ours" if name in ours else "rival"
+            values = {"workload": workload, "scheduler": name, "role": role}
+            for measure, key in (("antt", "antt"), ("violation_pct", "violation")):
+                shown = long if name in ours else short
+                value, low, high = seed_ratio(shown, measure, name, "Dysta")
+                values |= {key: value, f"{key}_low": low, f"{key}_high": high}
+            found.append(values)
+        least = bounds.loc[bounds["workload"] == workload, ["optimum_pct", "dysta_pct"]].sum()
+        found += [
+            {"workload": workload, "scheduler": "clairvoyant mean slowdown", "role": "bound",
+             "measure": "antt", "antt": seed_ratio(long, "antt", "clairvoyant", "Dysta")[0]},
+            {"workload": workload, "scheduler": "fewest misses possible", "role": "bound",
+             "measure": "violation", "violation": least["optimum_pct"] / least["dysta_pct"]},
+        ]  # fmt: skip
+    return pd.DataFrame(found)
+
+
 def queue_error(workload: str, count: int, seed: int) -> list[dict]:
     """Mean turnaround of first come, first served, beside Pollaczek and Khinchine's formula."""
     rate = WORKLOADS[workload]

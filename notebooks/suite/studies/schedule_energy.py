@@ -61,8 +61,8 @@ class Thrifty(Ordered):
 
     unit: Unit | None = None
     tables: Mapping[str, PointTable] | None = None
-    backlog: float = 6.0
-    kept: float = 0.8  # of what is left until a deadline, for requests to come
+    backlog: float = 8.0
+    kept: float = 0.85  # of what is left until a deadline, for requests to come
     least_mhz: float = 0.0
     static = False
 

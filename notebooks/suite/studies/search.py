@@ -8,6 +8,7 @@ where there is a row, and for the others as predicted from those.
 import itertools
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from dynlib.pareto import hypervolume
 from dynlib.searching.predictor import AccuracyPredictor, WorkOf
 from dynlib.searching.study import measured, open_study, params, search
 from dynlib.space import SearchSpace, SubnetConfig
-from suite.papers.evolution import BandArchive, Evaluate, evolve
+from suite.papers.evolution import BandArchive, Evaluate, evolve, published_evolution
 from suite.record.statistics import geometric_ratio, volumes
 from suite.studies.guided import GuidedSampler, distributions
 
@@ -55,43 +56,65 @@ def compare_samplers(
     seeds: Iterable[int],
     start: Sequence[SubnetConfig] = (),
     population: int = 10,
+    caps: int = 5,
+    generations: int = 30,
 ) -> pd.DataFrame:
-    """The guided sampler and Optuna's own on the same accuracies, each with as many trials.
+    """The guided sampler, Optuna's own, chance and evolution on the same accuracies, each with as
+    many trials; and evolution once more as published, "evolution, published", with a population of
+    100 for `generations` below each of `caps` limits on the cost, whatever that takes.
 
-    Returns a row per sampler and seed: ``sampler, seed, hypervolume, s_per_trial``; hypervolumes
-    have one reference point, times are process seconds of the sampler alone.
+    Returns a row per sampler and seed: ``sampler, seed, hypervolume, share_of_truth, trials,
+    generations, s_per_trial``. Hypervolumes have one reference point, the worst corner of the whole
+    space, and `share_of_truth` is over that of all its sub-networks; `trials` are different ones,
+    `generations` (NaN where there are none) the fewest below any cap; times are process seconds of
+    the sampler alone.
     """
 
     def objective(config: SubnetConfig) -> dict[str, float]:
         return {"accuracy_val_pct": accuracy[config], "cost": cost(config)}
 
+    everything = [objective(config) for config in accuracy]
+    costs = [measures["cost"] for measures in everything]
+    limits = np.geomspace(min(costs), max(costs), caps + 1)[1:]
+    evolve_below = partial(
+        published_evolution, space, objective, cost, limits, score="accuracy_val_pct"
+    )
     rows, found = [], []
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # a Gaussian process of so few trials only waits for more
     for seed in tqdm(seeds, desc="samplers", disable=None):
-        samplers = {
+        by_name = {
             "guided": GuidedSampler(space, cost, work, seed=seed),
             "gp": optuna.samplers.GPSampler(seed=seed, n_startup_trials=population),
             "tpe": "tpe",
             "nsga2": "nsga2",
+            "random": "random",
         }
-        for name, sampler in samplers.items():
+        searches = {
+            name: partial(search, space, objective, _GOALS, trials=trials, seed=seed,
+                          sampler=sampler, population=population, start=start)
+            for name, sampler in by_name.items()
+        }  # fmt: skip
+        searches["evolution"] = partial(
+            evolve_below, trials=trials, seed=seed, start=start, population=6
+        )
+        searches["evolution, published"] = partial(
+            evolve_below, trials=None, seed=seed, population=100, generations=generations
+        )
+        for name, run in searches.items():
             started = time.process_time()
-            table = search(
-                space,
-                objective,
-                _GOALS,
-                trials=trials,
-                seed=seed,
-                sampler=sampler,
-                population=population,
-                start=start,
-            )
+            table = run()
             seconds = time.process_time() - started
-            rows.append({"sampler": name, "seed": seed, "s_per_trial": seconds / trials})
+            rows.append({
+                "sampler": name, "seed": seed, "trials": len(table),
+                "generations": table.attrs.get("generations", np.nan),
+                "s_per_trial": seconds / len(table),
+            })  # fmt: skip
             found.append(table)
     torch.set_num_threads(threads)
-    return pd.DataFrame(rows).assign(hypervolume=volumes(found, _GOALS))
+    *reached, truth = volumes([*found, pd.DataFrame(everything)], _GOALS)
+    rows = pd.DataFrame(rows).assign(hypervolume=reached)
+    return rows.assign(share_of_truth=rows["hypervolume"] / truth)
 
 
 class RankedPopulation:

@@ -91,14 +91,18 @@ def measured_rows(network: Path, accuracy: dict[str, float], repeats: int) -> li
 class Stage:
     """A service and its programs, in processes of their own; none outlives the block.
 
+    The machine is the folder `machine`: what is in it are its clocks. So no other run has to wait
+    until this one is done with the real ones.
+
     Args:
-        folder: of this user alone; for socket, lease, logs and frames.
+        folder: of this user alone; for socket, machine, lease, logs and frames.
         options: further words of the service's command line.
     """
 
     def __init__(self, folder: Path, network: Path, *options: str):
         self.folder, self.network, self.options = folder, network, options
-        self.path = folder / "manager.sock"
+        self.path, self.root = folder / "manager.sock", folder / "machine"
+        self.root.mkdir(exist_ok=True)
         self.service: subprocess.Popen | None = None
         self.programs: dict[str, subprocess.Popen] = {}
         self.arguments: dict[str, list[str]] = {}
@@ -116,7 +120,9 @@ class Stage:
     def start_service(self) -> None:
         """Start it; returns once it answers."""
         command = [sys.executable, "-m", "dynlib.deploy.service", "--socket", str(self.path)]
-        command += ["--lease", str(self.folder), "--log", str(self.folder / "logs"), *self.options]
+        places = {"root": self.root, "lease": self.folder, "log": self.folder / "logs"}
+        command += [word for key, place in places.items() for word in (f"--{key}", str(place))]
+        command += self.options
         with (self.folder / "service.txt").open("a") as said:
             self.service = subprocess.Popen(command, env=_one_thread(), stderr=said)
         if not _in_time(self.answers, 30.0, step_s=0.05):
@@ -155,13 +161,13 @@ class Stage:
     def set(self, app: str, **values: float) -> None:
         """Change what a program requires, from outside."""
         control("set", path=self.path, app=app, **values)
-        text = ", ".join(f"{key} {value:g}" for key, value in values.items())
+        text = ", ".join(f"{key} {value:.3g}" for key, value in values.items())
         self.note(f"{app}: {text}")
 
     def kill(self, what: str) -> float:
         """Kill -9: `service`, `service and guardian`, or a program; when."""
         process = self.programs.get(what, self.service)
-        guardians = children_of(process.pid) if "guardian" in what else []
+        guardians = guardians_of(self.root) if "guardian" in what else []
         for pid in (*guardians, process.pid):
             os.kill(pid, signal.SIGKILL)
         killed_s = time.monotonic()
@@ -242,7 +248,7 @@ def kill_many(folder: Path, network: Path, programs: dict[str, tuple], times: in
     """
     root = write_tree(folder / "machine", cpu_files([((cpu,), _KHZ) for cpu in (0, 1)]))
     found, rows = _tree(root), []
-    with Stage(folder, network, "--root", str(root)) as stage:
+    with Stage(folder, network) as stage:
         for cpu, (name, (points, *need)) in enumerate(programs.items()):
             stage.start_program(name, [row | {"unit": f"policy{cpu}"} for row in points], *need)
         for kind in ("service", "service and guardian", next(iter(programs))):
@@ -287,10 +293,17 @@ def _kill_program(stage: Stage, name: str) -> dict:
     return {"restored": bool(good), "dead_ms": 1000 * (dead_s - killed_s)}
 
 
-def children_of(pid: int) -> list[int]:
-    """Processes that a process has started: of a service, the guardian of its lease."""
-    text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
-    return [int(word) for word in text.split()]
+def guardians_of(root: Path) -> list[int]:
+    """The processes that would put a machine back; raises `SuiteError` if there are none."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has ended
+            words = (process / "cmdline").read_bytes().split(b"\0")
+            if b"guard(" in b"".join(words[2:3]) and str(root).encode() in words:
+                found.append(int(process.name))
+    if not found:
+        raise SuiteError(f"{root}: no guardian of a lease; expected one")
+    return found
 
 
 def wait_for(condition: Callable[[], object], what: str) -> None:

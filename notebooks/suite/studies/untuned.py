@@ -23,12 +23,13 @@ from dynlib.manager.manager import Manager
 from dynlib.points import PointTable, Tables
 from dynlib.runtime.case import Case
 from dynlib.runtime.oracle import optimum
-from dynlib.runtime.rivals import JustInTime, linux_default
+from dynlib.runtime.rivals import JustInTime, best_static, linux_default
 from dynlib.runtime.summary import Run
 from dynlib.workload import App, Change, Workload
 from suite.papers.dynamic_ofa import published_tables
 from suite.record.statistics import mean_interval
 from suite.studies.bound import attackers, below_optimum
+from suite.studies.compare import reductions
 from suite.studies.life import life_case
 from suite.studies.manage import as_accurate, within
 from suite.studies.random_workloads import noise_wrong, random_case
@@ -232,35 +233,87 @@ def untuned_table(runs: pd.DataFrame) -> pd.DataFrame:
 # The same accuracy as the Linux default.
 
 
-def at_equal_accuracy(board: str, name: str, seeds: Iterable[int], objective: str) -> list[dict]:
-    """Linux default and manager, where floors are the accuracy of the Linux default's networks.
+BEST_STATIC = "best static"
 
-    `name`: a scenario or one of `UNTUNED`. A row per policy ("linux", "manager") and seed, with
-    what `Run.summary` says, and `scenario`; for `reductions`.
+
+def at_equal_accuracy(
+    board: str, name: str, seeds: Mapping[str, Iterable[int]], governor: str = ""
+) -> list[dict]:
+    """A baseline and others, where floors are the accuracy of the baseline's networks.
+
+    Args:
+        name: a scenario or one of `UNTUNED`.
+        seeds: policy -> its seeds: an objective of the manager, or `BEST_STATIC`, the best fixed
+            setting in hindsight for these floors (left out where there is none).
+        governor: of the baseline, and then its name, for all units; "": the board's own, and the
+            baseline is "linux".
+
+    A row per policy and seed, with what `Run.summary` says, `scenario` and `baseline`; for
+    `beside_baseline`. The baseline meets the seeds of all.
     """
     on, tables = on_board(board)
     make = partial(UNTUNED[name][1] if name in UNTUNED else partial(scenario, name), on, tables)
-    linux = linux_default(make)
-    manager = Manager(on, tables, objective=objective)
+    baseline = linux_default(make, name=governor or "linux", governor=governor)
+    jobs = [(baseline.name, baseline, sorted(set().union(*seeds.values())))]
+    for policy, mine in seeds.items():
+        if policy == BEST_STATIC:
+            built = best_static(lambda seed: as_accurate(make(seed), baseline))
+        else:
+            built = Manager(on, tables, objective=policy)
+        if built is not None:
+            jobs.append((policy, built, mine))
     rows = []
-    for seed in seeds:
-        case = as_accurate(make(seed), linux)
-        for policy, each in (("linux", linux), ("manager", manager)):
-            row = case.simulate(each, seed).summary()
-            rows.append(row | {"board": board, "scenario": name, "policy": policy})
-    return [{key: value for key, value in row.items() if key != "apps"} for row in rows]
+    for policy, built, mine in jobs:
+        for seed in mine:
+            row = as_accurate(make(seed), baseline).simulate(built, seed).summary()
+            del row["apps"]
+            row |= {"board": board, "scenario": name, "policy": policy, "baseline": baseline.name}
+            rows.append(row)
+    return rows
 
 
-def balanced_against_linux(runs: pd.DataFrame) -> pd.DataFrame:
-    """Of `at_equal_accuracy`, per scenario, means over seeds: p95_over_linux (of latency) and
-    accuracy_points (more than the Linux default)."""
-    columns = ["latency_p95_ms", "accuracy_mean_pct"]
-    means = runs.groupby(["policy", "scenario"], sort=False)[columns].mean()
-    mine, linux = means.loc["manager"], means.loc["linux"]
-    return pd.DataFrame({
-        "p95_over_linux": mine["latency_p95_ms"] / linux["latency_p95_ms"],
-        "accuracy_points": mine["accuracy_mean_pct"] - linux["accuracy_mean_pct"],
-    })  # fmt: skip
+def beside_baseline(runs: pd.DataFrame) -> pd.DataFrame:
+    """`reductions` at equal accuracy for all baselines and policies of `at_equal_accuracy`, with
+    what a saving costs: a row per baseline, policy, scenario and seed.
+
+    More columns: p95_ratio (of latency, over the baseline's), accuracy_points (more than the
+    baseline), miss_pct, baseline_miss_pct, source.
+    """
+    tables = []
+    for (baseline, policy), mine in runs.groupby(["baseline", "policy"], sort=False):
+        if policy == baseline:
+            continue
+        keys = ["scenario", "seed"]
+        base = runs[(runs["policy"] == baseline) & (runs["baseline"] == baseline)].set_index(keys)
+        mine = mine.set_index(keys)
+        base = base.loc[mine.index]
+        both = pd.concat([base, mine]).reset_index()
+        saved = reductions(both, baseline, policy, equal_accuracy=True).set_index(keys)
+        tables.append(saved.loc[mine.index].assign(
+            baseline=baseline, policy=policy,
+            p95_ratio=mine["latency_p95_ms"] / base["latency_p95_ms"],
+            accuracy_points=mine["accuracy_mean_pct"] - base["accuracy_mean_pct"],
+            miss_pct=mine["deadline_miss_pct"], baseline_miss_pct=base["deadline_miss_pct"],
+            source=mine["source"],
+        ).reset_index())  # fmt: skip
+    return pd.concat(tables, ignore_index=True)
+
+
+# Models -> (who, saved energy in %, saved latency in %), against `schedutil`.
+_PUBLISHED = {
+    1: (("2401.08965, best", 19.0, 9.0), ("2022", 16.5, math.nan)),
+    2: (("2401.08965, best", 89.0, 23.0),),
+}
+
+
+def published(models: int) -> pd.DataFrame:
+    """What was published of one model or of two at a time, as rows beside `beside_baseline`'s."""
+    rows = [
+        {"baseline": "schedutil", "scenario": "published", "policy": who, "source": "published",
+         "energy_reduction_pct": energy_pct, "p95_ratio": 1 - latency_pct / 100}
+        for who, energy_pct, latency_pct in _PUBLISHED[models]
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
 
 
 # Two applications.

@@ -1,0 +1,114 @@
+"""Figures of networks that adapt to their input."""
+
+import base64
+import io
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.figure import Figure
+from PIL import Image
+
+from suite.plots.style import WIDE, panels_by, plain_log
+from suite.record.figures import figure
+
+_LOOKS = {
+    "static sub-networks": ("0.35", "s"),
+    "cascade": ("C0", "o"),
+    "cascade, shared weights": ("C9", "o"),
+    "exits": ("C1", "^"),
+    "width gate": ("C3", "D"),
+}
+
+
+@figure("adapt_front")
+def adapt_front(table: pd.DataFrame) -> Figure:
+    """Accuracy over measured time of an image, one panel a batch size, all methods on one axis."""
+    drawn, by_batch = panels_by(table, "batch", sharey=True)
+    for batch, (panel, mine) in by_batch.items():
+        for method, (color, marker) in _LOOKS.items():
+            rows = mine[mine["method"] == method].sort_values("latency_ms")
+            panel.plot(
+                rows["latency_ms"], rows["accuracy_test_pct"], color=color, marker=marker,
+                markersize=4.5, lw=1.1, label=method,
+            )  # fmt: skip
+        chosen = mine[mine["chosen"]]
+        panel.scatter(
+            chosen["latency_ms"], chosen["accuracy_test_pct"], s=110, facecolors="none",
+            edgecolors="0.1", lw=1, label="chosen on validation images", zorder=5,
+        )  # fmt: skip
+        several = "one image at a time" if batch == 1 else f"{batch} images at a time"
+        panel.set(xlabel="measured time of an image (ms, one thread)", title=several)
+        panel.set(xscale="log")
+        plain_log(panel.xaxis)
+    drawn.axes[0].set_ylabel("test accuracy (%)")
+    handles = drawn.axes[0].get_legend_handles_labels()
+    drawn.legend(*handles, loc="outside upper center", ncols=3, fontsize="small")
+    return drawn
+
+
+@figure("adapt_time")
+def adapt_time(table: pd.DataFrame) -> Figure:
+    """Work and time of each method, as shares of the largest network's."""
+    drawn, axes = plt.subplots(figsize=WIDE)
+    measures = list(dict.fromkeys(table["measure"]))
+    methods = list(dict.fromkeys(table["method"]))
+    width = 0.8 / len(measures)
+    for i, measure in enumerate(measures):
+        rows = table[table["measure"] == measure].set_index("method").reindex(methods)
+        at = [j + (i - (len(measures) - 1) / 2) * width for j in range(len(methods))]
+        color = "0.6" if i == 0 else f"C{i - 1}"
+        bars = axes.bar(at, rows["share"], width * 0.92, color=color, label=measure)
+        axes.bar_label(bars, fmt="%.2f", fontsize="x-small", padding=1)
+    axes.axhline(1, color="0.3", lw=0.8, ls="--")
+    axes.set_xticks(range(len(methods)), methods)
+    axes.set_ylabel("share of the largest network's")
+    axes.set_ylim(0, max(1.15, table["share"].max() * 1.1))
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), title="what")
+    return drawn
+
+
+@figure("adapt_difficulty")
+def adapt_difficulty(table: pd.DataFrame) -> Figure:
+    """Work spent on the images of each decile of known difficulty."""
+    drawn, axes = plt.subplots(figsize=(6.4, 3.4))
+    bars = axes.bar(table["decile"], table["share"], color="C0")
+    axes.bar_label(bars, fmt="%.2f", fontsize="small")
+    axes.set_xticks(table["decile"])
+    axes.set(
+        xlabel="decile of difficulty, easiest first",
+        ylabel="mean work of an image\n(share of the largest network's)",
+    )
+    return drawn
+
+
+@figure("adapt_images")
+def adapt_images(table: pd.DataFrame) -> Figure:
+    """Images that the first network answers surest, and those it is least sure of."""
+    groups = list(dict.fromkeys(table["group"]))
+    count = table["place"].max() + 1
+    drawn, axes = plt.subplots(len(groups), count, figsize=(9.6, 2.7))
+    for axis, row in zip(axes.flat, table.itertuples(), strict=True):
+        axis.imshow(Image.open(io.BytesIO(base64.b64decode(row.image))))
+        color = "0.2" if row.answer == row.label else "C3"
+        axis.set_title(f"{row.answer}", fontsize="x-small", color=color)
+        axis.set(xticks=[], yticks=[])
+        for spine in axis.spines.values():
+            spine.set_visible(False)
+    for line, group in zip(axes, groups, strict=True):
+        line[0].set_ylabel(group, fontsize="small")
+    return drawn
+
+
+@figure("adapt_knob")
+def adapt_knob(table: pd.DataFrame) -> Figure:
+    """What the manager serves with while the time for a frame changes."""
+    drawn, axes = plt.subplots(2, 1, figsize=(7.6, 4.0), sharex=True, height_ratios=(1, 1.4))
+    axes[0].step(table["t_s"], table["period_ms"], where="post", color="0.35")
+    axes[0].set_ylabel("a frame every (ms)")
+    order = table.sort_values("accuracy_val_pct")["point"]
+    points = list(dict.fromkeys([*order]))
+    levels = table["point"].map(points.index)
+    axes[1].step(table["t_s"], levels, where="post", color="C0")
+    axes[1].set_yticks(range(len(points)), points)
+    axes[1].set(xlabel="time (s)", ylim=(-0.4, len(points) - 0.6))
+    return drawn
