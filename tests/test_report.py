@@ -294,3 +294,13 @@ def test_unfit_figures_are_refused(tmp_path, line, name, columns, message):
 def test_a_figure_is_registered_once(line):
     with pytest.raises(DynlibError, match="registered twice"):
         figures.figure("line")(lambda table: Figure())
+
+
+def test_a_metric_in_a_sentence(tmp_path):
+    metrics = Metrics(tmp_path / "metrics.json")
+    metrics.add("gain", 1.6578, unit="1", source="exact", what="a gain", low=1.621, high=1.67)
+    metrics.add("plain", 12345.6, unit="1", source="exact", what="a number")
+    metrics.add("unknown", None, unit="1", source="exact", what="a number", why="not measured")
+    assert metrics.text("gain") == "1.66 [1.62, 1.67]"
+    assert metrics.text("plain") == "12,346"
+    assert metrics.text("unknown") == "unknown (not measured)"

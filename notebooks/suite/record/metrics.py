@@ -77,9 +77,25 @@ class Metrics:
         """A copy of what was added, as it will be written."""
         return {key: dict(entry) for key, entry in self._entries.items()}
 
+    def text(self, key: str) -> str:
+        """A metric as a sentence has it: three digits, and its interval where there is one.
+
+        >>> metrics.text("speedup")  # doctest: +SKIP
+        '1.66 [1.62, 1.67]'
+        """
+        entry = self.as_dict()[key]
+        if entry["value"] is None:
+            return f"unknown ({entry['why']})"
+        interval = f" [{_short(entry['low'])}, {_short(entry['high'])}]" if "low" in entry else ""
+        return f"{_short(entry['value'])}{interval}"
+
     def write(self) -> Path:
         """Write the file in one step and return its path."""
         return atomic_write(self.path, json.dumps(self._entries, indent=2) + "\n")
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def _plain(value: Any) -> Any:
