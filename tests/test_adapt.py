@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dynlib import load_board
-from dynlib.decide import Sure, exit_answers, exit_head, train_gate
+from dynlib.decide import Sure, exit_answers, train_gate
+from dynlib.decide.exits import exit_head
 from dynlib.images import Images
 from dynlib.manager import Manager
 from dynlib.nets.supernet import Supernet, calibrate, macs_m

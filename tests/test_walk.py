@@ -8,22 +8,10 @@ from hypothesis import strategies as st
 from small_nets import SPACE, calibrated
 from torch import nn
 
-from dynlib.decide import (
-    STOP,
-    Gate,
-    Given,
-    Highest,
-    Seen,
-    Step,
-    Sure,
-    Walk,
-    cascade,
-    fit_temperature,
-    gated,
-    threshold_table,
-    train_gate,
-    with_exits,
-)
+from dynlib.decide import cascade, fit_temperature, gated, train_gate, with_exits
+from dynlib.decide.decisions import Given, Highest, Sure, threshold_table
+from dynlib.decide.gate import Gate
+from dynlib.decide.walk import STOP, Seen, Step, Walk
 from dynlib.errors import ModelError
 from dynlib.nets.chain import Chain, chain
 from dynlib.space import SubnetConfig

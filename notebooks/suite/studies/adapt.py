@@ -21,20 +21,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from dynlib.boards import Board
-from dynlib.decide import (
-    STOP,
-    Highest,
-    Step,
-    Sure,
-    Walk,
-    cascade,
-    confidence,
-    exit_layers,
-    gated,
-    threshold_table,
-    with_exits,
-)
+from dynlib.decide import Sure, Walk, cascade, confidence, exit_layers, gated, with_exits
+from dynlib.decide.decisions import Highest, threshold_table
 from dynlib.decide.exits import GRID
+from dynlib.decide.walk import STOP, Step
 from dynlib.images import Dataset, Images
 from dynlib.nets.chain import chain
 from dynlib.nets.supernet import Supernet, macs_m

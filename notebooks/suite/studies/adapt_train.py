@@ -8,7 +8,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import nn
 
-from dynlib.decide import block_features, exit_head, train_exits
+from dynlib.decide.exits import block_features, exit_head, train_exits
 from dynlib.files import atomic_write, repo_root
 from dynlib.images import Dataset, Images
 from dynlib.nets.supernet import Supernet, calibrate
