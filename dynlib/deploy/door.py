@@ -158,8 +158,9 @@ class Door:
 
     def set(self) -> None:
         """End a `wait`, from any thread."""
-        if self.bell >= 0:
-            os.eventfd_write(self.bell, 1)
+        with contextlib.suppress(OSError):  # closed meanwhile: nobody waits
+            if self.bell >= 0:
+                os.eventfd_write(self.bell, 1)
 
     def refuse(self, peer: Peer, why: str) -> None:
         """Say why, and let go."""

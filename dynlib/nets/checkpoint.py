@@ -76,7 +76,8 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         identity = {key: about[key] for key in IDENTITY}
         provenance = dict(about["provenance"])
     except (OSError, KeyError, *MALFORMED, ConfigError, SafetensorError) as error:
-        raise CheckpointError(f"{path}: cannot be read: {error!r:.300}") from error
+        said = str(error) if isinstance(error, ConfigError) else repr(error)  # of type and key
+        raise CheckpointError(f"{path}: cannot be read: {said:.300}") from error
     checkpoint = Checkpoint(identity, provenance, *_parted(tensors))
     _check_sizes(path, checkpoint)
     return checkpoint

@@ -482,8 +482,9 @@ def test_an_unknown_app_is_a_declared_error_and_nothing_else_happens(clock):
     assert frames["on_time"].all()
 
 
-def test_ten_thousand_frames_at_once_are_dropped_and_the_next_is_served(clock):
+def test_ten_thousand_frames_at_once_are_dropped_and_the_next_is_served(clock, monkeypatch):
     """A hundred wait, so that memory and decisions stay small; the others are dropped at once."""
+    monkeypatch.setattr("dynlib.runtime.live._KEPT", 100_000)
     answers, waited = [], []
 
     class Watching(Manager):

@@ -127,7 +127,7 @@ def test_fault_14_a_second_service_is_refused(machine):
     assert machine.names() == ["one", "two"]
 
 
-def test_fault_a_service_that_hangs_is_served_without(machine):
+def test_a_service_that_hangs_is_served_without(machine):
     os.kill(machine.service.pid, signal.SIGSTOP)
     for program in machine.programs:
         assert program.stdout.readline().startswith("alone")
