@@ -29,7 +29,7 @@ def serve_many_timeline(table: pd.DataFrame) -> Figure:
     for number, (t_s, what) in enumerate(zip(events["t_s"], events["what"], strict=True), 1):
         for panel in axes:
             panel.axvline(t_s, color="0.2", lw=0.8, ls="--")
-        label = f"{number}  {what}"
+        label = f"{number}  {what.replace('_ms', ' (ms)')}"
         axes[0].annotate(
             str(number), (t_s, 1.02), xycoords=("data", "axes fraction"), ha="center",
             fontsize="small", fontweight="bold",
