@@ -31,6 +31,18 @@ def root(memory) -> Path:
     return write_tree(memory / "root", fake_tree.jetson())
 
 
+@pytest.fixture
+def lonely() -> Iterator[None]:
+    """A group of one process in this one."""
+    import torch
+
+    torch.distributed.init_process_group(
+        "gloo", store=torch.distributed.HashStore(), rank=0, world_size=1
+    )
+    yield
+    torch.distributed.destroy_process_group()
+
+
 @pytest.fixture(scope="session")
 def data_root() -> Path:
     """The folder of real data; without one the tests that need it skip and say so."""

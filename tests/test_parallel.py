@@ -83,16 +83,6 @@ def test_two_processes_learn_what_one_does():
     assert one["loss_max"].iloc[-1] < one["loss_max"].iloc[0]
 
 
-@pytest.fixture
-def lonely():
-    """A group of one process in this one."""
-    torch.distributed.init_process_group(
-        "gloo", store=torch.distributed.HashStore(), rank=0, world_size=1
-    )
-    yield
-    torch.distributed.destroy_process_group()
-
-
 @pytest.mark.parametrize("hook", ["exact", "fp16", "powersgd"])
 def test_exchanged_gradients_are_those_given(hook, lonely):
     net = fresh(SPACE).net

@@ -160,15 +160,6 @@ def test_a_survey_leaves_the_network_as_it_was():
     assert sorted(named) == sorted(name for name, _ in net.named_parameters())
 
 
-@pytest.fixture
-def lonely():
-    torch.distributed.init_process_group(
-        "gloo", store=torch.distributed.HashStore(), rank=0, world_size=1
-    )
-    yield
-    torch.distributed.destroy_process_group()
-
-
 def test_more_stages_than_processes_are_refused(lonely):
     net = ResNet(NET.largest)
     costs = survey(net, torch.randn(2, 3, 32, 32), repeats=1)
