@@ -14,6 +14,7 @@ import selectors
 import socket
 import stat
 import struct
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -137,7 +138,7 @@ class Door:
         self.credit: dict[int, tuple[float, float]] = {}  # pid -> messages left, at a time
         self.selector = selectors.DefaultSelector()
         self.listening = _listen(path, group)
-        self.bell = os.eventfd(0)
+        self.bell, self.ringing = os.eventfd(0), threading.Lock()
         for each in (self.listening, self.bell):
             self.selector.register(each, selectors.EVENT_READ)
 
@@ -158,7 +159,7 @@ class Door:
 
     def set(self) -> None:
         """End a `wait`, from any thread."""
-        with contextlib.suppress(OSError):  # closed meanwhile: nobody waits
+        with self.ringing:
             if self.bell >= 0:
                 os.eventfd_write(self.bell, 1)
 
@@ -189,8 +190,9 @@ class Door:
             self.drop(peer)
         self.selector.close()
         self.listening.close()
-        bell, self.bell = self.bell, -1
-        os.close(bell)
+        with self.ringing:  # its number may be another file's from here on
+            os.close(self.bell)
+            self.bell = -1
         self.path.unlink(missing_ok=True)
 
     def _accept(self) -> None:
