@@ -165,7 +165,8 @@ def test_no_number_is_typed_by_hand(path):
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 def test_sentences_can_be_said_of_the_committed_metrics(path):
     """A metric that no promoted run has yet is passed over once: until that run is promoted."""
-    metrics = read_metrics(ROOT / "data" / "results" / path.stem / "metrics.json")
+    committed = ROOT / "data" / "results" / path.stem / "metrics.json"
+    metrics = read_metrics(committed) if committed.exists() else {}
     promoted = metrics.get("text_numbers_checked")
     for sentence in said(path):
         if promoted or all(key in metrics for key, _ in fields(sentence)):
