@@ -96,6 +96,22 @@ class Highest:
         return scores.argmax(1).masked_fill(unknown, scores.shape[1] - 1)
 
 
+@dataclass(frozen=True)
+class Kept:
+    """1, to run it, for each part whose logit to keep is at least that to drop; for NaN too.
+
+    Takes two logits a part, (n, 2, *parts), as of `maskers`. `bonus` is added to those to keep: the
+    knob that turns a trained masker.
+    """
+
+    bonus: float = 0.0
+
+    def __call__(self, seen: Seen) -> torch.Tensor:
+        """(n, *parts)."""
+        keep, drop = seen.said.unbind(1)
+        return (~(keep + self.bonus < drop)).long()
+
+
 def fit_temperature(logits: torch.Tensor, labels: torch.Tensor) -> float:
     """The temperature at which probabilities fit held-out labels best (arXiv 1706.04599)."""
 

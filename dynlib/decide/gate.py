@@ -9,7 +9,8 @@ from torch.nn import functional as F
 
 
 class Gate(nn.Module):
-    """Maps (N, C, H, W) -> scores (N, routes): pooled, a hidden layer of C / 4, no bias at the end.
+    """Maps (N, C, H, W) or tokens (N, T, C) -> scores (N, routes): pooled, a hidden layer of C / 4,
+    no bias at the end.
 
     The slimming head of the paper's double-headed gate. Its other head, attention, multiplies the
     maps by 1 + tanh(...) and starts at one: before frozen networks it stays there.
@@ -23,8 +24,18 @@ class Gate(nn.Module):
 
     def forward(self, x):
         """Shapes as in the class; pooled features (N, C) do as well."""
-        pooled = x.mean((2, 3)) if x.ndim == 4 else x
-        return self.slimming(F.relu(self.hidden(self.norm(pooled))))
+        if x.ndim > 2:
+            x = x.mean((2, 3) if x.ndim == 4 else 1)
+        return self.slimming(F.relu(self.hidden(self.norm(x))))
+
+    @torch.no_grad()
+    def fold(self) -> "Gate":
+        """Let the hidden layer do what the trained normalisation does: one operation less."""
+        scale = (self.norm.running_var + self.norm.eps).rsqrt()
+        self.hidden.weight.mul_(scale)
+        self.hidden.bias.sub_(self.hidden.weight @ self.norm.running_mean)
+        self.norm = nn.Identity()
+        return self
 
 
 def train_gate(
@@ -77,4 +88,4 @@ def train_gate(
                 solver.step()
                 solver.zero_grad()
                 schedule.step()
-    return gate.eval().requires_grad_(False)
+    return gate.eval().requires_grad_(False).fold()

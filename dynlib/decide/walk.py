@@ -41,7 +41,7 @@ class Step:
     """A piece of a static network, and who decides what comes after it.
 
     Args:
-        piece: takes what the step before put out, or the images themselves.
+        piece: a chain, or what runs as one: takes what the step before put out, or the images.
         routes: numbers of later steps, or `STOP`: the image is answered by what the head says. The
             last one leads to the largest network.
         decide: which of the routes each image takes; none: the first.
@@ -52,7 +52,7 @@ class Step:
             probabilities: two networks know more than one.
     """
 
-    piece: Chain
+    piece: Callable
     routes: Sequence[int] = (STOP,)
     decide: Decide | None = None
     head: nn.Module | None = None
@@ -138,6 +138,8 @@ class Walk:
                 said = seen.said[part] if after.recall else None
                 waiting[target].append((mine, goes_on, said))
         rows, said = _joined(answers)
+        if len(images) <= 1:  # nothing to put in order
+            return said, trail
         logits = torch.empty_like(said)
         logits[rows] = said
         return logits, trail
@@ -221,8 +223,11 @@ def with_exits(
     heads: Sequence[nn.Module],
     rules: Sequence[Decide],
     example: torch.Tensor,
+    recall: float = 0.0,
 ) -> Walk:
     """A prepared network with exits behind the named blocks, each with its rule: 0 leave, 1 go on.
+
+    Each exit, and the network's end, recalls with that weight what was said before it.
 
     Raises `ModelError` as `cut` and `Walk` do.
     """
@@ -230,8 +235,9 @@ def with_exits(
     steps = []
     exits = zip(pieces, heads, rules, strict=True)
     for number, (piece, head, rule) in enumerate(exits, start=1):
-        steps.append(Step(piece, (STOP, number), rule, head))
-    return Walk([*steps, Step(rest)], example)
+        remembers = recall if steps else 0.0
+        steps.append(Step(piece, (STOP, number), rule, head, recall=remembers))
+    return Walk([*steps, Step(rest, recall=recall)], example)
 
 
 def gated(
@@ -253,3 +259,22 @@ def gated(
     routes = range(1, len(nets) + 1)
     rests = [Step(rest) for _, rest in ends]
     return Walk([Step(trunk, tuple(routes), decide, gate), *rests], example)
+
+
+def one_of(
+    blocks: Sequence[Callable], gate: nn.Module, decide: Decide, example: torch.Tensor
+) -> Walk:
+    """A block of a chain that is one of several, the least first: images choose before it.
+
+    A block's shortcut and itself are layer skipping (LAUDNet, arXiv 2308.15949), itself at several
+    widths are nested channels.
+
+    Args:
+        gate: what comes to the block -> scores (n, len(blocks)), or a layer masker's logits.
+        example: what comes to the block, of one image.
+
+    Raises `ModelError` as `Walk` does.
+    """
+    routes = range(1, len(blocks) + 1)
+    ways = [Step(block) for block in blocks]
+    return Walk([Step(Chain({}), tuple(routes), decide, gate), *ways], example)
