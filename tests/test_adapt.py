@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dynlib import load_board
-from dynlib.decide import Sure, exit_answers, train_gate
+from dynlib.decide import Sure, cascade, train_gate
 from dynlib.decide.exits import exit_head
 from dynlib.images import Images
 from dynlib.manager import Manager
@@ -17,6 +17,8 @@ from dynlib.points import make_table
 from dynlib.profile import at_full_clock
 from dynlib.space import SearchSpace
 from suite import studies
+from suite.errors import SuiteError
+from suite.studies import adapt_parts, adapt_train
 
 SPACE = SearchSpace(resolution=(16,), depth=((1,), (1,)), width=((8, 16), (16, 32)))
 
@@ -66,23 +68,53 @@ def test_ends_of_the_cascades_table_are_its_two_networks(pair, images):
     assert table.loc[(0.0, 1.0), "accuracy_pct"] == pytest.approx(large)
 
 
-def test_exits_executed_are_right_where_the_look_up_says(supernet, images):
+@pytest.mark.parametrize("recall", [0.0, 0.2])
+def test_exits_executed_are_right_where_the_look_up_says(supernet, images, recall):
     torch.manual_seed(2)
-    net = supernet.prepare(SPACE.largest)
-    features, logits = studies.features_of(net, _AsTheyAre, images)
-    places = list(supernet.blocks(SPACE.largest))[1:-2]
-    heads = {
-        place: exit_head(f.shape[1], 10).eval() for place, f in zip(places, features, strict=True)
-    }
-    said = exit_answers(list(heads.values()), features, logits, images.labels)
-    row = {"places": f"{places[0]} {places[-1]}", "threshold": 0.15}
-    walk = studies.exits_of(net, row["places"].split(), heads, row["threshold"], images.images[:1])
-    assert (
-        studies.leaving_right(said, heads, row) == studies.right(walk(images.images), images)
-    ).mean() >= 0.98
-    table = studies.exits_table(supernet, SPACE.largest, said, [tuple(places)], [0.0, 1.0])
+    config = SPACE.largest
+    net = supernet.prepare(config)
+    seen = studies.features_of(net, _AsTheyAre, images)
+    exits = [exit_head(f.shape[1], 10).eval() for f in seen[0]]
+    told = studies.exits_said(supernet, config, exits, seen, images)
+    heads = {place: studies.Exit(head).eval()
+             for place, head in zip(told.places, exits, strict=True)}  # fmt: skip
+    first, *_, last = told.places
+    row = {"places": f"{first} {last}", "threshold": 0.15, "recall": recall}
+    walk = studies.exits_of(net, row, heads, images.images[:1])
+    assert (told.right(row) == studies.right(walk(images.images), images)).mean() >= 0.98
+    assert told.at(row)["accuracy_pct"] == pytest.approx(100 * told.right(row).mean())
+    table = told.table([tuple(told.places)], [0.0, 1.0], [recall])
     assert table["macs_m"].is_monotonic_increasing
-    assert table["macs_m"].iloc[1] > macs_m(supernet, SPACE.largest)  # exits cost something
+    assert table["macs_m"].iloc[1] > macs_m(supernet, config)  # exits cost something
+
+
+def test_a_file_of_exits_carries_its_hash(tmp_path):
+    heads = [exit_head(8, 10).eval() for _ in range(2)]
+    tensors = {f"{place}.{name}": value for place, head in enumerate(heads)
+               for name, value in head.state_dict().items()}  # fmt: skip
+    path = tmp_path / "exits.safetensors"
+    adapt_train.write_exits(path, tensors, "{}")
+    for head, again in zip(heads, studies.load_exits(path, 10), strict=True):
+        torch.testing.assert_close(again(torch.ones(2, 8)), head(torch.ones(2, 8)))
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(SuiteError, match="has not the hash that it carries"):
+        studies.load_exits(path, 10)
+
+
+def test_the_peer_gives_the_same_logits(supernet, images):
+    pytest.importorskip("earlyon")
+    config = SPACE.largest
+    net = supernet.prepare(config)
+    place = "stages.0.blocks.0"
+    head = studies.Exit(exit_head(4 * 16, 10)).eval()
+    row = {"places": place, "threshold": 0.12, "recall": 0.0}
+    walk = studies.exits_of(net, row, {place: head}, images.images[:1])
+    one, many = studies.earlyon_of(supernet.prepare(config), row, {place: head}, 10, 16)
+    for x in images.images[:8].split(1):
+        torch.testing.assert_close(one(x), walk(x))
+    assert many(images.images).shape == (96, 10)
 
 
 class _AsTheyAre:
@@ -161,3 +193,40 @@ def test_the_manager_turns_the_threshold_before_it_switches_networks():
     frames = case.simulate(Manager(board, case.tables, objective="accuracy"), seed=0).frames()
     served = list(dict.fromkeys(frames["accuracy_val_pct"]))
     assert served == [91.0, 90.0, 88.0, 80.0]
+
+
+def test_composed_times_are_of_the_steps_that_images_come_to(supernet, images):
+    nets = [supernet.prepare(config) for config in (SPACE.smallest, SPACE.largest)]
+    example = images.images[:1]
+    walks = {str(level): cascade(nets, [Sure(level)], example) for level in (0.0, 1.0)}
+    composed = studies.predicted_ms(walks, images.images, {"whole": nets[1]}, rounds=5)
+    assert 0 < composed["0.0"] < composed["1.0"]
+
+
+def test_halves_are_balanced():
+    generator = torch.Generator().manual_seed(0)
+    for shape in ((), (2, 5), (7, 7)):
+        decide = adapt_parts.Halves(shape, generator)
+        masks = torch.cat([decide(None) for _ in range(8)]).float()
+        assert masks.shape == (8, *shape)
+        assert (masks.mean(0) == 0.5).all()
+    assert adapt_parts.prefix(4)(None).tolist() == [[[True, True, False, False]] * 2]
+
+
+def test_saved_time_by_hand():
+    rows = [(pixels, mode, size, r, 0, ms * (1 + r)) for pixels in (28, 14) for r in (0, 1)
+            for mode, size, ms in (("whole", 0, 4.0), ("layer", 0, 2.0), ("spatial", 2, 9.0),
+                                   ("spatial", {28: 14, 14: 7}[pixels], 3.0))]  # fmt: skip
+    columns = ["pixels", "mode", "size", "round", "part", "latency_ms"]
+    times = pd.DataFrame(rows, columns=columns)
+    assert studies.saved_pct(times, "layer")["value"] == pytest.approx(50)
+    assert studies.saved_pct(times, "spatial", [14])["value"] == pytest.approx(25)
+    table = studies.part_table(times)
+    ratios = table[table["pixels"] == 28].set_index(["mode", "size"])["ratio"]
+    assert ratios.to_dict() == pytest.approx(
+        {("layer", 0): 0.5, ("spatial", 2): 2.25, ("spatial", 14): 0.75}
+    )
+
+
+def test_slices_of_a_transformer_are_its_masks():
+    assert studies.slices_against_masks(12, seed=0) <= 1e-5

@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from PIL import Image
 
-from suite.plots.style import WIDE, panels_by, plain_log
+from suite.plots.style import WIDE, panels, panels_by, plain_log
 from suite.record.figures import figure
 
 _LOOKS = {
@@ -16,6 +16,7 @@ _LOOKS = {
     "cascade": ("C0", "o"),
     "cascade, shared weights": ("C9", "o"),
     "exits": ("C1", "^"),
+    "exits, trained with trunk": ("C2", "v"),
     "width gate": ("C3", "D"),
 }
 
@@ -27,6 +28,8 @@ def adapt_front(table: pd.DataFrame) -> Figure:
     for batch, (panel, mine) in by_batch.items():
         for method, (color, marker) in _LOOKS.items():
             rows = mine[mine["method"] == method].sort_values("latency_ms")
+            if rows.empty:
+                continue
             panel.plot(
                 rows["latency_ms"], rows["accuracy_test_pct"], color=color, marker=marker,
                 markersize=4.5, lw=1.1, label=method,
@@ -111,4 +114,33 @@ def adapt_knob(table: pd.DataFrame) -> Figure:
     axes[1].step(table["t_s"], levels, where="post", color="C0")
     axes[1].set_yticks(range(len(points)), points)
     axes[1].set(xlabel="time (s)", ylim=(-0.4, len(points) - 0.6))
+    return drawn
+
+
+@figure("adapt_parts")
+def adapt_parts(table: pd.DataFrame) -> Figure:
+    """Time of ResNet-50's stages of which half runs, over that of the whole stage."""
+    drawn, (left, right) = panels(2, sharey=True, width_ratios=(1.5, 1))
+    counted = table[table["counted"]]
+    stages = list(dict.fromkeys(counted["pixels"]))
+    modes = list(dict.fromkeys(counted["mode"]))
+    width = 0.8 / len(modes)
+    for number, mode in enumerate(modes):
+        rows = counted[counted["mode"] == mode].set_index("pixels").reindex(stages)
+        at = [place + (number - (len(modes) - 1) / 2) * width for place in range(len(stages))]
+        bars = left.bar(at, rows["ratio"], width * 0.92, color=f"C{number}", label=mode)
+        left.bar_label(bars, fmt="%.2f", fontsize="x-small", padding=1)
+    left.set_xticks(range(len(stages)), [f"{pixels} px" for pixels in stages])
+    left.set(xlabel="maps of the stage", ylabel="time over the whole stage's")
+    left.legend(loc="upper left", ncols=2, fontsize="small")
+    left.set_ylim(0, 1.25 * max(1, table["ratio"].max()))
+    spatial = table[table["mode"] == "spatial"]
+    for number, (pixels, rows) in enumerate(spatial.groupby("pixels", sort=False)):
+        rows = rows.sort_values("size")
+        right.plot(rows["size"], rows["ratio"], f"C{number + 4}o-", label=f"{pixels} px")
+    right.set(xscale="log", xlabel="side S of a patch (pixels)")
+    plain_log(right.xaxis)
+    right.legend(fontsize="small", title="half of all patches")
+    for panel in (left, right):
+        panel.axhline(1, color="0.3", lw=0.8, ls="--")
     return drawn

@@ -4,14 +4,17 @@ from suite.lazy import lazily
 
 __getattr__ = lazily(__name__, {
     "adapt": [
-        "Pair", "Routes", "answers", "cascade_of", "cheapest", "difficulty_ranks", "even_sample",
-        "exit_choices", "exits_of", "exits_table", "gate_macs_m", "gated_of", "knob_case",
-        "leaving_right", "paired_drop", "per_image", "portraits", "predicted_ms", "right",
-        "routes_of", "speedup", "time_rounds",
+        "Exit", "Exits", "Pair", "Routes", "answers", "cascade_of", "cheapest",
+        "difficulty_ranks", "even_sample", "exit_choices", "exits_of", "exits_said",
+        "gate_macs_m", "gated_of", "knob_case", "paired_drop", "per_image",
+        "portraits", "predicted_ms", "right", "routes_of", "speedup", "time_rounds",
     ],
+    "adapt_parts": ["MODES", "part_table", "part_times", "saved_pct"],
+    "adapt_peer": ["ABSENT", "earlyon_installed", "earlyon_of"],
     "adapt_train": [
         "exits_path", "features_of", "first_path", "load_exits", "ship_exits", "train_first",
     ],
+    "adapt_vit": ["slices_against_masks"],
     "ablation": ["compare_alone", "compare_recipes", "single"],
     "across": ["can_link", "ddp_losses", "kill_some", "learn", "time_grid"],
     "bound": ["attackers", "below_optimum"],

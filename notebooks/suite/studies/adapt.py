@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -35,7 +36,7 @@ from dynlib.space import LayerSpec, SubnetConfig
 from dynlib.workload import App, Change, Workload
 
 THRESHOLDS = np.round(np.linspace(0.3, 1.0, 141), 4)
-RECALLS = (0.0, 0.2)  # weights of what the first network said
+RECALLS = (0.0, 0.2)  # weights of what was said before
 BATCH = 250
 
 
@@ -149,58 +150,77 @@ class Exit(nn.Module):
         return self.classifier(F.adaptive_avg_pool2d(x, GRID).flatten(1))
 
 
-def exits_table(
-    supernet: Supernet,
-    config: SubnetConfig,
-    said: tuple[np.ndarray, np.ndarray],
-    choices: Sequence[tuple[str, ...]],
-    thresholds: Sequence[float] = THRESHOLDS,
-) -> pd.DataFrame:
-    """One row per choice of exits and threshold: places, threshold, accuracy_pct, macs_m.
+@dataclass(frozen=True)
+class Exits:
+    """What exits say to the same images: all that choosing among them by look-up needs.
 
     Args:
-        said: of all possible places, as from `exit_answers`.
-        choices: names of the blocks with an exit.
+        logits: (N, classes, P) of all places in order, and last of the network's end.
+        labels: (N,).
+        places: names of the blocks with an exit.
+        macs_m: chosen places -> work of an image that leaves at each of them, or at the end.
     """
-    every = _places(supernet, config)
-    found = []
-    for places in choices:
-        columns = [*(every.index(place) for place in places), len(every)]
-        cost = _macs_at(supernet, config, places)
-        table = threshold_table(*(values[:, columns] for values in said), cost, thresholds)
-        found.append(table.assign(places=" ".join(places)))
-    names = {"exit_threshold": "threshold", "cost": "macs_m", "stays_pct": "goes_on_pct"}
-    return pd.concat(found, ignore_index=True).rename(columns=names)
+
+    logits: torch.Tensor
+    labels: torch.Tensor
+    places: Sequence[str]
+    macs_m: Callable[[Sequence[str]], Sequence[float]]
+
+    def said(self, places: Sequence[str], recall: float) -> tuple[np.ndarray, np.ndarray]:
+        """Whether each chosen place and the end are right, and how sure; both (N, places + 1)."""
+        columns = [*map(list(self.places).index, places), len(self.places)]
+        answers = [self.logits[..., column] for column in columns]
+        if recall:
+            for place in range(1, len(answers)):
+                before = answers[place - 1].log_softmax(1)
+                answers[place] = answers[place].log_softmax(1) + recall * before
+        sure, guess = torch.stack(answers, 1).softmax(2).max(2)
+        return (guess == self.labels[:, None]).numpy(), sure.numpy()
+
+    def table(
+        self,
+        choices: Sequence[Sequence[str]],
+        thresholds: Sequence[float] = THRESHOLDS,
+        recalls: Sequence[float] = RECALLS,
+    ) -> pd.DataFrame:
+        """One row per choice of places, recall and threshold, with accuracy_pct and macs_m."""
+        found = []
+        for places, recall in itertools.product(choices, recalls):
+            table = threshold_table(*self.said(places, recall), self.macs_m(places), thresholds)
+            found.append(table.assign(places=" ".join(places), recall=recall))
+        names = {"exit_threshold": "threshold", "cost": "macs_m", "stays_pct": "goes_on_pct"}
+        return pd.concat(found, ignore_index=True).rename(columns=names)
+
+    def at(self, row: Mapping) -> pd.Series:
+        """What the choice that is a row of another part's table does here, as a row."""
+        return self.table([row["places"].split()], [row["threshold"]], [row["recall"]]).iloc[0]
+
+    def right(self, row: Mapping) -> np.ndarray:
+        """Which images are answered rightly by the choice that is a row of `table`, (N,)."""
+        answered, sure = self.said(row["places"].split(), row["recall"])
+        leaves = sure >= row["threshold"]
+        leaves[:, -1] = True
+        return answered[np.arange(len(answered)), leaves.argmax(1)]
 
 
-def leaving_right(said: tuple, every: Sequence[str], row: Mapping) -> np.ndarray:
-    """Which images are answered rightly by the choice of exits that is a row of `exits_table`."""
-    places = list(every)
-    columns = [*(places.index(place) for place in row["places"].split()), len(places)]
-    answered, sure = (values[:, columns] for values in said)
-    leaves = sure >= row["threshold"]
-    leaves[:, -1] = True
-    return answered[np.arange(len(answered)), leaves.argmax(1)]
+@torch.inference_mode()
+def exits_said(
+    supernet: Supernet,
+    config: SubnetConfig,
+    exits: Sequence[nn.Module],
+    seen: tuple[Sequence[torch.Tensor], torch.Tensor],
+    part: Images,
+) -> Exits:
+    """What exits behind all blocks of a frozen network say; `seen` as of `features_of`."""
+    features, logits = seen
+    said = [net(some) for net, some in zip(exits, features, strict=True)]
+    places = list(supernet.blocks(config))[1:-2]
+    return Exits(
+        torch.stack([*said, logits], 2), part.labels, places, partial(macs_at, supernet, config)
+    )
 
 
-def exit_choices(supernet: Supernet, config: SubnetConfig, most: int = 3) -> list[tuple]:
-    """All choices of one to `most` places."""
-    every = _places(supernet, config)
-    sizes = range(1, most + 1)
-    return [places for size in sizes for places in itertools.combinations(every, size)]
-
-
-def exits_of(net: nn.Module, places, every: Mapping[str, nn.Module], threshold: float, example):
-    """A walk through `net` with these exits, all with one threshold."""
-    heads = [Exit(every[place]).eval() for place in places]
-    return with_exits(net, places, heads, [Sure(threshold)] * len(places), example)
-
-
-def _places(supernet: Supernet, config: SubnetConfig) -> list[str]:
-    return list(supernet.blocks(config))[1:-2]
-
-
-def _macs_at(supernet, config, places) -> list[float]:
+def macs_at(supernet: Supernet, config: SubnetConfig, places: Sequence[str]) -> list[float]:
     """Work of an image that leaves at each of the places, or at the end."""
     segments, heads = exit_layers(supernet, config, places)
     spent = 0.0
@@ -209,6 +229,22 @@ def _macs_at(supernet, config, places) -> list[float]:
         spent += sum(layer.macs for layer in [*segment, *head]) / 1e6
         macs.append(spent)
     return macs
+
+
+def exit_choices(places: Sequence[str], most: int = 3) -> list[tuple]:
+    """All choices of one to `most` places."""
+    sizes = range(1, most + 1)
+    return [some for size in sizes for some in itertools.combinations(places, size)]
+
+
+def exits_of(
+    net: nn.Module, row: Mapping, heads: Mapping[str, nn.Module], example: torch.Tensor
+) -> Walk:
+    """A walk through `net` with the choice that is a row of `Exits.table`; `heads` by place."""
+    places = row["places"].split()
+    chosen = [heads[place] for place in places]
+    rules = [Sure(row["threshold"])] * len(places)
+    return with_exits(net, places, chosen, rules, example, row["recall"])
 
 
 # -- width gate -------------------------------------------------------------------------------
@@ -358,31 +394,49 @@ def per_image(times: pd.DataFrame, column: str = "latency_ms") -> pd.DataFrame:
 
 
 @torch.inference_mode()
-def predicted_ms(walk: Walk, images: torch.Tensor, rounds: int = 30) -> float:
-    """Mean time of one image by itself, composed: each step's own time x how many come to it.
+def predicted_ms(
+    walks: Mapping[str, Walk],
+    images: torch.Tensor,
+    others: Mapping[str, Callable],
+    rounds: int = 30,
+) -> dict[str, float]:
+    """Mean time of an image by itself in each walk, composed: each step's time x who comes to it.
+
+    The steps take turns with `others`: what a network finds in the cache decides a good part of its
+    time, and by itself again and again it finds all of it.
 
     Args:
         images: normalised; the first one is timed, all decide who comes where.
     """
-    visits = walk.visits(images).float().mean(0)
     example = images[:1]
+    runs = dict(others)
+    shares = {}
+    for name, walk in walks.items():
+        visits = walk.visits(images).float().mean(0)
+        for number, run in enumerate(_steps_of(walk, example)):
+            runs[name, number] = run
+            shares[name, number] = visits[number].item()
+    times = time_rounds(runs, example, 1, rounds)
+    medians = times.groupby("run")["latency_ms"].median()
+    total = dict.fromkeys(walks, 0.0)
+    for (name, number), share in shares.items():
+        total[name] += share * medians[name, number]
+    return total
+
+
+def _steps_of(walk: Walk, example: torch.Tensor) -> list[Callable]:
+    """Each step by itself, on what it gets of the example."""
     rows = torch.arange(1)
-    x = example
-    before = None
-    total = 0.0
-    entering = {}
+    runs = []
+    entering = {0: (example, None)}
     for number, step in enumerate(walk.steps):
-        x, before = entering.get(number, (example, None))
+        x, before = entering[number]
         x = example if step.from_images else x
-        took = []
-        for _ in range(rounds):
-            start = time.perf_counter_ns()
-            seen, _ = step.run(rows, x, before)
-            took.append(time.perf_counter_ns() - start)
+        seen, _ = step.run(rows, x, before)
         for target in step.routes:
             entering.setdefault(target, (seen.features, seen.said))
-        total += float(visits[number]) * float(np.median(took)) / 1e6
-    return total
+        runs.append(lambda _, step=step, x=x, before=before: step.run(rows, x, before))
+    return runs
 
 
 # -- difficulty -------------------------------------------------------------------------------

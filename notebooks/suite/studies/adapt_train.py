@@ -1,6 +1,8 @@
 """The small networks that the study of adaptive networks ships, and how they were trained."""
 
+import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -14,6 +16,7 @@ from dynlib.images import Dataset, Images
 from dynlib.nets.supernet import Supernet, calibrate
 from dynlib.space import SearchSpace
 from dynlib.training import Recipe, bf16_pays, calibration_batches, train
+from suite.errors import SuiteError
 
 
 def first_path(dataset: str) -> Path:
@@ -83,15 +86,36 @@ def ship_exits(
             kept = value.half() if name.endswith("weight") and value.ndim == 2 else value
             tensors[f"{place}.{name}"] = kept.contiguous()
     trained = f"frozen {largest}, {len(part)} training images, seed {seed}"
-    about = {"dataset": images.name, "trained": trained}
-    atomic_write(path, save(tensors, {"about": json.dumps(about)}))
+    write_exits(path, tensors, json.dumps({"dataset": images.name, "trained": trained}))
     return exits
 
 
-def load_exits(path: Path, classes: int) -> list[nn.Module]:
-    """What `ship_exits` wrote."""
+def write_exits(path: Path, tensors: Mapping[str, torch.Tensor], about: str) -> None:
+    """A safetensors file that carries the hash of what it says."""
+    atomic_write(path, save(dict(tensors), {"about": about, "sha256": _digest(about, tensors)}))
+
+
+def _digest(about: str, tensors: Mapping[str, torch.Tensor]) -> str:
+    digest = hashlib.sha256(about.encode())
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].numpy().tobytes())
+    return digest.hexdigest()
+
+
+def read_exits(path: Path) -> dict[str, torch.Tensor]:
+    """What `write_exits` wrote; raises `SuiteError` where the file is not as it was written."""
     with safe_open(path, framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        said = file.metadata()
+    if said.get("sha256") != _digest(said["about"], tensors):
+        raise SuiteError(f"{path}: its content has not the hash that it carries; train it again")
+    return tensors
+
+
+def load_exits(path: Path, classes: int) -> list[nn.Module]:
+    """What `ship_exits` wrote; raises as `read_exits` does."""
+    tensors = read_exits(path)
     count = 1 + max(int(name.split(".")[0]) for name in tensors)
     exits = []
     for place in range(count):
