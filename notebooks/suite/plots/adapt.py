@@ -16,7 +16,6 @@ _LOOKS = {
     "cascade": ("C0", "o"),
     "cascade, shared weights": ("C9", "o"),
     "exits": ("C1", "^"),
-    "exits, trained with trunk": ("C2", "v"),
     "width gate": ("C3", "D"),
 }
 
@@ -28,8 +27,6 @@ def adapt_front(table: pd.DataFrame) -> Figure:
     for batch, (panel, mine) in by_batch.items():
         for method, (color, marker) in _LOOKS.items():
             rows = mine[mine["method"] == method].sort_values("latency_ms")
-            if rows.empty:
-                continue
             panel.plot(
                 rows["latency_ms"], rows["accuracy_test_pct"], color=color, marker=marker,
                 markersize=4.5, lw=1.1, label=method,
