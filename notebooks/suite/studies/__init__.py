@@ -13,7 +13,8 @@ __getattr__ = lazily(__name__, {
         "exits_path", "features_of", "first_path", "load_exits", "ship_exits", "train_first",
     ],
     "ablation": ["compare_alone", "compare_recipes", "single"],
-    "across": ["can_link", "ddp_losses", "kill_some", "learn", "time_grid"],
+    "across": ["can_link", "ddp_losses", "drop_link", "kill_some", "learn", "time_grid"],
+    "at_scale": ["draw_rates", "predict_steps"],
     "bound": ["attackers", "below_optimum"],
     "bundles": ["bundle_latency", "bundle_memory"],
     "code_size": ["manager_tokens"],
@@ -51,6 +52,7 @@ __getattr__ = lazily(__name__, {
         "small_images", "train_prefixes",
     ],
     "served_program": ["PrefixNet"],
+    "shared_study": ["kill_searchers", "no_postgres", "postgres"],
     "throughput": ["images_per_s", "reference_step", "sandwich_step"],
     "workers": ["trials_per_s"],
 })  # fmt: skip

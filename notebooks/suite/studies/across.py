@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -14,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
+import psutil
 import torch
 from torch.nn import functional as F
 
@@ -21,11 +23,11 @@ from dynlib.files import repo_root
 from dynlib.images import Dataset
 from dynlib.nets.chain import chain
 from dynlib.nets.resnet import ResNet
-from dynlib.training.compress import Codec, Columns, Dense, LowRank, TopK
+from dynlib.training.compress import Codec, Dense, TopK
 from dynlib.training.pipeline import fence
 from dynlib.training.trainer import accuracy_pct
 from suite.errors import SuiteError
-from suite.studies.across_worker import NET
+from suite.studies.across_worker import KINDS, NET
 
 DEVICE = "eth0"  # in every namespace
 
@@ -40,7 +42,8 @@ def linked(rates_mbit: Sequence[float]) -> Iterator[list[str]]:
     Machine i has address 10.77.0.(i + 1) on `DEVICE`. Raises `SuiteError` where that is not
     allowed or the kernel lacks it.
     """
-    mark = f"dl{os.getpid() % 100_000}"
+    _sweep()
+    mark = f"dl{os.getpid()}"
     hub, names = f"{mark}h", [f"{mark}n{i}" for i in range(len(rates_mbit))]
     try:
         _ip("netns", "add", hub)
@@ -55,24 +58,37 @@ def linked(rates_mbit: Sequence[float]) -> Iterator[list[str]]:
             _ip("-n", name, "addr", "add", f"10.77.0.{i + 1}/24", "dev", DEVICE)
             for device in ("lo", DEVICE):
                 _ip("-n", name, "link", "set", device, "up")
-            # A bucket holds what passes between two ticks of a 250 Hz kernel.
-            burst = max(5_000, int(rate * 125e3 / 250))
             for space, device in ((name, DEVICE), (hub, port)):
-                _run("tc", "-n", space, "qdisc", "add", "dev", device, "root", "tbf", "rate",
-                     f"{rate}mbit", "burst", f"{burst}", "latency", "400ms")  # fmt: skip
+                _shape(space, device, rate)
         yield names
     finally:
         for name in (*names, hub):
             subprocess.run(["ip", "netns", "del", name], capture_output=True, timeout=20)
 
 
-def _ip(*words: str) -> None:
-    _run("ip", *words)
+def _sweep() -> None:
+    """Remove what a process left behind that had no time to."""
+    for line in _ip("netns", "list").splitlines():
+        made = re.match(r"(dl(\d+)(h|n\d+))\b", line)
+        if made and not psutil.pid_exists(int(made[2])):
+            _ip("netns", "del", made[1])
 
 
-def _run(*command: str) -> None:
+def _shape(space: str, device: str, rate_mbit: float, how: str = "add") -> None:
+    # A bucket holds what passes between two ticks of a 250 Hz kernel.
+    burst = max(5_000, int(rate_mbit * 125e3 / 250))
+    _run("tc", "-n", space, "qdisc", how, "dev", device, "root", "tbf", "rate",
+         f"{rate_mbit}mbit", "burst", f"{burst}", "latency", "400ms")  # fmt: skip
+
+
+def _ip(*words: str) -> str:
+    return _run("ip", *words)
+
+
+def _run(*command: str) -> str:
     try:
-        subprocess.run(command, check=True, capture_output=True, text=True, timeout=20)
+        done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=20)
+        return done.stdout
     except (OSError, subprocess.SubprocessError) as error:
         said = getattr(error, "stderr", "") or str(error)
         raise SuiteError(f"{' '.join(command)}: {said.strip()}") from error
@@ -193,18 +209,24 @@ def time_grid(
     return pd.DataFrame(rows)
 
 
+def _training(folder: str, interval: int) -> dict:
+    """A job of two stages that keep their state in `folder`."""
+    return {
+        "work": "train", "folder": folder, "interval": interval, "behind": "stages.1",
+        "out": f"{folder}/found", "timeout_s": 30.0,
+    }  # fmt: skip
+
+
 def kill_some(kills: int, seed: int, interval: int = 5, steps: int = 40) -> pd.DataFrame:
     """Kill a stage at a random moment, start all again, and so on until `kills`; a row for each.
 
-    `lost` are the steps that had to be done again. The last row is the run that came to its end.
+    `lost` are the steps that had to be done again. The last row is the run that came to its end,
+    after steps * (kills + 1), with the `loss` it ended at.
     """
     rng = random.Random(seed)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        job = {
-            "work": "train", "folder": folder, "steps": steps, "interval": interval,
-            "behind": "stages.1", "out": f"{folder}/found", "timeout_s": 30.0,
-        }  # fmt: skip
+        job = _training(folder, interval)
         log = Path(folder, "steps.log")
         for kill in range(kills + 1):
             before = len(_lines(log))
@@ -227,7 +249,33 @@ def kill_some(kills: int, seed: int, interval: int = 5, steps: int = 40) -> pd.D
             lost = rows[-1]["last"] + 1 - resumed if rows and resumed is not None else 0
             last = after[-1] if after else -1
             rows.append({"kill": kill, "noticed": noticed, "last": last, "lost": lost})
+        rows[-1]["loss"] = json.loads(Path(f"{job['out']}.1.json").read_text())["loss"]
     return pd.DataFrame(rows)
+
+
+def drop_link(steps: int, interval: int = 5, rate_mbit: float = 100.0) -> pd.DataFrame:
+    """Train two stages over a link that falls to a tenth half-way; a row for each step.
+
+    Raises `SuiteError` where links cannot be made.
+    """
+    with tempfile.TemporaryDirectory() as folder, linked([rate_mbit] * 2) as names:
+        job = _training(folder, interval) | {"steps": steps}
+        log = Path(folder, "steps.log")
+        hub = names[0].replace("n0", "h")
+        with started(job, 2, names) as processes:
+            deadline = time.monotonic() + 120
+            while len(_lines(log)) < steps // 2 and time.monotonic() < deadline:
+                time.sleep(0.01)
+            for space, device in ((names[1], DEVICE), (hub, "port1")):
+                _shape(space, device, rate_mbit / 10, "change")
+            dropped = len(_lines(log))
+            codes = [process.wait(120) for process in processes]
+        if any(codes):
+            raise SuiteError(f"a stage ended with {codes} after the link had dropped")
+        found = json.loads(Path(f"{job['out']}.1.json").read_text())
+    table = pd.DataFrame({"step_s": found["seconds"], "loss": found["losses"]})
+    slowed = table.index > dropped  # one is under way
+    return table.assign(rate_mbit=[rate_mbit / 10 if late else rate_mbit for late in slowed])
 
 
 def _lines(log: Path) -> list[int]:
@@ -246,8 +294,6 @@ def _ends(process: subprocess.Popen, within_s: float) -> bool:
 
 # -- what compression does to learning --------------------------------------------------------
 
-METHODS = {"top-k": TopK, "columns": Columns, "low rank": LowRank}
-
 
 def codecs_of(method: str, share: float, shapes: Sequence[tuple], slots: int) -> list[Codec]:
     """Compression that leaves `share` of the dense bytes at the last, slowest cut.
@@ -258,7 +304,7 @@ def codecs_of(method: str, share: float, shapes: Sequence[tuple], slots: int) ->
     made = [Codec(shape, Dense) for shape in shapes]
     if method == "dense":
         return made
-    kind = METHODS.get(method, TopK)
+    kind = KINDS.get(method, TopK)
     ratio = (2 if kind is TopK else 1) / share
     if method == "uniform":
         return [Codec(shape, TopK, ratio) for shape in shapes]
