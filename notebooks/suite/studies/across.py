@@ -17,11 +17,12 @@ from pathlib import Path
 import pandas as pd
 import psutil
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from dynlib.files import repo_root
 from dynlib.images import Dataset
-from dynlib.nets.chain import chain
+from dynlib.nets.chain import Row, chain
 from dynlib.nets.resnet import ResNet
 from dynlib.training.compress import Codec, Dense, TopK
 from dynlib.training.pipeline import fence
@@ -315,23 +316,58 @@ def codecs_of(method: str, share: float, shapes: Sequence[tuple], slots: int) ->
 def learn(
     method: str, share: float, seed: int, images: Dataset, steps: int, batch: int = 32, n: int = 4
 ) -> list[dict]:
-    """One training in three stages with both cuts in this process: what is learnt is the same.
+    """A row of one training in three stages in this process, which learn what three processes do.
 
-    Learning rate warmed up and falling to zero; `loss` is the mean of the last tenth of the steps,
-    accuracy is that of the network without any compression.
+    `loss` is the mean of the last tenth of the steps, accuracy that of the network without any
+    compression.
     """
     torch.set_num_threads(1)
     torch.manual_seed(seed)
     net = ResNet(NET.largest).train()
-    pieces = chain(net).cut(["stages.0.blocks.0", "stages.1"])
     solver = torch.optim.SGD(net.parameters(), 0.05, momentum=0.9, weight_decay=5e-4)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(solver, 0.05, steps, pct_start=0.2)
+
+    def draw():
+        part = images.train.take(torch.randint(len(images.train), (batch,)))
+        return images.normalise(part.images), part.labels
+
+    found = _learn(net, ["stages.0.blocks.0", "stages.1"], solver, draw, method, share, steps, n)
+    held = images.test.take(slice(0, 2000))
+    return [found | {"seed": seed, "accuracy_test_pct": accuracy_pct(net, images, held)}]
+
+
+def learn_text(
+    method: str, share: float, seed: int, steps: int, batch: int = 32, n: int = 4
+) -> list[dict]:
+    """The same of a small GPT on the bytes of this library's own source."""
+    torch.set_num_threads(1)
+    torch.manual_seed(seed)
+    files = sorted((repo_root() / "dynlib").rglob("*.py"))
+    text = torch.frombuffer(
+        bytearray(b"".join(path.read_bytes() for path in files)), dtype=torch.uint8
+    )
+    net = Gpt()
+    solver = torch.optim.AdamW(net.parameters(), 2e-3, weight_decay=0.1)
+
+    def draw():
+        starts = torch.randint(len(text) - net.tokens - 1, (batch, 1))
+        rows = text[starts + torch.arange(net.tokens + 1)].long()
+        return rows[:, :-1], rows[:, 1:]
+
+    found = _learn(net, ["blocks.0", "blocks.2"], solver, draw, method, share, steps, n)
+    return [found | {"seed": seed}]
+
+
+def _learn(net: Row, behind, solver, draw, method: str, share: float, steps: int, n: int) -> dict:
+    """Rates are warmed up and fall to zero."""
+    pieces = chain(net).cut(behind)
+    top = solver.defaults["lr"]
+    schedule = torch.optim.lr_scheduler.OneCycleLR(solver, top, steps, pct_start=0.2)
     codecs: list[Codec] = []
     losses = []
     for _ in range(steps):
-        part = images.train.take(torch.randint(len(images.train), (batch,)))
-        pixels, total = images.normalise(part.images), 0.0
-        for x, y in zip(pixels.chunk(n), part.labels.chunk(n), strict=True):
+        batch, targets = draw()
+        total = 0.0
+        for x, y in zip(batch.chunk(n), targets.chunk(n), strict=True):
             if not codecs:
                 with torch.no_grad():
                     first = pieces[0](x)
@@ -346,9 +382,33 @@ def learn(
         solver.zero_grad()
         schedule.step()
         losses.append(total)
-    held = images.test.take(slice(0, 2000))
     last = losses[-max(1, steps // 10) :]
-    return [{
-        "method": method, "share": codecs[-1].floats / Dense(shapes[-1]).floats, "seed": seed,
-        "loss": sum(last) / len(last), "accuracy_test_pct": accuracy_pct(net, images, held),
-    }]  # fmt: skip
+    left = codecs[-1].floats / Dense(shapes[-1]).floats
+    return {"method": method, "share": left, "loss": sum(last) / len(last)}
+
+
+class Gpt(Row):
+    """A small transformer of bytes: (N, tokens) -> logits (N, 256, tokens).
+
+    What its blocks pass on is (N, width, tokens), channels where images have theirs.
+    """
+
+    def __init__(self, width: int = 64, depth: int = 4, tokens: int = 64):
+        super().__init__()
+        self.tokens = tokens
+        self.byte, self.place = nn.Embedding(256, width), nn.Embedding(tokens, width)
+        self.blocks = nn.ModuleList(
+            nn.TransformerEncoderLayer(
+                width, 4, 4 * width, 0.0, "gelu", batch_first=True, norm_first=True
+            )
+            for _ in range(depth)
+        )
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, 256)
+        self.register_buffer("mask", nn.Transformer.generate_square_subsequent_mask(tokens))
+
+    def row(self):
+        """See `Row`."""
+        yield "stem", lambda x: (self.byte(x) + self.place.weight).mT
+        for i, block in enumerate(self.blocks):
+            yield f"blocks.{i}", lambda x, block=block: block(x.mT, self.mask, is_causal=True).mT
+        yield "head", lambda x: self.head(self.norm(x.mT)).mT

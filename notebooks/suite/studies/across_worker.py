@@ -189,9 +189,9 @@ def train_stages(job: dict) -> dict:
 
 
 def compare_gradients(job: dict) -> list[dict]:
-    """Each case's largest differences to one process that compresses alike, after two steps.
+    """Each case's largest differences to one process that compresses alike, in a second step.
 
-    The second step meets what compression remembers of the first; weights stay as they are.
+    It meets what compression remembers of the first; weights stay as they are.
     """
     join(job["timeout_s"])
     rank, n = dist.get_rank(), 4
@@ -211,6 +211,8 @@ def compare_gradients(job: dict) -> list[dict]:
         shape = {cost.name: cost.shape for cost in costs}[job["behind"]]
         codec = make(shape)
         for _ in range(2):
+            net.zero_grad()
+            alone.zero_grad()
             pipeline.step(images, labels)
             for x, y in zip(images.chunk(n), labels.chunk(n), strict=True):
                 out = back(codec.decode(codec.encode(front(x))))
@@ -256,7 +258,7 @@ def meet_refusals(job: dict) -> dict[str, str]:
 
     def measure() -> None:
         if rank == 1:  # not there when it is asked
-            time.sleep(2 * job["timeout_s"])
+            time.sleep(1.25 * job["timeout_s"])
         measure_links(400, 1)
 
     tries = {
