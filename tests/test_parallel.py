@@ -90,7 +90,7 @@ def test_two_processes_learn_what_one_does():
 @pytest.mark.faults
 def test_torchrun_goes_on_after_a_killed_worker(tmp_path):
     """It restarts both, which lose no epoch whose state was written, and learn the same."""
-    steps, state = 60, tmp_path / "state.pt"
+    steps, state = 24, tmp_path / "state.pt"
     job = {
         "work": "share", "precision": "double", "seed": 0, "steps": steps, "hook": "exact",
         "state": str(state), "out": str(tmp_path / "found"),
