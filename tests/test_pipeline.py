@@ -29,7 +29,15 @@ from dynlib.training.pipeline import (
     survey,
     wire_bytes,
 )  # fmt: skip
-from suite.studies.across import can_link, drop_link, kill_some, linked, time_grid, together
+from suite.studies.across import (
+    can_link,
+    drop_link,
+    kill_some,
+    learn_text,
+    linked,
+    time_grid,
+    together,
+)
 from suite.studies.across_worker import NET
 from suite.studies.at_scale import draw_rates, predict_steps
 
@@ -359,3 +367,10 @@ def test_what_is_said_of_many_machines_follows_from_their_links():
 def test_dense_packing_is_the_whole():
     x = torch.randn(SHAPE)
     assert torch.equal(Dense(SHAPE).unpack(Dense(SHAPE).pack(x)), x)
+
+
+@pytest.mark.parametrize("method", ["dense", "levels"])
+def test_text_can_be_learnt_over_the_cuts(method):
+    (row,) = learn_text(method, 1 / 8, seed=0, steps=8)
+    assert row["loss"] < np.log(256)
+    assert row["share"] == (1.0 if method == "dense" else pytest.approx(1 / 8, rel=0.1))

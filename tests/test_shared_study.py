@@ -19,15 +19,16 @@ def url():
 
 @pytest.mark.faults
 def test_a_killed_worker_loses_nothing_that_was_finished(url):
-    table = kill_searchers(url, 2, seed=0, trials=24)
+    table = kill_searchers(url, 1, seed=0, trials=16)
+    assert table["killed"].all()
     assert (table["lost"] == 0).all()
-    assert table["written"].iloc[0] > 0
-    assert table["done"].iloc[-1] >= 24
+    assert (table["written"] >= 8).all()
+    assert (table["done"] >= 16).all()
 
 
 def test_what_the_database_does_not_have_is_counted(url, monkeypatch, tmp_path):
     monkeypatch.setattr(shared_study, "_written", lambda folder: ["r1-d1.1-w8.16"])
-    assert shared_study._compare(tmp_path, url)["lost"] == 1
+    assert shared_study._compare(tmp_path, url, "empty")["lost"] == 1
 
 
 def test_the_password_is_in_no_message(url):

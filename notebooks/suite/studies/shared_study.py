@@ -98,38 +98,36 @@ def postgres() -> Iterator[str]:
 # -- its users --------------------------------------------------------------------------------
 
 
-def kill_searchers(url: str, kills: int, seed: int, trials: int = 40) -> pd.DataFrame:
-    """Two processes on one study; a row for each time that one of them is killed.
+def kill_searchers(url: str, kills: int, seed: int, trials: int = 20) -> pd.DataFrame:
+    """A row for each study that two processes share until one of them is killed.
 
     Each writes down which trials it knows to be finished. `lost` are those that the database does
-    not have, or has with other values; `done` is how many it has. The row of the end, without a
-    kill, is that of all that were asked for.
+    not have in the end, or has with other values; `done` is how many it has, all that were asked
+    for if the other process came to its end.
     """
     rng = random.Random(seed)
     rows = []
-    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-        search_one = functools.partial(_searcher, stack, folder, url, trials)
-        crew = [search_one(number) for number in range(2)]
-        for kill in range(kills):
-            known = len(_written(folder))
-            wanted = known + rng.randint(1, max(1, trials // (kills + 1)))
-            _await(lambda wanted=wanted: len(_written(folder)) >= wanted or _ended(crew))
+    for kill in range(kills):
+        with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+            job = {"url": url, "name": f"shared-{seed}-{kill}", "trials": trials}
+            crew = [_searcher(stack, folder, job, number) for number in range(2)]
+            wanted = rng.randint(1, max(1, trials // 2))
+            _await(lambda f=folder, w=wanted, c=crew: len(_written(f)) >= w or _ended(c))
             time.sleep(0.1 * rng.random())
-            victim = rng.randrange(2)
-            os.killpg(crew[victim].pid, signal.SIGKILL)
-            crew[victim].wait()
-            rows.append({"kill": kill, **_compare(folder, url)})
-            crew[victim] = search_one(2 + kill)
-        _await(lambda: _ended(crew))
-        codes = [process.returncode for process in crew]
-        if any(codes):
-            said = "".join(path.read_text() for path in Path(folder).glob("*.said"))
-            raise SuiteError(f"searchers ended with {codes}: {said[-500:]}")
-        rows.append({"kill": None, **_compare(folder, url)})
+            victim = crew.pop(rng.randrange(2))
+            _end(victim)
+            _await(lambda crew=crew: _ended(crew))
+            if crew[0].returncode:
+                said = "".join(path.read_text() for path in Path(folder).glob("*.said"))
+                raise SuiteError(f"the other searcher ended with {crew[0].returncode}: {said}")
+            rows.append({
+                "kill": kill, "killed": victim.returncode == -signal.SIGKILL,
+                **_compare(folder, url, job["name"]),
+            })  # fmt: skip
     return pd.DataFrame(rows)
 
 
-def _searcher(stack, folder: str, url: str, trials: int, number: int) -> subprocess.Popen:
+def _searcher(stack, folder: str, job: dict, number: int) -> subprocess.Popen:
     path = [str(repo_root()), str(repo_root() / "notebooks"), os.environ.get("PYTHONPATH", "")]
     with Path(folder, f"{number}.said").open("w") as said:
         process = subprocess.Popen(
@@ -138,8 +136,8 @@ def _searcher(stack, folder: str, url: str, trials: int, number: int) -> subproc
             stdin=subprocess.PIPE, stdout=said, stderr=said, start_new_session=True,
         )  # fmt: skip
     stack.callback(_end, process)
-    job = {"url": url, "trials": trials, "seed": number, "log": f"{folder}/{number}.log"}
-    process.stdin.write(json.dumps(job).encode() + b"\n")  # a command line is everybody's to read
+    own = job | {"seed": number, "log": f"{folder}/{number}.log"}
+    process.stdin.write(json.dumps(own).encode() + b"\n")  # a command line is everybody's to read
     process.stdin.flush()
     return process
 
@@ -169,10 +167,10 @@ def _written(folder: str) -> list[str]:
     return text.splitlines()
 
 
-def _compare(folder: str, url: str) -> dict[str, int]:
+def _compare(folder: str, url: str, name: str) -> dict[str, int]:
     written = set(_written(folder))
-    stored = measured(open_study(SPACE, GOALS, url, "shared"))
-    right = {name for name in written if stored.get(name) == measure(SubnetConfig.parse(name))}
+    stored = measured(open_study(SPACE, GOALS, url, name))
+    right = {each for each in written if stored.get(each) == measure(SubnetConfig.parse(each))}
     return {"written": len(written), "lost": len(written - right), "done": len(stored)}
 
 
@@ -189,7 +187,7 @@ def _search(job: dict) -> None:
         return measure(config)
 
     search(SPACE, noting, GOALS, trials=job["trials"], seed=job["seed"], sampler="random",
-           storage=job["url"], name="shared")  # fmt: skip
+           storage=job["url"], name=job["name"])  # fmt: skip
 
 
 def _end_with_parent() -> None:
