@@ -1,9 +1,12 @@
 """A study in a database: workers die, nothing that was finished is lost."""
 
+import multiprocessing
+
 import pytest
 
 from dynlib.errors import SearchError
 from dynlib.searching import search
+from dynlib.searching.study import open_study
 from suite.errors import SuiteError
 from suite.studies import shared_study
 from suite.studies.shared_study import GOALS, SPACE, kill_searchers, measure, no_postgres, postgres
@@ -15,6 +18,22 @@ def url():
         pytest.skip(why)
     with postgres() as url:
         yield url
+
+
+@pytest.mark.skipif(bool(no_postgres()), reason=no_postgres() or "")
+def test_processes_may_meet_in_a_fresh_database():
+    """Each finds tables that the other is just making."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["dynlib.searching.study"])
+    with postgres() as url:
+        crew = [
+            context.Process(target=open_study, args=(SPACE, GOALS, url, "mine")) for _ in range(4)
+        ]
+        for process in crew:
+            process.start()
+        for process in crew:
+            process.join()
+    assert [process.exitcode for process in crew] == [0] * 4
 
 
 @pytest.mark.faults

@@ -5,6 +5,7 @@ import fcntl
 import json
 import multiprocessing
 import re
+import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from urllib.parse import unquote
@@ -199,12 +200,7 @@ def open_study(
     where = _hidden(str(storage), storage)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
-        study = optuna.create_study(
-            directions=list(directions.values()),
-            storage=open_storage(storage),
-            study_name=name,
-            load_if_exists=True,
-        )
+        study = _created(directions, storage, name)
         measured(study)
     except SearchError:
         raise
@@ -220,6 +216,22 @@ def open_study(
         elif stored != value:
             raise SearchError(f"{where}: study {name!r} has the {key} {stored}, not {value}")
     return study
+
+
+def _created(directions: Directions, storage, name: str, tries: int = 4) -> optuna.Study:
+    try:
+        return optuna.create_study(
+            directions=list(directions.values()),
+            storage=open_storage(storage),
+            study_name=name,
+            load_if_exists=True,
+        )
+    except Exception as error:
+        # Processes that make the tables of a fresh database at once get in each other's way.
+        if tries == 1 or "already exists" not in str(error):
+            raise
+        time.sleep(0.5)
+        return _created(directions, storage, name, tries - 1)
 
 
 _SECRETS = re.compile(r"(?<=://).*@|(?<=password=)[^&]*")

@@ -111,7 +111,7 @@ def kill_searchers(url: str, kills: int, seed: int, trials: int = 20) -> pd.Data
         with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
             job = {"url": url, "name": f"shared-{seed}-{kill}", "trials": trials}
             crew = [_searcher(stack, folder, job, number) for number in range(2)]
-            wanted = rng.randint(1, max(1, trials // 2))
+            wanted = rng.randint(1, trials // 3)
             _await(lambda f=folder, w=wanted, c=crew: len(_written(f)) >= w or _ended(c))
             time.sleep(0.1 * rng.random())
             victim = crew.pop(rng.randrange(2))
@@ -183,7 +183,7 @@ def _search(job: dict) -> None:
             with Path(job["log"]).open("a") as log:
                 log.write(f"{before.pop()}\n")
         before.append(str(config))
-        time.sleep(0.05)  # a short measurement
+        time.sleep(0.2)  # a short measurement
         return measure(config)
 
     search(SPACE, noting, GOALS, trials=job["trials"], seed=job["seed"], sampler="random",
