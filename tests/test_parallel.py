@@ -1,11 +1,15 @@
 """Processes that train together: as one would, or refused by name, and none left behind."""
 
+import json
 import os
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import pandas as pd
+import psutil
 import pytest
 import torch
 from small_nets import SPACE, fresh
@@ -81,6 +85,52 @@ def test_two_processes_learn_what_one_does():
     columns = ["loss_max", "loss_student"]
     assert (one - two)[columns].abs().max().max() < 1e-5
     assert one["loss_max"].iloc[-1] < one["loss_max"].iloc[0]
+
+
+@pytest.mark.faults
+def test_torchrun_goes_on_after_a_killed_worker(tmp_path):
+    """It restarts both, which lose no epoch whose state was written, and learn the same."""
+    steps, state = 24, tmp_path / "state.pt"
+    job = {
+        "work": "share", "precision": "double", "seed": 0, "steps": steps, "hook": "exact",
+        "state": str(state), "out": str(tmp_path / "found"),
+    }  # fmt: skip
+    path = tmp_path / "job.json"
+    path.write_text(json.dumps(job))
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--max-restarts",
+        "1", "--standalone", "-m", "suite.studies.across_worker", str(path),
+    ]  # fmt: skip
+    places = os.pathsep.join([str(ROOT), str(ROOT / "notebooks")])
+    env = os.environ | {"PYTHONPATH": places, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    with (tmp_path / "said").open("w") as said:
+        agent = subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=said, stderr=said)
+    try:
+        _wait_for(lambda: state.exists() or agent.poll() is not None)
+        workers = psutil.Process(agent.pid).children(recursive=True)
+        victim = next(w for w in workers if w.environ().get("RANK") == "1")
+        kept = torch.load(state, weights_only=True)["history"]
+        victim.send_signal(signal.SIGKILL)
+        assert agent.wait(120) == 0, (tmp_path / "said").read_text()[-2000:]
+    finally:
+        for process in [*psutil.Process().children(recursive=True)]:
+            if process.pid == agent.pid or agent.pid in [p.pid for p in process.parents()]:
+                process.kill()
+        agent.stdin.close()
+        agent.wait()
+    found = json.loads((tmp_path / "found.0.json").read_text())
+    assert len(found["seconds"]) == steps
+    assert 0 < len(kept) < steps
+    assert found["seconds"][: len(kept)] == [row["seconds"] for row in kept]  # not done again
+    alone = ddp_losses("double", 1, 0, steps=steps)
+    assert abs(alone["loss_max"] - pd.Series(found["loss_max"])).max() < 1e-5
+
+
+def _wait_for(happened, within_s: float = 60.0) -> None:
+    deadline = time.monotonic() + within_s
+    while not happened():
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
 
 
 @pytest.mark.parametrize("hook", ["exact", "fp16", "powersgd"])

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 import time
+import traceback
 
 import numpy as np
 import optuna
@@ -57,6 +58,24 @@ def test_an_interrupted_study_resumes_on_disk(tmp_path):
     other = SearchSpace((16, 24), SPACE.depth, SPACE.width)
     with pytest.raises(SearchError, match="has the space"):
         search(other, objective, GOALS, trials=1, seed=0, storage=journal)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql+psycopg://me:s3cret@127.0.0.1:1/studies",  # nobody listens there
+        "postgresql+psycopg://me:s3cret@127.0.0.1:s3cret/studies",
+        "postgresql+psycopg://127.0.0.1:1/studies?user=me&password=s3cret",
+        "nosql://me:s3cret@127.0.0.1/studies",
+        "postgresql+nothing://me:s3cret@127.0.0.1/studies",
+    ],
+)
+def test_a_database_that_cannot_be_used_is_named_without_its_password(url):
+    with pytest.raises(SearchError, match="cannot open study 'search'") as caught:
+        search(SPACE, objective, GOALS, trials=1, seed=0, storage=url)
+    said = "".join(traceback.format_exception(caught.value))
+    assert "127.0.0.1" in said
+    assert "s3cret" not in said.replace(url, "")
 
 
 def test_a_search_tries_its_start_first():

@@ -4,8 +4,11 @@ import contextlib
 import fcntl
 import json
 import multiprocessing
+import re
+import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from urllib.parse import unquote
 
 import optuna
 import pandas as pd
@@ -14,7 +17,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 from dynlib.errors import InfeasibleError, SearchError
-from dynlib.files import MALFORMED, atomic_write, read_plain
+from dynlib.files import atomic_write, read_plain
 from dynlib.pareto import pareto_front
 from dynlib.space import SearchSpace, SubnetConfig
 
@@ -128,8 +131,9 @@ def search(
             `GPSampler` finds most in few trials, but is slow where it repeats itself often.
         population: of NSGA-II and III; random trials before TPE.
         limits: the worst values allowed of some objectives; a sampler prefers what keeps them.
-        storage: file of an Optuna journal, or URL of a database that several machines share. A
-            study of the same name in it is resumed: only the trials it lacks are run.
+        storage: file of an Optuna journal, or URL of a database that several machines share, such
+            as ``postgresql+psycopg://...`` with ``pip install "dynlib[database]"``. A study of the
+            same name in it is resumed: only the trials it lacks are run.
         start: sub-networks to try first, such as the ends of the space, which are known before
             any search; they count as trials.
         workers: processes on this one study. More than one needs a `storage`, and an `objective`
@@ -190,27 +194,62 @@ def open_study(
 ) -> optuna.Study:
     """The study `name` in `storage`, made where there is none.
 
-    Raises `SearchError` if it is there with other objectives or of another space.
+    Raises `SearchError` if it is there with other objectives or of another space, or the storage
+    cannot be used; what a URL keeps secret is in no message.
     """
+    where = _hidden(str(storage), storage)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
-        study = optuna.create_study(
-            directions=list(directions.values()),
-            storage=open_storage(storage),
-            study_name=name,
-            load_if_exists=True,
-        )
+        study = _created(directions, storage, name)
         measured(study)
-    except (LookupError, AssertionError, *MALFORMED) as error:  # no study's
-        raise SearchError(f"{storage}: cannot open study {name!r}: {error!r:.300}") from error
+    except SearchError:
+        raise
+    except Exception as error:  # no study's; of a database also its driver's and its server's
+        said = _hidden(f"{error!r:.300}", storage)
+        cause = error if where == str(storage) else None  # a trace would show it
+        raise SearchError(f"{where}: cannot open study {name!r}: {said}") from cause
     identity = {"objectives": dict(directions), "space": json.dumps(space.to_dict())}
     for key, value in identity.items():
         stored = study.user_attrs.get(key)
         if stored is None:
             study.set_user_attr(key, value)
         elif stored != value:
-            raise SearchError(f"{storage}: study {name!r} has the {key} {stored}, not {value}")
+            raise SearchError(f"{where}: study {name!r} has the {key} {stored}, not {value}")
     return study
+
+
+def _created(directions: Directions, storage, name: str, tries: int = 4) -> optuna.Study:
+    try:
+        return optuna.create_study(
+            directions=list(directions.values()),
+            storage=open_storage(storage),
+            study_name=name,
+            load_if_exists=True,
+        )
+    except Exception as error:
+        # Processes that make the tables of a fresh database at once get in each other's way.
+        if tries == 1 or "already exists" not in str(error):
+            raise
+        time.sleep(0.5)
+        return _created(directions, storage, name, tries - 1)
+
+
+_SECRETS = re.compile(r"(?<=://).*@|(?<=password=)[^&]*")
+
+
+def _hidden(text: str, storage: str | Path | None) -> str:
+    """`text` without the user and password of a storage's URL.
+
+    >>> url = "postgresql://me:secret@server/studies"
+    >>> _hidden(f"{url}: wrong password 'secret'", url)
+    "postgresql://***server/studies: wrong password '***'"
+    """
+    for secret in _SECRETS.findall(str(storage)):
+        _, _, password = secret.rstrip("@").partition(":")
+        for word in (secret, password, unquote(password)):
+            if word:
+                text = text.replace(word, "***")
+    return text
 
 
 def params(space: SearchSpace, config: SubnetConfig) -> dict[str, int]:

@@ -9,6 +9,7 @@ from math import prod
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from dynlib.errors import RecipeError
 
@@ -90,6 +91,59 @@ class TopK(Dense):
         size = prod(self.shape)
         index = bits.contiguous().view(torch.int32).long().clamp(0, size - 1)
         return values.new_zeros(size).scatter(0, index, values).view(self.shape)
+
+
+class Levels(Dense):
+    """Each entry as one of 2 ** bits levels between the extremes of its channel; bits are 8 or 4.
+
+    Rounded up as often as it is near the upper level, so that the mean of many is right.
+
+    Args:
+        ratio: 32 / bits, or near it; below 3 all is dense. A channel's lowest level and step come
+            on top.
+    """
+
+    def __init__(self, shape: Sequence[int], ratio: float):
+        super().__init__(shape)
+        self.bits = 32 if ratio < 3 else 8 if ratio < 6 else 4
+        self._draws = torch.Generator().manual_seed(0)
+
+    @property
+    def floats(self):
+        """See `Dense`."""
+        size = prod(self.shape)
+        if self.bits == 32:
+            return size
+        return 2 * self.shape[1] + -(-size * self.bits // 32)
+
+    def pack(self, x):
+        """See `Dense`."""
+        if self.bits == 32:
+            return x.flatten()
+        rows = x.movedim(1, 0).flatten(1)
+        low, high = rows.aminmax(dim=1, keepdim=True)
+        top = 2**self.bits - 1
+        step = (high - low) / top
+        place = (rows - low) / step.clamp_min(torch.finfo(step.dtype).tiny)
+        up = torch.rand(place.shape, generator=self._draws)
+        level = (place + up).floor().clamp(0, top).byte().flatten()
+        level = F.pad(level, (0, -len(level) % (32 // self.bits)))
+        if self.bits == 4:
+            level = level[0::2] | level[1::2] << 4
+        return torch.cat([low.flatten(), step.flatten(), level.view(torch.float32)])
+
+    def unpack(self, buffer):
+        """See `Dense`."""
+        if self.bits == 32:
+            return buffer.view(self.shape)
+        samples, channels, *places = self.shape
+        low, step, words = buffer.split([channels, channels, len(buffer) - 2 * channels])
+        level = words.contiguous().view(torch.uint8)
+        if self.bits == 4:
+            level = torch.stack([level & 15, level >> 4], 1).flatten()
+        level = level[: prod(self.shape)].view(channels, -1)
+        rows = low[:, None] + step[:, None] * level
+        return rows.view(channels, samples, *places).movedim(0, 1)
 
 
 class Columns(Dense):

@@ -59,13 +59,19 @@ class Link:
 
 
 def measure_links(payload_bytes: int = 200_000, repeats: int = 2) -> list[Link]:
-    """The link from each process to the next; all processes call it together."""
+    """The link from each process to the next; all processes call it together.
+
+    Raises `PeerError` on every process where a link lets nothing through in the group's time.
+    """
     found = []
     sizes = (4, payload_bytes, 3 * payload_bytes)
     for one, other in pairwise(range(dist.get_world_size())):
-        times = [_round_trip_s(one, other, size, repeats) / 2 for size in sizes]
-        heard = torch.tensor(times, dtype=torch.float64)
-        dist.broadcast(heard, one)
+        try:
+            times = [_round_trip_s(one, other, size, repeats) / 2 for size in sizes]
+            heard = torch.tensor(times, dtype=torch.float64)
+            dist.broadcast(heard, one)
+        except RuntimeError as error:  # gloo's own have no class
+            raise PeerError(f"link {one}-{other}: nothing came through: {error}") from error
         latency_s, short_s, long_s = heard.tolist()
         # The difference, for a shaped link lets the first bytes pass at once. On a fast link
         # all three are about the same.
@@ -114,13 +120,18 @@ def fence(bytes_per_s: np.ndarray, seed: int = 0) -> list[int]:
 
 @dataclass(frozen=True)
 class BlockCost:
-    """A block of a chain: its times for one micro-batch, what it returns, and its weights."""
+    """A block of a chain: its times for one micro-batch, what it returns, and its weights.
+
+    `kept_bytes` are those that a micro-batch keeps for its backward pass.
+    """
 
     name: str
     forward_s: float
     backward_s: float
     shape: tuple[int, ...]
     weights: tuple[str, ...]
+    weight_bytes: int = 0
+    kept_bytes: int = 0
 
 
 def survey(net: nn.Module, images: torch.Tensor, repeats: int = 3) -> list[BlockCost]:
@@ -139,13 +150,33 @@ def survey(net: nn.Module, images: torch.Tensor, repeats: int = 3) -> list[Block
             wanted = [*weights, *([entry] if costs else [])]
             found = torch.autograd.grad(y.sum(), wanted, allow_unused=True)
             times.append((turned - started, time.perf_counter() - turned))
-        used = [name for name, gradient in zip(names, found, strict=False) if gradient is not None]
+        pairs = zip(names, weights, found, strict=False)
+        used = {name: weight for name, weight, gradient in pairs if gradient is not None}
         shortest = np.min(times, axis=0).tolist()
-        costs.append(BlockCost(block, *shortest, tuple(y.shape), tuple(used)))
+        weight_bytes = sum(weight.nbytes for weight in used.values())
+        kept_bytes = _kept_bytes(module, entry, used.values())
+        shape = tuple(y.shape)
+        costs.append(BlockCost(block, *shortest, shape, tuple(used), weight_bytes, kept_bytes))
         x = y
     for name, buffer in net.named_buffers():
         buffer.copy_(before[name])
     return costs
+
+
+def _kept_bytes(module: Callable, x: torch.Tensor, weights: Iterable[torch.Tensor]) -> int:
+    """Of the tensors that autograd keeps of one forward pass, each memory once."""
+    known = {weight.untyped_storage().data_ptr() for weight in weights}
+    kept: dict[int, int] = {}
+
+    def keep(tensor):
+        memory = tensor.untyped_storage()
+        if memory.data_ptr() not in known:
+            kept[memory.data_ptr()] = memory.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        module(x)
+    return sum(kept.values())
 
 
 def iteration_s(
@@ -176,7 +207,7 @@ def iteration_s(
 
 def place(
     costs: Sequence[BlockCost], crossing_s: Callable[[int, BlockCost], float],
-    stages: int, micro_batches: int,
+    stages: int, micro_batches: int, memory_bytes: Sequence[float] | None = None,
 ) -> list[str]:  # fmt: skip
     """The blocks to cut behind for the shortest step, exactly, by dynamic programming.
 
@@ -185,9 +216,11 @@ def place(
 
     Args:
         crossing_s: (link, block) -> seconds for what the block returns to cross, one direction.
+        memory_bytes: of each stage's machine, that `needed_bytes` may not exceed.
 
-    Raises `ModelError` when there are fewer blocks with weights than stages.
+    Raises `ModelError` when there are fewer blocks with weights than stages, or none fit.
     """
+    room = memory_bytes or [inf] * stages
     seconds = [0.0, *accumulate(cost.forward_s + cost.backward_s for cost in costs)]
     heavy = [0, *accumulate(bool(cost.weights) for cost in costs)]
     fronts: dict[int, list[tuple]] = {0: [(0.0, 0.0, ())]}
@@ -200,6 +233,8 @@ def place(
             for start, known in fronts.items():
                 if start >= end or heavy[start] == heavy[end]:
                     continue
+                if needed_bytes(costs[start:end], stages - stage, micro_batches) > room[stage]:
+                    continue
                 own_s = seconds[end] - seconds[start]
                 cross_s = 0.0 if last else crossing_s(stage, costs[end - 1])
                 ways += [
@@ -210,9 +245,21 @@ def place(
                 reached[end] = _unbeaten(ways)
         fronts = reached
     if not fronts:
-        raise ModelError(f"{len(costs)} blocks, {heavy[-1]} with weights: no {stages} stages")
+        limits = f" within {list(memory_bytes)} bytes" if memory_bytes else ""
+        raise ModelError(
+            f"{len(costs)} blocks, {heavy[-1]} with weights: no {stages} stages{limits}"
+        )
     best = min(fronts[len(costs)], key=lambda way: way[0] + (micro_batches - 1) * way[1])
     return [costs[end - 1].name for end in best[2][:-1]]
+
+
+def needed_bytes(costs: Iterable[BlockCost], stages_left: int, micro_batches: int) -> int:
+    """Memory of a stage in 1F1B: its weights, their gradients and momentum, and what is in flight.
+
+    A stage starts as many micro-batches as there are stages from it on before one comes back.
+    """
+    in_flight = min(stages_left, micro_batches)
+    return sum(3 * cost.weight_bytes + in_flight * cost.kept_bytes for cost in costs)
 
 
 def _unbeaten(ways: Iterable[tuple]) -> list[tuple]:
@@ -331,20 +378,27 @@ class Pipeline:
     def load(self, folder: str | Path, solver: torch.optim.Optimizer) -> int:
         """Go back to the last step that all stages have saved, and return it; 0 if there is none.
 
-        Raises `CheckpointError` for the state of another cut, on every process that meets it.
+        Raises `CheckpointError` on every process if one of them has the state of another cut, or
+        one that cannot be read.
         """
-        everybody: list = [None] * dist.get_world_size()
-        dist.all_gather_object(everybody, self._stored(folder))
-        common = set.intersection(*map(set, everybody))
+        stored = _everybodys(self._stored(folder))
+        common = set.intersection(*map(set, stored))
         if not common:
             return 0
-        path = self._path(folder, max(common))
-        state = torch.load(path, weights_only=True)
-        if state["behind"] != self.behind:
-            raise CheckpointError(f"{path}: cut behind {state['behind']}, expected {self.behind}")
+        step = max(common)
+        path = self._path(folder, step)
+        try:
+            state = torch.load(path, weights_only=True)
+            behind = state["behind"]
+            wrong = behind != self.behind and f"cut behind {behind}, expected {self.behind}"
+        except Exception as error:
+            wrong = f"no readable state of a stage: {error!r:.200}"
+        for complaint in _everybodys(wrong and f"{path}: {wrong}"):
+            if complaint:
+                raise CheckpointError(complaint)
         self.net.load_state_dict(state["net"])
         solver.load_state_dict(state["solver"])
-        return max(common)
+        return step
 
     def _path(self, folder, step: int) -> Path:
         return Path(folder) / f"stage{self._rank}-{step}.pt"
@@ -352,6 +406,13 @@ class Pipeline:
     def _stored(self, folder) -> list[int]:
         names = [path.name for path in Path(folder).glob(f"stage{self._rank}-*.pt")]
         return [int(re.findall(r"\d+", name)[1]) for name in names]
+
+
+def _everybodys(own) -> list:
+    """What each process says."""
+    said: list = [None] * dist.get_world_size()
+    dist.all_gather_object(said, own)
+    return said
 
 
 class _Stage(nn.Module):

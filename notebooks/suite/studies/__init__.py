@@ -16,7 +16,9 @@ __getattr__ = lazily(__name__, {
     ],
     "adapt_vit": ["slices_against_masks"],
     "ablation": ["compare_alone", "compare_recipes", "single"],
-    "across": ["can_link", "ddp_losses", "kill_some", "learn", "time_grid"],
+    "across": ["can_link", "ddp_losses", "drop_link", "kill_some", "learn", "learn_text",
+               "time_grid"],
+    "at_scale": ["draw_rates", "predict_steps"],
     "bound": ["attackers", "below_optimum"],
     "bundles": ["bundle_latency", "bundle_memory"],
     "code_size": ["manager_tokens"],
@@ -54,6 +56,7 @@ __getattr__ = lazily(__name__, {
         "small_images", "train_prefixes",
     ],
     "served_program": ["PrefixNet"],
+    "shared_study": ["kill_searchers", "no_postgres", "postgres"],
     "throughput": ["images_per_s", "reference_step", "sandwich_step"],
     "workers": ["trials_per_s"],
 })  # fmt: skip

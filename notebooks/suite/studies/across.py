@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -14,18 +15,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
+import psutil
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from dynlib.files import repo_root
 from dynlib.images import Dataset
-from dynlib.nets.chain import chain
+from dynlib.nets.chain import Row, chain
 from dynlib.nets.resnet import ResNet
-from dynlib.training.compress import Codec, Columns, Dense, LowRank, TopK
+from dynlib.training.compress import Codec, Dense, TopK
 from dynlib.training.pipeline import fence
 from dynlib.training.trainer import accuracy_pct
 from suite.errors import SuiteError
-from suite.studies.across_worker import NET
+from suite.studies.across_worker import KINDS, NET
 
 DEVICE = "eth0"  # in every namespace
 
@@ -40,7 +43,8 @@ def linked(rates_mbit: Sequence[float]) -> Iterator[list[str]]:
     Machine i has address 10.77.0.(i + 1) on `DEVICE`. Raises `SuiteError` where that is not
     allowed or the kernel lacks it.
     """
-    mark = f"dl{os.getpid() % 100_000}"
+    _sweep()
+    mark = f"dl{os.getpid()}"
     hub, names = f"{mark}h", [f"{mark}n{i}" for i in range(len(rates_mbit))]
     try:
         _ip("netns", "add", hub)
@@ -55,24 +59,37 @@ def linked(rates_mbit: Sequence[float]) -> Iterator[list[str]]:
             _ip("-n", name, "addr", "add", f"10.77.0.{i + 1}/24", "dev", DEVICE)
             for device in ("lo", DEVICE):
                 _ip("-n", name, "link", "set", device, "up")
-            # A bucket holds what passes between two ticks of a 250 Hz kernel.
-            burst = max(5_000, int(rate * 125e3 / 250))
             for space, device in ((name, DEVICE), (hub, port)):
-                _run("tc", "-n", space, "qdisc", "add", "dev", device, "root", "tbf", "rate",
-                     f"{rate}mbit", "burst", f"{burst}", "latency", "400ms")  # fmt: skip
+                _shape(space, device, rate)
         yield names
     finally:
         for name in (*names, hub):
             subprocess.run(["ip", "netns", "del", name], capture_output=True, timeout=20)
 
 
-def _ip(*words: str) -> None:
-    _run("ip", *words)
+def _sweep() -> None:
+    """Remove what a process left behind that had no time to."""
+    for line in _ip("netns", "list").splitlines():
+        made = re.match(r"(dl(\d+)(h|n\d+))\b", line)
+        if made and not psutil.pid_exists(int(made[2])):
+            _ip("netns", "del", made[1])
 
 
-def _run(*command: str) -> None:
+def _shape(space: str, device: str, rate_mbit: float, how: str = "add") -> None:
+    # A bucket holds what passes between two ticks of a 250 Hz kernel.
+    burst = max(5_000, int(rate_mbit * 125e3 / 250))
+    _run("tc", "-n", space, "qdisc", how, "dev", device, "root", "tbf", "rate",
+         f"{rate_mbit}mbit", "burst", f"{burst}", "latency", "400ms")  # fmt: skip
+
+
+def _ip(*words: str) -> str:
+    return _run("ip", *words)
+
+
+def _run(*command: str) -> str:
     try:
-        subprocess.run(command, check=True, capture_output=True, text=True, timeout=20)
+        done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=20)
+        return done.stdout
     except (OSError, subprocess.SubprocessError) as error:
         said = getattr(error, "stderr", "") or str(error)
         raise SuiteError(f"{' '.join(command)}: {said.strip()}") from error
@@ -193,18 +210,24 @@ def time_grid(
     return pd.DataFrame(rows)
 
 
+def _training(folder: str, interval: int) -> dict:
+    """A job of two stages that keep their state in `folder`."""
+    return {
+        "work": "train", "folder": folder, "interval": interval, "behind": "stages.1",
+        "out": f"{folder}/found", "timeout_s": 30.0,
+    }  # fmt: skip
+
+
 def kill_some(kills: int, seed: int, interval: int = 5, steps: int = 40) -> pd.DataFrame:
     """Kill a stage at a random moment, start all again, and so on until `kills`; a row for each.
 
-    `lost` are the steps that had to be done again. The last row is the run that came to its end.
+    `lost` are the steps that had to be done again. The last row is the run that came to its end,
+    after steps * (kills + 1), with the `loss` it ended at.
     """
     rng = random.Random(seed)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        job = {
-            "work": "train", "folder": folder, "steps": steps, "interval": interval,
-            "behind": "stages.1", "out": f"{folder}/found", "timeout_s": 30.0,
-        }  # fmt: skip
+        job = _training(folder, interval)
         log = Path(folder, "steps.log")
         for kill in range(kills + 1):
             before = len(_lines(log))
@@ -227,7 +250,33 @@ def kill_some(kills: int, seed: int, interval: int = 5, steps: int = 40) -> pd.D
             lost = rows[-1]["last"] + 1 - resumed if rows and resumed is not None else 0
             last = after[-1] if after else -1
             rows.append({"kill": kill, "noticed": noticed, "last": last, "lost": lost})
+        rows[-1]["loss"] = json.loads(Path(f"{job['out']}.1.json").read_text())["loss"]
     return pd.DataFrame(rows)
+
+
+def drop_link(steps: int, interval: int = 5, rate_mbit: float = 100.0) -> pd.DataFrame:
+    """Train two stages over a link that falls to a tenth half-way; a row for each step.
+
+    Raises `SuiteError` where links cannot be made.
+    """
+    with tempfile.TemporaryDirectory() as folder, linked([rate_mbit] * 2) as names:
+        job = _training(folder, interval) | {"steps": steps}
+        log = Path(folder, "steps.log")
+        hub = names[0].replace("n0", "h")
+        with started(job, 2, names) as processes:
+            deadline = time.monotonic() + 120
+            while len(_lines(log)) < steps // 2 and time.monotonic() < deadline:
+                time.sleep(0.01)
+            for space, device in ((names[1], DEVICE), (hub, "port1")):
+                _shape(space, device, rate_mbit / 10, "change")
+            dropped = len(_lines(log))
+            codes = [process.wait(120) for process in processes]
+        if any(codes):
+            raise SuiteError(f"a stage ended with {codes} after the link had dropped")
+        found = json.loads(Path(f"{job['out']}.1.json").read_text())
+    table = pd.DataFrame({"step_s": found["seconds"], "loss": found["losses"]})
+    slowed = table.index > dropped  # one is under way
+    return table.assign(rate_mbit=[rate_mbit / 10 if late else rate_mbit for late in slowed])
 
 
 def _lines(log: Path) -> list[int]:
@@ -246,8 +295,6 @@ def _ends(process: subprocess.Popen, within_s: float) -> bool:
 
 # -- what compression does to learning --------------------------------------------------------
 
-METHODS = {"top-k": TopK, "columns": Columns, "low rank": LowRank}
-
 
 def codecs_of(method: str, share: float, shapes: Sequence[tuple], slots: int) -> list[Codec]:
     """Compression that leaves `share` of the dense bytes at the last, slowest cut.
@@ -258,7 +305,7 @@ def codecs_of(method: str, share: float, shapes: Sequence[tuple], slots: int) ->
     made = [Codec(shape, Dense) for shape in shapes]
     if method == "dense":
         return made
-    kind = METHODS.get(method, TopK)
+    kind = KINDS.get(method, TopK)
     ratio = (2 if kind is TopK else 1) / share
     if method == "uniform":
         return [Codec(shape, TopK, ratio) for shape in shapes]
@@ -269,23 +316,58 @@ def codecs_of(method: str, share: float, shapes: Sequence[tuple], slots: int) ->
 def learn(
     method: str, share: float, seed: int, images: Dataset, steps: int, batch: int = 32, n: int = 4
 ) -> list[dict]:
-    """One training in three stages with both cuts in this process: what is learnt is the same.
+    """A row of one training in three stages in this process, which learn what three processes do.
 
-    Learning rate warmed up and falling to zero; `loss` is the mean of the last tenth of the steps,
-    accuracy is that of the network without any compression.
+    `loss` is the mean of the last tenth of the steps, accuracy that of the network without any
+    compression.
     """
     torch.set_num_threads(1)
     torch.manual_seed(seed)
     net = ResNet(NET.largest).train()
-    pieces = chain(net).cut(["stages.0.blocks.0", "stages.1"])
     solver = torch.optim.SGD(net.parameters(), 0.05, momentum=0.9, weight_decay=5e-4)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(solver, 0.05, steps, pct_start=0.2)
+
+    def draw():
+        part = images.train.take(torch.randint(len(images.train), (batch,)))
+        return images.normalise(part.images), part.labels
+
+    found = _learn(net, ["stages.0.blocks.0", "stages.1"], solver, draw, method, share, steps, n)
+    held = images.test.take(slice(0, 2000))
+    return [found | {"seed": seed, "accuracy_test_pct": accuracy_pct(net, images, held)}]
+
+
+def learn_text(
+    method: str, share: float, seed: int, steps: int, batch: int = 32, n: int = 4
+) -> list[dict]:
+    """The same of a small GPT on the bytes of this library's own source."""
+    torch.set_num_threads(1)
+    torch.manual_seed(seed)
+    files = sorted((repo_root() / "dynlib").rglob("*.py"))
+    text = torch.frombuffer(
+        bytearray(b"".join(path.read_bytes() for path in files)), dtype=torch.uint8
+    )
+    net = Gpt()
+    solver = torch.optim.AdamW(net.parameters(), 2e-3, weight_decay=0.1)
+
+    def draw():
+        starts = torch.randint(len(text) - net.tokens - 1, (batch, 1))
+        rows = text[starts + torch.arange(net.tokens + 1)].long()
+        return rows[:, :-1], rows[:, 1:]
+
+    found = _learn(net, ["blocks.0", "blocks.2"], solver, draw, method, share, steps, n)
+    return [found | {"seed": seed}]
+
+
+def _learn(net: Row, behind, solver, draw, method: str, share: float, steps: int, n: int) -> dict:
+    """Rates are warmed up and fall to zero."""
+    pieces = chain(net).cut(behind)
+    top = solver.defaults["lr"]
+    schedule = torch.optim.lr_scheduler.OneCycleLR(solver, top, steps, pct_start=0.2)
     codecs: list[Codec] = []
     losses = []
     for _ in range(steps):
-        part = images.train.take(torch.randint(len(images.train), (batch,)))
-        pixels, total = images.normalise(part.images), 0.0
-        for x, y in zip(pixels.chunk(n), part.labels.chunk(n), strict=True):
+        batch, targets = draw()
+        total = 0.0
+        for x, y in zip(batch.chunk(n), targets.chunk(n), strict=True):
             if not codecs:
                 with torch.no_grad():
                     first = pieces[0](x)
@@ -300,9 +382,33 @@ def learn(
         solver.zero_grad()
         schedule.step()
         losses.append(total)
-    held = images.test.take(slice(0, 2000))
     last = losses[-max(1, steps // 10) :]
-    return [{
-        "method": method, "share": codecs[-1].floats / Dense(shapes[-1]).floats, "seed": seed,
-        "loss": sum(last) / len(last), "accuracy_test_pct": accuracy_pct(net, images, held),
-    }]  # fmt: skip
+    left = codecs[-1].floats / Dense(shapes[-1]).floats
+    return {"method": method, "share": left, "loss": sum(last) / len(last)}
+
+
+class Gpt(Row):
+    """A small transformer of bytes: (N, tokens) -> logits (N, 256, tokens).
+
+    What its blocks pass on is (N, width, tokens), channels where images have theirs.
+    """
+
+    def __init__(self, width: int = 64, depth: int = 4, tokens: int = 64):
+        super().__init__()
+        self.tokens = tokens
+        self.byte, self.place = nn.Embedding(256, width), nn.Embedding(tokens, width)
+        self.blocks = nn.ModuleList(
+            nn.TransformerEncoderLayer(
+                width, 4, 4 * width, 0.0, "gelu", batch_first=True, norm_first=True
+            )
+            for _ in range(depth)
+        )
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, 256)
+        self.register_buffer("mask", nn.Transformer.generate_square_subsequent_mask(tokens))
+
+    def row(self):
+        """See `Row`."""
+        yield "stem", lambda x: (self.byte(x) + self.place.weight).mT
+        for i, block in enumerate(self.blocks):
+            yield f"blocks.{i}", lambda x, block=block: block(x.mT, self.mask, is_causal=True).mT
+        yield "head", lambda x: self.head(self.norm(x.mT)).mT
