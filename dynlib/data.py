@@ -277,13 +277,9 @@ def _short_timeout(seconds: float):
         socket.setdefaulttimeout(before)
 
 
-def _cifar10_from_torchvision(places: list[Path], seed, size, resize) -> Dataset:
+def _cifar10_from_torchvision(places: list[Path], seed, size=32, resize=False) -> Dataset:
     from dynlib._vision import torchvision
 
-    try:
-        _check_size((32, 32), size, resize)
-    except DataError as error:
-        raise DataError(f"cifar10: images are {error}") from None
     have = [p for p in places if (p / "cifar-10-batches-py").is_dir()]
     target = have[0] if have else repo_root() / "runs" / "cache"
     parts = []
@@ -296,6 +292,10 @@ def _cifar10_from_torchvision(places: list[Path], seed, size, resize) -> Dataset
         order = np.argsort(labels, kind="stable")
         pixels = part.data[order]
         if size != 32:
+            try:
+                _check_size((32, 32), size, resize)
+            except DataError as error:
+                raise DataError(f"cifar10: images are {error}") from None
             pixels = np.stack([_fitted(Image.fromarray(image), size) for image in pixels])
         channels_first = pixels.transpose(0, 3, 1, 2).copy()
         parts.append(Images.of(channels_first, labels[order]))
