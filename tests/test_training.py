@@ -248,7 +248,7 @@ def one_step(supernet, recipe, progress=0.5):
 def test_finetuning_begins_where_the_weights_stand_and_training_does_not(recipe, low, high):
     supernet = timm_net(zero_init_last=False)
     with torch.no_grad():  # as trained weights are: of another norm, with scales of their own
-        for name, parameter in supernet.net.named_parameters():
+        for parameter in supernet.net.parameters():
             parameter.mul_(torch.empty_like(parameter).uniform_(0.5, 1.5))
     images = torch.randn(20, 3, 16, 16, generator=torch.Generator().manual_seed(1))
     largest = supernet.space.largest
