@@ -79,8 +79,10 @@ class Structure:
                 images = torch.empty(2, 3, resolution, resolution)
                 for node in nodes:
                     self._read(node, images)
-        except (RuntimeError, TypeError, ValueError, AssertionError, AttributeError) as error:
-            raise ModelError(f"{type(model).__name__} cannot be read: {error}") from error
+        except (
+            RuntimeError, TypeError, ValueError, AssertionError, AttributeError, LookupError
+        ) as error:  # fmt: skip
+            raise ModelError(f"{type(model).__name__} cannot be read: {error!r}") from error
         logits = self.values[nodes[-1]]
         self.outputs = logits.shape[-1]
 

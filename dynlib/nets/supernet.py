@@ -363,12 +363,21 @@ def _without_statistics(net: nn.Module) -> nn.Module:
 
 def _keep_safe(net: nn.Module) -> None:
     """Train around oneDNN's issue 6035: the weight gradient of a strided 1 x 1 convolution of fewer
-    than 16 channels in channels_last is written past its buffer (RepVGG, MobileOne, FastViT)."""
+    than 16 channels in channels_last is written past its buffer (RepVGG, MobileOne, FastViT).
+
+    The same without stride, on the pixels that it would have looked at, is right."""
     for conv in net.modules():
         if not isinstance(conv, nn.Conv2d) or conv.in_channels >= 16:
             continue
-        if conv.kernel_size == (1, 1) and conv.stride != (1, 1):
-            conv.register_forward_pre_hook(lambda _, images: images[0].contiguous())
+        if (conv.kernel_size, conv.padding) == ((1, 1), (0, 0)) and conv.stride != (1, 1):
+            conv.register_forward_pre_hook(functools.partial(_every, conv.stride))
+            conv.stride = (1, 1)
+
+
+def _every(stride: tuple[int, int], conv: nn.Module, args: tuple[torch.Tensor]) -> torch.Tensor:
+    (images,) = args
+    rows, columns = stride
+    return images[..., ::rows, ::columns]
 
 
 def _norms(net: nn.Module) -> dict[str, nn.Module]:

@@ -1,7 +1,7 @@
 """A user's own model: EfficientNet-Lite0 with its ImageNet weights, on photos; and other kinds.
 
-`python -m suite.studies.own_model NAME` converts and trains one kind of timm model and prints what
-came of it: a process of its own, because a kind may crash or hang.
+`python -m suite.studies.own_model` tries all `KINDS` of timm models, with a NAME one of them: each
+in a process of its own, because a kind may crash or hang.
 """
 
 import copy
@@ -191,6 +191,15 @@ def try_kind(name: str) -> dict:
     return row | {"ok": row["difference"] <= 1e-5 and same and learns, "said": ""}
 
 
+def summary(kinds: pd.DataFrame) -> str:
+    """The table of all kinds, and under it what the notebook reports of it."""
+    ok, largest = kinds["ok"].sum(), kinds["difference"].max()
+    return (
+        f"{kinds.to_string()}\nelastify_models_ok {ok} of {len(kinds)}, refused "
+        f"{kinds['refused'].sum()}\nelastify_max_relative_difference {largest:.3g}\n"
+    )
+
+
 def _noisy(model: nn.Module) -> nn.Module:
     """`model` with noise on weights and statistics, so that nothing is zero or equal by chance."""
     torch.manual_seed(0)
@@ -205,4 +214,7 @@ def _noisy(model: nn.Module) -> nn.Module:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(json.dumps(try_kind(sys.argv[1])) + "\n")
+    if len(sys.argv) > 1:
+        sys.stdout.write(json.dumps(try_kind(sys.argv[1])) + "\n")
+    else:
+        sys.stdout.write(summary(try_kinds()))
