@@ -172,11 +172,12 @@ class SearchSpace:
         for values in itertools.product(*choices):
             yield self._from_values(values)
 
-    def __contains__(self, config: SubnetConfig) -> bool:
+    def __contains__(self, config: SubnetConfig | str) -> bool:
         try:
-            return self.check(config) == config
+            self.check(config)
         except ConfigError:
             return False
+        return True
 
     def check(self, config: SubnetConfig | str) -> SubnetConfig:
         """Return `config`; raises `ConfigError` naming the first axis it leaves the space on.

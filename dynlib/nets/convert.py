@@ -164,7 +164,7 @@ class _Probe:
                     module.running_mean += noise(module.running_mean)
                     module.running_var += noise(module.running_var).abs()
             image = torch.randn(1, 3, resolution, resolution, generator=draws, dtype=torch.double)
-            self.image = image.to(next(model.parameters()).device)
+            self.image = image.to(next(model.parameters(), image).device)
             try:
                 self.answer = model(self.image)
             except (RuntimeError, TypeError, ValueError, AssertionError) as error:
@@ -177,7 +177,7 @@ class _Probe:
 
         Rows of a table of position biases are coupled like channels, but each belongs to a place.
         """
-        if self.difference(self.model, groups) <= SAME:
+        if not groups or self.difference(self.model, groups) <= SAME:
             return []
         if len(groups) == 1:
             return list(groups)
