@@ -243,19 +243,18 @@ def one_step(supernet, recipe, progress=0.5):
 
 
 @pytest.mark.parametrize(
-    ("recipe", "low", "high"), [(Recipe.finetune(), 0, 0.05), (Recipe(), 0.5, 10)]
+    ("recipe", "low", "high"), [(Recipe.finetune(), 0, 0.05), (Recipe(), 0.2, 10)]
 )
 def test_finetuning_begins_where_the_weights_stand_and_training_does_not(recipe, low, high):
-    supernet = timm_net(zero_init_last=False)
+    supernet = timm_net("mobilenetv3_small_050")  # its gates are convolutions without BatchNorm
     with torch.no_grad():  # as trained weights are: of another norm, with scales of their own
         for parameter in supernet.net.parameters():
             parameter.mul_(torch.empty_like(parameter).uniform_(0.5, 1.5))
     images = torch.randn(20, 3, 16, 16, generator=torch.Generator().manual_seed(1))
     largest = supernet.space.largest
-    with torch.no_grad():
-        before = supernet(images, largest)
-        one_step(supernet, recipe, progress=0.0)
-        after = supernet(images, largest)
+    before = supernet(images, largest).detach()
+    one_step(supernet, recipe, progress=0.0)
+    after = supernet(images, largest).detach()
     assert low <= ((after - before).norm() / before.norm()).item() <= high
 
 
@@ -270,8 +269,8 @@ def test_scales_that_begin_at_zero_are_trained_and_those_at_one_stay():
     assert torch.equal(parameters["layer1.0.bn1.weight"], before["layer1.0.bn1.weight"])
     supernet = timm_net()
     one_step(supernet, Recipe.finetune())
-    moved = dict(supernet.net.named_parameters())
-    assert not torch.equal(moved["layer1.0.bn1.weight"], before["layer1.0.bn1.weight"])
+    moved = dict(supernet.net.named_parameters())  # behind a zero nothing moves in the first step
+    assert not torch.equal(moved["bn1.weight"], before["bn1.weight"])
 
 
 @pytest.mark.parametrize("recipe", [Recipe(batch_size=20), Recipe.finetune()])
