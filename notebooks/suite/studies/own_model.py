@@ -15,6 +15,7 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -138,22 +139,24 @@ def try_kinds(names: Iterable[str] = KINDS) -> pd.DataFrame:
     serves its smallest sub-network, and comes back from a checkpoint the same. It is refused if it
     is not converted with a declared error; `said` names it.
     """
-    rows = []
-    for name in names:
-        command = [sys.executable, "-m", "suite.studies.own_model", name]
-        row = {"kind": name, "ok": False, "refused": False}
-        try:
-            child = subprocess.run(
-                command, capture_output=True, text=True, timeout=4 * LIMIT_S,
-                env=os.environ | {"PYTHONPATH": f"{repo_root()}:{repo_root() / 'notebooks'}"},
-            )  # fmt: skip
-            row |= json.loads(child.stdout.splitlines()[-1])
-        except subprocess.TimeoutExpired:
-            row["said"] = "hangs"
-        except (IndexError, ValueError):
-            row["said"] = f"crashes ({child.returncode}): {child.stderr[-300:]}"
-        rows.append(row)
-    return pd.DataFrame(rows)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # each waits for a process
+        return pd.DataFrame(pool.map(_try_alone, names))
+
+
+def _try_alone(name: str) -> dict:
+    command = [sys.executable, "-m", "suite.studies.own_model", name]
+    paths = f"{repo_root()}:{repo_root() / 'notebooks'}"
+    row = {"kind": name, "ok": False, "refused": False, "difference": None}
+    try:
+        child = subprocess.run(
+            command, capture_output=True, text=True, timeout=4 * LIMIT_S,
+            env=os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        return row | json.loads(child.stdout.splitlines()[-1])
+    except subprocess.TimeoutExpired:
+        return row | {"said": "hangs"}
+    except (IndexError, ValueError):
+        return row | {"said": f"crashes ({child.returncode}): {child.stderr[-300:]}"}
 
 
 def try_kind(name: str) -> dict:
