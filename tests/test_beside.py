@@ -66,3 +66,23 @@ def test_where_others_cannot_be_seen_nothing_is_different():
 
 def test_the_board_of_the_tests_is_that_of_live_runs():
     assert machine().units[0].freqs == ON.units[0].freqs
+
+
+def test_a_network_that_is_late_too_often_is_left_and_the_other_one_is_not():
+    odd = ({"cpu": 0.0}, 1.9)  # 19 ms of 18
+    ran = frames(manager(), [CALM] * 10 + ([odd] + [CALM] * 4) * 6)
+    assert ran[:10] == ["large"] * 10
+    assert set(ran[-10:]) == {"small"}, "the small one takes 7.6 ms at worst"
+
+
+def test_it_is_tried_again_after_a_while():
+    odd = ({"cpu": 0.0}, 1.9)
+    ran = frames(manager(), [CALM] * 10 + ([odd] + [CALM] * 4) * 4 + [CALM] * 700)
+    assert ran[40] == "small"
+    assert set(ran[-20:]) == {"large"}
+
+
+def test_a_plan_that_became_hopeless_is_not_kept_for_a_while():
+    ran = frames(manager(), [CALM] * 20 + [({"cpu": 50.0}, 2.2)] * 8)
+    assert ran[20:23] == ["large"] * 3  # which agree that it is one
+    assert set(ran[23:]) == {"small"}

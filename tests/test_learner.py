@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dynlib.manager.learner import Gaps, Times
+from dynlib.manager.learner import Gaps, Own, Times
 
 SIGMA, Z = 0.036, 2.8
 speeds = st.floats(0.5, 20.0)
@@ -25,6 +25,20 @@ def learn(ratios, times=None, start_ms=0.0):
 def noise(cv, frames, seed):
     sigma = math.sqrt(math.log1p(cv**2))
     return np.exp(np.random.default_rng(seed).normal(0, sigma, frames))
+
+
+@given(st.integers(5, 100), st.sampled_from([0.005, 0.02, 0.1]))
+def test_late_frames_are_chance_until_there_are_too_many(frames, target):
+    many = frames * target
+    allowed = math.ceil(many + math.sqrt(many))
+    for late in range(frames + 1):
+        times = Own("net", 0.0, (2.0,) * late + (1.0,) * (frames - late))
+        expected = 0.0 if frames < allowed else 2.0 if late > allowed else 1.0
+        assert times.longest(target) == expected
+
+
+def test_four_frames_say_nothing_of_the_longest():
+    assert Own("net", 0.0, (1.0,) * 4).longest(0.02) == 0
 
 
 @given(speeds)

@@ -58,7 +58,7 @@ from dynlib.profile.points import at_full_clock
 from dynlib.runtime.case import Case
 from dynlib.runtime.jobs import AppRun, Job
 from dynlib.runtime.live import Live, LiveRun
-from dynlib.runtime.loop import ASKED, Loop
+from dynlib.runtime.loop import ASKED, WAKE, Loop
 from dynlib.workload import App, Change, Workload
 
 APPS = 16  # programs that are managed at a time: planning takes the longer the more there are
@@ -66,6 +66,7 @@ _SILENT_MS = 5_000.0  # after which a connection has said what it wants
 _OVERDUE_MS, _OVERDUE = 1_000.0, 20  # a frame that takes so long, or so many times its network's
 _CLOCK_MS = 1.0  # that two clocks may be apart
 _TRUST_MS = 20.0  # of a frame that nobody may ask about
+_LET_GO_MS = 0.2  # for a program to take up what it was told
 _TIDY_MS = 10_000.0  # between two collections of garbage
 _LOG = logging.getLogger(__name__)
 
@@ -119,6 +120,7 @@ class Service(Live):
         self.cpus = {unit.name: unit.cpus for unit in board.units}
         self.peers: dict[str, Peer] = {}
         self.busy: dict[str, Job] = {}
+        self.told_ms = -math.inf  # when somebody was last answered
         self.frames: dict[str, int] = {}  # of programs that have left
         self.bell = self.door = Door(socket_path(path), group, self)
         self.reader = ThreadPoolExecutor(1)  # a table takes longer to check than many a frame
@@ -172,6 +174,7 @@ class Service(Live):
             })  # fmt: skip
         peer.since_ms = self.clock_ms()
         peer.write(peer.order)
+        self.told_ms = self.clock_ms()
 
     def _told(self, job: Job) -> None:
         self.start(job, 0.0)
@@ -179,6 +182,15 @@ class Service(Live):
         peer, most_ms = job.content, max(_OVERDUE_MS, _OVERDUE * job.point.latency_ms[0])
         peer.job = job
         self._later(most_ms, lambda: self._overdue(peer, job, most_ms))
+
+    def settle(self) -> None:
+        """Decide, unless somebody was answered just now and nobody waits: we may be on his CPU."""
+        soon_ms = self.told_ms + _LET_GO_MS
+        waits = any(run.waiting for run in self.apps.values())
+        if self.ask and not waits and self.clock_ms() < soon_ms:
+            self.ask = False
+            self.push(soon_ms, WAKE)
+        super().settle()
 
     def drop(self, job: Job, reason: str) -> None:
         """Tell the program that it need not serve this frame."""
@@ -291,10 +303,13 @@ class Service(Live):
         at_once = where is not None and where.unit in self.free() and peer.app not in self.hold
         if at_once:
             self._tell(peer, run)
+        asked = self.ask
         job = self._arrive(run, run.known)
         job.content = peer
         if at_once:
             self._told(job)
+            if not self.clocked:  # what it tells is in time with its end
+                self.ask = asked
         else:  # nothing else may happen until it is too late
             self._later(job.need.deadline_ms, lambda: None)
 

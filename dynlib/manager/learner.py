@@ -13,7 +13,7 @@ from typing import NamedTuple
 _WINDOW = 200  # frames after which a shock is forgotten
 _FEW = 5  # frames whose median is the speed after a change
 _MANY = 40  # frames whose median it is while nothing changes
-_ENOUGH = 10  # frames whose largest is what to plan for; of twice as many one may be chance
+_OWN, _OWN_MS = 100, 30_000.0  # frames of one sub-network, and how long they count
 _AGREE = 1.5  # standard deviations between the two: three standard errors of the first
 _PRIOR = 10  # frames that the spread of the table counts for
 _LEAST_SIGMA = 0.005  # a table that knows of no noise at all is not believed
@@ -21,6 +21,23 @@ SLOW = 1.05  # times the table: slow enough to leave a unit
 _FORGET_MS, _CALM_MS = 10_000.0, 2000.0
 _ARRIVALS = 17  # that are remembered
 _SAME = 0.02  # periods that differ by no larger share are the same
+
+
+class Own(NamedTuple):
+    """Execution times of one sub-network, as shares of what the table expects."""
+
+    subnet: str
+    last_ms: float
+    ratios: tuple[float, ...] = ()
+
+    def longest(self, target: float) -> float:
+        """A ratio that so many frames exceed only if more than `target` of all do; 0: too few.
+
+        Example: at 2 % the largest of 5 may be chance, and so may the two largest of 40.
+        """
+        late = len(self.ratios) * target
+        late = math.ceil(late + math.sqrt(late))
+        return sorted(self.ratios)[-1 - late] if len(self.ratios) >= max(_FEW, late) else 0.0
 
 
 class Times(NamedTuple):
@@ -38,8 +55,8 @@ class Times(NamedTuple):
         spread: standard deviation of the log noise over that of the table.
         peak: what a shock may bring, if they keep coming; 1 if not.
         worst: the longest to be ready for just now.
-        high: the largest of the last ratios, or the largest but one of many; infinite of few.
         prior: the speed that is expected before anything is measured.
+        own: the same of each sub-network, where it was asked for.
     """
 
     ratios: tuple[float, ...] = ()
@@ -53,17 +70,19 @@ class Times(NamedTuple):
     spread: float = 1.0
     peak: float = 1.0
     worst: float = 1.0
-    high: float = math.inf
     prior: float = 1.0
+    own: tuple[Own, ...] = ()
 
     @classmethod
     def expected(cls, prior: float) -> "Times":
         """Before anything is measured."""
         return cls(typical=prior, worst=prior, prior=prior)
 
-    def measured(self, ratio: float, sigma: float, now_ms: float, z: float) -> "Times":
-        """After a frame that took `ratio` of what the table says, with `sigma` of log noise; `z`:
-        the margin, in standard deviations."""
+    def measured(
+        self, ratio: float, sigma: float, now_ms: float, z: float, subnet: str = ""
+    ) -> "Times":
+        """After a frame of a sub-network that took `ratio` of what the table says, with `sigma` of
+        log noise; `z`: the margin, in standard deviations."""
         sigma, steps = max(sigma, _LEAST_SIGMA), self.steps
         if self.ratios:
             steps = (*steps, abs(math.log(ratio / self.ratios[-1])) / sigma)[-_MANY:]
@@ -107,9 +126,16 @@ class Times(NamedTuple):
             spread,
             peak,
             worst,
-            _high(ratios),
             self.prior,
+            self._own(subnet, ratio, now_ms) if subnet else (),
         )
+
+    def _own(self, subnet: str, ratio: float, now_ms: float) -> tuple[Own, ...]:
+        # One that is not served any more is given another chance some time.
+        own = {each.subnet: each for each in self.own if now_ms < each.last_ms + _OWN_MS}
+        before = own[subnet].ratios if subnet in own else ()
+        own[subnet] = Own(subnet, now_ms, (*before, ratio)[-_OWN:])
+        return tuple(own.values())
 
     def aged(self, now_ms: float, calm: bool = False) -> "Times":
         """Forget a slow speed that nothing has confirmed for long, sooner where others run at
@@ -121,12 +147,6 @@ class Times(NamedTuple):
         if self.typical < SLOW or now_ms - self.last_ms < kept_ms:
             return self
         return Times.expected(self.prior)._replace(last_ms=now_ms, patience=2 * self.patience)
-
-
-def _high(ratios: tuple[float, ...]) -> float:
-    if len(ratios) < _ENOUGH:
-        return math.inf
-    return sorted(ratios)[-2] if len(ratios) >= 2 * _ENOUGH else max(ratios)
 
 
 class Gaps(NamedTuple):

@@ -197,7 +197,9 @@ class Manager:
                 if math.isfinite(ratio) and ratio > 0:
                     key, z = (frame.app, frame.unit), self.planner.z
                     known = times.get(key) or self._times(memory, *key)
-                    times[key] = known.measured(ratio, point.sigma, state.t_ms, z)
+                    # Where others are seen, what is learnt is of those alike: no model is needed.
+                    own = point.subnet if point.unit in memory.busy else ""
+                    times[key] = known.measured(ratio, point.sigma, state.t_ms, z, own)
         memory = memory._replace(times=times, emc=state.emc)
         speeds = {app.name: self._speeds(app, memory) for app in state.apps}
         return memory._replace(speeds=speeds)
@@ -242,14 +244,24 @@ class Manager:
             typical = mine.typical if mine.frames else min(others, default=mine.typical)
             slower = self._slower(unit, memory.emc)
             spread, peak = mine.spread, max(mine.peak, typical)
-            if unit in memory.busy and mine.high < math.inf:
-                # Measured among those alike: no model of the noise is needed.
-                spread, peak = 0.0, max(mine.high, typical)
-            now = Speed(typical * slower, spread, peak * slower)
+            own = self._own(mine, typical, slower)
+            now = Speed(typical * slower, spread, peak * slower, own)
             before = memory.speeds.get(app.name, {}).get(unit, now)
-            same = all(abs(b - a) <= _STEP * a for a, b in zip(before, now, strict=True))
+            same = before.own == own and all(
+                abs(b - a) <= _STEP * a for a, b in zip(before[:3], now[:3], strict=True)
+            )
             speeds[unit] = before if same else now
         return speeds
+
+    def _own(self, mine: Times, typical: float, slower: float) -> tuple[tuple[str, float], ...]:
+        """The longest to plan for by the frames of a sub-network itself, in steps of `_STEP`."""
+        peaks = {each.subnet: each.longest(self.planner.target) for each in mine.own}
+        steps = {
+            subnet: round(math.log(max(peak, typical)) / _STEP)
+            for subnet, peak in peaks.items()
+            if peak
+        }
+        return tuple([(subnet, math.exp(_STEP * n) * slower) for subnet, n in steps.items()])
 
     def _slower(self, unit: str, emc: float) -> float:
         """The most that a slower memory stretches any frame on a unit."""
@@ -281,6 +293,7 @@ class Manager:
         if (
             memory.key
             and state.t_ms < memory.since_ms + _DWELL_MS
+            and not self._hopeless(memory.plan, key)
             and _asked(key) == _asked(memory.key)
         ):
             return memory, ""
@@ -292,6 +305,21 @@ class Manager:
             plan = self.planner.plan(*key)
         reason = "" if plan == memory.plan else "; ".join(plan.degraded) or "best"
         return memory._replace(key=key, plan=plan, since_ms=state.t_ms), reason
+
+    def _hopeless(self, plan: Plan, key: tuple) -> bool:
+        """Whether by what was learnt some app's frames cannot be in time at their point."""
+        demands, limits, _ = key
+        limits = dict(limits)
+        for demand in demands:
+            where = plan.placements.get(demand.app)
+            if where is None:
+                continue
+            point = self.tables[demand.table].point(*where)
+            speed = dict(demand.speeds)[point.unit]
+            margin = self.planner.margin(point, speed) if speed.own else 1.0
+            if speed.typical * margin * self._least_ms(point, limits) > demand.deadline_ms:
+                return True
+        return False
 
     def _demand(self, app: AppState, memory: Memory, state: State) -> Demand:
         """The strictest of what applies now, to frames that wait, and to those about to come.
@@ -410,7 +438,7 @@ class Manager:
         return self.work(point, memory.speeds[app.name][point.unit], least)
 
     def _make_work(self, point: "Point", speed: Speed, least: float) -> Work:
-        worst = max(speed.typical * self.planner.margin(point.sigma, speed), least)
+        worst = max(speed.typical * self.planner.margin(point, speed), least)
         sigma = point.sigma * speed.spread
         return Work(0.0, speed.typical, worst + _ROOM, point, sigma=sigma)
 

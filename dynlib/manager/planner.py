@@ -30,11 +30,13 @@ _SHORTER = 0.95  # an app that leaves room to others takes a point at least so m
 
 class Speed(NamedTuple):
     """Execution times of an app on a unit over those of its table: the present ones; the spread of
-    their noise, over that of the table; and the longest to plan for whatever the noise."""
+    their noise, over that of the table; the longest to plan for whatever the noise; and that of
+    the sub-networks which are known by frames of their own."""
 
     typical: float = 1.0
     spread: float = 1.0
     peak: float = 1.0
+    own: tuple[tuple[str, float], ...] = ()
 
 
 class Demand(NamedTuple):
@@ -187,8 +189,12 @@ class Planner:
         self.choice = lru_cache(maxsize=1024)(self._choice)
         self.attainable = lru_cache(maxsize=256)(self._attainable)
 
-    def margin(self, sigma: float, speed: Speed) -> float:
+    def margin(self, point: "Point", speed: Speed) -> float:
         """Longest to typical time of a frame, but for the target."""
+        for subnet, peak in speed.own:
+            if subnet == point.subnet:
+                return peak / speed.typical
+        sigma = point.sigma
         return max(math.exp(self.z * speed.spread * sigma), speed.peak / speed.typical)
 
     def _plan(
@@ -292,7 +298,7 @@ class Planner:
             kept = kept[:1]
         planned_ms = here.time_ms[kept, :clocks].T * speed.typical
         if strict and not demand.batch:
-            planned_ms *= [self.margin(sigma, speed) for sigma in here.sigma[kept].tolist()]
+            planned_ms *= [self.margin(here.points[i], speed) for i in kept]
         needed_ms = planned_ms
         if demand.random:  # such a frame finds the clock low, and others before it
             needed_ms = planned_ms + spec.settle_ms + spec.stall_ms
