@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -53,3 +54,11 @@ def test_a_notebook_uses_the_name_it_has(path):
     text = "\n".join(code_cells(path))
     assert f'start("{path.stem}"' in text.replace("notebook=", "")
     assert "run.finish()" in code_cells(path)[-1]
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+def test_a_notebook_that_is_named_is_linked(path):
+    cells = json.loads(path.read_text())["cells"]
+    text = "\n".join(source(cell) for cell in cells if cell["cell_type"] == "markdown")
+    named = set(re.findall(r"(?<!\[)`(\d\d_\w+)`", text)) & {other.stem for other in PATHS}
+    assert named <= {path.stem}, "named without a link"

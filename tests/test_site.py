@@ -56,7 +56,8 @@ def execute(out: Path, name: str, data: list[dict]) -> None:
     """Leave what a run leaves: an executed copy, metrics and a manifest."""
     code = v4.new_code_cell("draw()", execution_count=1)
     code.outputs = [v4.new_output("display_data", data=each) for each in data]
-    book = v4.new_notebook(cells=[v4.new_markdown_cell(f"# About {name}\n\n{TEXT}"), code])
+    hidden = v4.new_code_cell("add('saved_pct')", metadata={"tags": ["metrics"]})
+    book = v4.new_notebook(cells=[v4.new_markdown_cell(f"# About {name}\n\n{TEXT}"), code, hidden])
     folder = out / name
     folder.mkdir(parents=True)
     (folder / f"{name}.ipynb").write_text(json.dumps(book))
@@ -139,6 +140,8 @@ def test_a_page_has_its_equations_figures_and_metrics(root):
     assert "$" not in page.text
     assert "interactive()" not in page.text  # a widget without its kernel
     assert "4 < 5" in page.text
+    assert "draw()" in page.text
+    assert "saved_pct" not in page.text  # a collapsed cell
     assert f"figures/{FIGURE}.png" in page.loaded
     assert "A stream of frames" in page.alts[0]
     assert "unknown" in page.text

@@ -12,6 +12,7 @@ from dynlib.files import MALFORMED, atomic_write, read_plain
 from dynlib.source import Source
 from dynlib.toml import is_number
 from suite.errors import SuiteError
+from suite.record.sentences import interval, numbers, say, short
 
 PROFILES = ("quick", "full")
 FIELDS = ("value", "unit", "source", "profile", "n", "low", "high", "tolerance", "what", "why")
@@ -28,6 +29,7 @@ class Metrics:
             raise SuiteError(f"unknown profile {profile!r}; expected one of {PROFILES}")
         self.path = Path(path)
         self.profile = profile
+        self.numbers_said = 0  # in texts
         self._entries: dict[str, dict[str, Any]] = {}
 
     def add(
@@ -83,19 +85,21 @@ class Metrics:
         >>> metrics.text("speedup")  # doctest: +SKIP
         '1.66 [1.62, 1.67]'
         """
+        self.numbers_said += 1
         entry = self.as_dict()[key]
         if entry["value"] is None:
             return f"unknown ({entry['why']})"
-        interval = f" [{_short(entry['low'])}, {_short(entry['high'])}]" if "low" in entry else ""
-        return f"{_short(entry['value'])}{interval}"
+        return short(entry["value"]) + interval(entry)
+
+    def says(self, *sentences: str) -> str:
+        """The sentences with these metrics in them, as `suite.record.sentences` has it."""
+        said = [say(sentence, self._entries) for sentence in sentences]
+        self.numbers_said += sum(len(numbers(sentence)) for sentence in sentences)
+        return " ".join(said)
 
     def write(self) -> Path:
         """Write the file in one step and return its path."""
         return atomic_write(self.path, json.dumps(self._entries, indent=2) + "\n")
-
-
-def _short(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def _plain(value: Any) -> Any:

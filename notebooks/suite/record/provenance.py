@@ -19,6 +19,7 @@ from suite.record.metrics import Metrics
 
 if TYPE_CHECKING:
     import pandas as pd
+    from IPython.display import Markdown
 
     from suite.record.figures import Picture
 
@@ -115,14 +116,34 @@ class NotebookRun:
             self._figures.append(name)
         return picture
 
+    def says(self, *sentences: str) -> "Markdown":
+        """What came out, as the last value of the last cell of a section.
+
+        A number is a metric in braces, added before; see `suite.record.sentences`.
+        """
+        from IPython.display import Markdown
+
+        return Markdown("**What came out.** " + self.metrics.says(*sentences))
+
     def finish(self) -> None:
         """Write ``metrics.json`` and ``manifest.json`` and drop the state to resume from.
+
+        Among the metrics is how many numbers in the texts of the notebook are metrics.
 
         Raises `SuiteError` if an output that was asked for was never written.
         """
         if missing := [path for path in self._outputs if not path.exists()]:
             names = ", ".join(sorted(path.name for path in missing))
             raise SuiteError(f"{self.notebook}: announced but never wrote {names}")
+        if self.metrics.numbers_said:
+            self.metrics.add(
+                "text_numbers_checked",
+                self.metrics.numbers_said,
+                unit="1",
+                source="exact",
+                tolerance=0,
+                what="numbers in the sentences of this notebook that are metrics of its run",
+            )
         drawn = [self.figures / f"{n}{suffix}" for n in self._figures for suffix in FIGURE_SUFFIXES]
         outputs = sorted({*self._outputs, self.metrics.write(), *drawn})
         manifest = {

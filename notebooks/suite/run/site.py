@@ -142,6 +142,8 @@ def _notebook(path: Path, figures: Mapping[str, str]) -> str:
     for cell in content.cells:
         if cell.cell_type == "code":
             cell.outputs = [_static(out, figures) for out in cell.outputs if not _is_widget(out)]
+            if "metrics" in cell.metadata.get("tags", ()):  # collapsed; the page ends with a table
+                cell.metadata.transient = {"remove_source": True}
     # The template's body alone: around it, all of nbconvert's load scripts from other hosts.
     body, _ = _Exporter(template_name="basic").from_notebook_node(content)
     return body + _metrics(path.with_name("metrics.json"))

@@ -325,7 +325,7 @@ def levels(case: Case, span_s: float = 0.6) -> pd.DataFrame:
     mhz = "gpu_mhz" if unit.kind == "gpu" else "cpu_mhz"
     for point in table.on(unit.name):
         for i, ms in enumerate(point.latency_ms):
-            planned_ms = ms * manager.planner.margin(point.sigma, Speed())
+            planned_ms = ms * manager.planner.margin(point, Speed())
             fits = planned_ms <= need.deadline_ms and point.accuracy_val_pct >= need.floor_pct
             kind = "feasible" if fits else "misses deadline or floor"
             rows.append(("upper", kind, planned_ms / need.deadline_ms,
