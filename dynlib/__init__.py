@@ -8,6 +8,7 @@ package costs nothing, and managing needs no torch. What else there is lives in 
 """
 
 import importlib
+import sys
 from typing import Any
 
 __version__ = "0.1.0"
@@ -31,6 +32,19 @@ _HOMES = {
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = sorted(_HOME)
+
+
+class _BeforeVision:
+    """Finds no module, but prepares torch when torchvision, or timm, is first imported."""
+
+    @staticmethod
+    def find_spec(name: str, *_: Any) -> None:
+        if name == "torchvision" and _BeforeVision in sys.meta_path:
+            sys.meta_path.remove(_BeforeVision)
+            importlib.import_module("dynlib._operators")
+
+
+sys.meta_path.insert(0, _BeforeVision)
 
 
 def __getattr__(name: str) -> Any:

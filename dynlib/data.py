@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
@@ -51,7 +51,8 @@ def load_dataset(
         data_dir: where to look first; then ``$DYNLIB_DATA`` and the repository's ``data/``.
         seed: of the validation split and of the generated images.
         size: height and width of the images in pixels.
-        resize: bring images of another size to `size`; without it they are an error.
+        resize: crop the middle of images of another size and bring it to `size`; without it
+                they are an error.
         generated: numbers of training (with validation) and test images to generate.
         cache_dir: for decoded images; default ``runs/cache`` of the repository.
 
@@ -82,11 +83,11 @@ def load_dataset(
             tars = [folder / "train.tar", folder / "test.tar"]
             missing = [tar.name for tar in tars if not tar.is_file()]
             if not missing:
-                return _from_path(folder, seed, 32, False, cache_dir, "cifar10")
+                return _from_path(folder, seed, size, resize, cache_dir, "cifar10")
             if len(missing) == 1:
                 raise DataError(f"{folder}: {missing[0]} is missing; expected both tars or neither")
     try:
-        return _cifar10_from_torchvision(places, seed)
+        return _cifar10_from_torchvision(places, seed, size, resize)
     except (OSError, RuntimeError) as error:
         looked = ", ".join(map(str, places))
         if name == "cifar10":
@@ -100,7 +101,7 @@ def load_dataset(
             looked,
             error,
         )
-    return load_dataset("generated", seed=seed, generated=generated)
+    return load_dataset("generated", seed=seed, size=size, generated=generated)
 
 
 def _assemble(name, classes, train: Images, test: Images, seed: int) -> Dataset:
@@ -230,8 +231,7 @@ def _read_images(path: Path, size: int, resize: bool):
     classes = sorted(index, key=index.get)
     if not all(classes):
         raise DataError(f"{path}: images beside the class folders; expected class folders only")
-    square = (size, size)
-    images = np.empty((count, 3, *square), np.uint8)
+    images = np.empty((count, 3, size, size), np.uint8)
     labels = np.empty(count, np.int64)
     for i in tqdm(range(count), desc=f"decode {path.name}", disable=None):
         try:  # the reader, not timm's dataset, which replaces an unreadable image by the next one
@@ -245,11 +245,14 @@ def _read_images(path: Path, size: int, resize: bool):
             raise DataError(
                 f"{path}: image {reader.filename(i)} cannot be decoded: {error}"
             ) from error
-        if image.size != square:
-            image = image.resize(square)
-        pixels = np.asarray(image)
-        images[i] = pixels.transpose(2, 0, 1)
+        images[i] = _fitted(image, size).transpose(2, 0, 1)
     return images, labels, tuple(classes)
+
+
+def _fitted(image: Image.Image, size: int) -> np.ndarray:
+    """The largest square in the middle, (size, size, 3): nothing is squeezed out of shape."""
+    square = (size, size)
+    return np.asarray(image if image.size == square else ImageOps.fit(image, square))
 
 
 def _check_size(found: tuple[int, int], size: int, resize: bool) -> None:
@@ -274,7 +277,7 @@ def _short_timeout(seconds: float):
         socket.setdefaulttimeout(before)
 
 
-def _cifar10_from_torchvision(places: list[Path], seed: int) -> Dataset:
+def _cifar10_from_torchvision(places: list[Path], seed, size=32, resize=False) -> Dataset:
     from dynlib._vision import torchvision
 
     have = [p for p in places if (p / "cifar-10-batches-py").is_dir()]
@@ -288,6 +291,12 @@ def _cifar10_from_torchvision(places: list[Path], seed: int) -> Dataset:
         labels = np.array(part.targets)
         order = np.argsort(labels, kind="stable")
         pixels = part.data[order]
+        if size != 32:
+            try:
+                _check_size((32, 32), size, resize)
+            except DataError as error:
+                raise DataError(f"cifar10: images are {error}") from None
+            pixels = np.stack([_fitted(Image.fromarray(image), size) for image in pixels])
         channels_first = pixels.transpose(0, 3, 1, 2).copy()
         parts.append(Images.of(channels_first, labels[order]))
     return _assemble("cifar10", tuple(CIFAR10), *parts, seed)

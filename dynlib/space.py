@@ -155,13 +155,16 @@ class SearchSpace:
         firsts = [choices[0] for _, choices in self.axes()]
         return self._from_values(firsts)
 
+    def at(self, share: float) -> SubnetConfig:
+        """The sub-network so far up on every axis: 0 is the smallest, 1 the largest."""
+        if not 0 <= share <= 1:
+            raise ConfigError(f"share {share}: expected 0 (the smallest) to 1 (the largest)")
+        lasts = np.array([len(choices) - 1 for _, choices in self.axes()])
+        return self.decode(np.round(share * lasts))
+
     def ladder(self, rungs: int) -> list[SubnetConfig]:
         """Sub-networks that grow along all axes at once, from the smallest to the largest."""
-        lasts = np.array([len(choices) - 1 for _, choices in self.axes()])
-        grown = []
-        for share in np.linspace(0, 1, rungs):
-            indices = np.round(share * lasts)
-            grown.append(self.decode(indices))
+        grown = [self.at(share) for share in np.linspace(0, 1, rungs)]
         return list(dict.fromkeys(grown))
 
     def __iter__(self) -> Iterator[SubnetConfig]:
@@ -169,14 +172,20 @@ class SearchSpace:
         for values in itertools.product(*choices):
             yield self._from_values(values)
 
-    def __contains__(self, config: SubnetConfig) -> bool:
+    def __contains__(self, config: SubnetConfig | str) -> bool:
         try:
-            return self.check(config) is config
+            self.check(config)
         except ConfigError:
             return False
+        return True
 
-    def check(self, config: SubnetConfig) -> SubnetConfig:
-        """Return `config`; raises `ConfigError` naming the first axis it leaves the space on."""
+    def check(self, config: SubnetConfig | str) -> SubnetConfig:
+        """Return `config`; raises `ConfigError` naming the first axis it leaves the space on.
+
+        Its canonical string, as a table has it, will do.
+        """
+        if isinstance(config, str):
+            config = SubnetConfig.parse(config)
         for name in DIMENSIONS:
             entries = len(getattr(config, name))
             places = len(getattr(self, name))

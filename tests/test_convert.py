@@ -414,3 +414,66 @@ def test_blocks_with_names_keep_them():
     names = set(model.state_dict())
     calibrate(supernet, supernet.space.smallest, [images])
     assert set(supernet.prepare(supernet.space.smallest).state_dict()) < names
+
+
+def short():
+    return create("resnet18", **SHORT)
+
+
+def grey():
+    return create("resnet18", **SHORT, in_chans=1)
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "message"),
+    [
+        (lambda: "resnet18", {}, r"model: 'resnet18', expected a network, such as timm.create"),
+        (grey, {}, r"on images \(1, 3, 32, 32\): .*channels"),
+        (short, {"width": 0.5}, r"width: 0.5, .* such as \(0.5,\)"),
+        (short, {"resolution": 64}, r"resolution: 64, .* \(64,\)"),
+        (short, {"modules": "fc"}, r"modules: 'fc', expected several"),
+    ],
+)  # fmt: skip
+def test_what_is_no_argument_is_said_in_words(make, options, message):
+    with pytest.raises(ModelError, match=message):
+        elastify(make(), **{"resolution": (32,)} | options)
+
+
+class Placed(nn.Module):
+    """Channels of a convolution meet a table whose entries belong to places, as biases of attention
+    do: run without weights it cannot be told from channels."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 16, 3)
+        self.other = nn.Conv2d(16, 16, 1)
+        self.head = nn.Linear(16, 7)
+
+    def forward(self, x):
+        x = self.conv(x).mean((2, 3), keepdim=True)
+        x = self.other(x.cumsum(1)).flatten(1)
+        return self.head(x)
+
+
+def test_channels_that_cannot_change_places_stay_and_it_is_said():
+    torch.manual_seed(0)
+    model = Placed().eval()
+    supernet = elastify(model, resolution=(8,), divisor=4)
+    x = images(2, 3, 8, 8)
+    assert distance(supernet.prepare(supernet.space.largest)(x), model(x)) < 1e-5
+    report = supernet.report.set_index("part")
+    assert report.loc["conv", "why_not"] == "its channels cannot change places"
+    assert report.loc["other", "choices"] == (8, 12, 16)
+    with pytest.raises(ModelError, match="conv cannot be elastic: its channels cannot change"):
+        elastify(model, resolution=(8,), modules=["conv"])
+
+
+def test_the_report_names_every_layer():
+    supernet = elastify(create("resnet26", **SHORT, cardinality=32, base_width=4), resolution=(32,))
+    report = supernet.report.set_index("part")
+    assert report.loc["fc", "why_not"] == "its channels are the outputs of the model"
+    assert report.loc["layer1.0.conv2", "why_not"] == "layer1.0.conv2 has 32 groups of 4 channels"
+    assert report.loc["conv1", "elastic"] == "width"
+    for name, module in supernet.net.named_modules():
+        assert not isinstance(module, nn.Conv2d | nn.Linear) or name in report.index
+    assert (report["why_not"] == "").sum() == (report["elastic"] != "").sum()

@@ -309,3 +309,41 @@ def test_a_changed_image_behind_a_link_is_seen(folder, tmp_path):
     (tmp_path / "cat" / "3.png").write_bytes(picture(255))
     changed = load_dataset(str(folder), cache_dir=cache)
     assert max(part.images.max() for part in (changed.train, changed.val, changed.test)) == 255
+
+
+def test_an_oblong_image_is_cropped_and_not_squeezed(tmp_path):
+    pixels = np.zeros((10, 30, 3), np.uint8)
+    pixels[:, 10:20] = 200  # the square in the middle
+    for kind in ("cat", "dog"):
+        (tmp_path / "set" / kind).mkdir(parents=True)
+        for i in range(4):
+            Image.fromarray(pixels).save(tmp_path / "set" / kind / f"{i}.png")
+    dataset = load_dataset(str(tmp_path / "set"), size=10, resize=True, cache_dir=tmp_path)
+    assert (dataset.train.images == 200).all()
+
+
+def test_a_data_set_is_normalised_as_a_model_expects():
+    dataset = load_dataset("generated", generated=(40, 10))
+
+    model = torch.nn.Linear(1, 1)
+    model.pretrained_cfg = {"mean": (0.5, 0.4, 0.3), "std": (0.1, 0.2, 0.3)}
+    alike = dataset.like(model)
+    pixel = torch.tensor([128, 51, 0], dtype=torch.uint8).view(1, 3, 1, 1)
+    want = (torch.tensor([128 / 255, 0.2, 0.0]) - torch.tensor([0.5, 0.4, 0.3])) / alike.std
+    torch.testing.assert_close(alike.normalise(pixel).flatten(), want, rtol=1e-4, atol=1e-5)
+    with pytest.raises(DataError, match="Linear: its pretrained_cfg has no 'mean'"):
+        dataset.like(torch.nn.Linear(1, 1))
+
+
+def test_a_size_is_honoured_or_refused_for_cifar10_too(tmp_path, monkeypatch):
+    class Downloaded:
+        def __init__(self, *_, **__):
+            self.data = np.full((10, 32, 32, 3), 7, np.uint8)
+            self.targets = list(range(10))
+
+    monkeypatch.delenv("DYNLIB_DATA", raising=False)
+    monkeypatch.setenv("DYNLIB_ROOT", str(tmp_path))
+    monkeypatch.setattr(_vision.torchvision.datasets, "CIFAR10", Downloaded)
+    assert load_dataset("cifar10", size=64, resize=True).test.images.shape[2:] == (64, 64)
+    with pytest.raises(DataError, match="cifar10: images are 32 x 32 px, expected 64 x 64"):
+        load_dataset("cifar10", size=64)

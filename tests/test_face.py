@@ -96,3 +96,10 @@ def test_the_examples_of_the_readme_run(number, tmp_path):
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_timm_can_be_imported_after_dynlib():
+    """Even where torchvision's compiled operators do not fit the torch that is installed."""
+    code = "import dynlib, timm, torchvision; print(timm.create_model('resnet18').num_classes)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert found.stdout.strip() == "1000", found.stderr

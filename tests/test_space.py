@@ -86,3 +86,15 @@ def test_a_layer_counts_its_work():
     assert layer.params == 9 * 16 * 32
     assert layer.macs == layer.params * 64
     assert LayerSpec("conv", 32, 32, 3, groups=32).params == 9 * 32
+
+
+def test_a_share_of_every_axis_and_a_text_for_a_configuration():
+    assert SPACE.at(0) == SPACE.smallest
+    assert SPACE.at(1) == SPACE.largest
+    assert SPACE.at(0.9) in SPACE
+    text = str(SPACE.at(0.9))
+    assert SPACE.check(text) == SPACE.at(0.9)
+    assert text in SPACE
+    assert "r1-w1" not in SPACE
+    with pytest.raises(ConfigError, match=r"share 1.5: expected 0"):
+        SPACE.at(1.5)

@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save_file
-from small_nets import SPACE, calibrated
+from small_nets import SPACE, calibrated, fresh
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from dynlib.errors import CheckpointError, ConfigError, ModelError
+from dynlib.errors import CheckpointError, ConfigError, DynlibError, ModelError
 from dynlib.nets.checkpoint import _metadata, read_checkpoint, sign_checkpoint
 from dynlib.nets.families import FAMILIES, Family, find_family, register
 from dynlib.nets.resnet import ResNet, whiten_stem
@@ -349,3 +350,42 @@ def test_a_refused_switch_leaves_the_old_network_serving(supernet):
     assert server(torch.randn(1, 3, 16, 16)).shape == (1, 10)
     with pytest.raises(ConfigError, match="at least one"):
         SubnetServer(supernet, [])
+
+
+def test_a_text_will_do_for_a_configuration():
+    text = str(SPACE.smallest)
+    net = calibrated([SPACE.smallest])
+    images = torch.randn(1, 3, 16, 16)
+    assert torch.equal(net.prepare(text)(images), net.prepare(SPACE.smallest)(images))
+    assert torch.equal(net.extract(text)(images), net.extract(SPACE.smallest)(images))
+    assert net.layers(text) == net.layers(SPACE.smallest)
+
+
+def test_any_loader_calibrates_and_is_told_how_many_images_are_safe(caplog):
+    net, images = fresh(SPACE), torch.randn(8, 3, 16, 16)
+    plain = calibrate(net, SPACE.smallest, [images])
+    pairs = torch.utils.data.TensorDataset(images, torch.arange(8))
+    with caplog.at_level("INFO"):
+        loaded = calibrate(net, str(SPACE.smallest), torch.utils.data.DataLoader(pairs, 8))
+    assert all(torch.equal(plain[name], loaded[name]) for name in plain)
+    assert "8 images; 2000 are safe" in caplog.text
+    with pytest.raises(DynlibError, match=r"expected batches \(N, 3, H, W\), 2000 images in all"):
+        calibrate(net, SPACE.smallest, [])
+    with pytest.raises(DynlibError, match=r"expected batches .* got str"):
+        calibrate(net, SPACE.smallest, ["cat.jpg"])
+
+
+def test_a_strided_1x1_convolution_of_few_channels_is_trained_without_stride():
+    """oneDNN's weight gradient of it in channels_last writes past its buffer (issue 6035)."""
+
+    def build(config, classes):
+        return nn.Sequential(nn.Conv2d(3, 8, 1, (2, 3)), nn.Flatten(), nn.Linear(96, classes))
+
+    net = Supernet(SearchSpace((8,)), build=build)
+    largest = net.space.largest
+    images = torch.randn(4, 3, 8, 8).contiguous(memory_format=torch.channels_last)
+    answer = net(images, largest)
+    answer.sum().backward()
+    torch.testing.assert_close(answer, net.prepare(largest)(images))
+    assert net._skeleton(largest)[0].stride == (1, 1)
+    assert net.prepare(largest)[0].stride == (2, 3)

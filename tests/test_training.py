@@ -16,9 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_nets import fresh, weights
 
+from dynlib._vision import timm
 from dynlib.data import load_dataset
-from dynlib.errors import CheckpointError
-from dynlib.nets.supernet import Supernet
+from dynlib.errors import CheckpointError, RecipeError
+from dynlib.nets.convert import elastify
+from dynlib.nets.supernet import Supernet, calibrate
 from dynlib.space import SearchSpace
 from dynlib.training.recipes import Recipe
 from dynlib.training.shipping import accuracy_table, checkpoint_path, choose_points, guide_of, ship
@@ -226,3 +228,67 @@ def test_accuracy_counts_hits():
             return torch.nn.functional.one_hot(dataset.test.labels, 10).float()
 
     assert accuracy_pct(Oracle(1, 1), dataset, dataset.test) == 100
+
+
+def timm_net(name="resnet18", **options):
+    torch.manual_seed(0)
+    return elastify(timm.create_model(name, num_classes=10, **options), resolution=(16,))
+
+
+def one_step(supernet, recipe, progress=0.5):
+    images = torch.randn(20, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    rng = np.random.default_rng(0)
+    step = Step(supernet, recipe)
+    step(lambda: images, torch.arange(20) % 10, step=0, progress=progress, rng=rng)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "low", "high"), [(Recipe.finetune(), 0, 0.05), (Recipe(), 0.2, 10)]
+)
+def test_finetuning_begins_where_the_weights_stand_and_training_does_not(recipe, low, high):
+    supernet = timm_net("mobilenetv3_small_050")  # its gates are convolutions without BatchNorm
+    with torch.no_grad():  # as trained weights are: of another norm, with scales of their own
+        for parameter in supernet.net.parameters():
+            parameter.mul_(torch.empty_like(parameter).uniform_(0.5, 1.5))
+    images = torch.randn(20, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    largest = supernet.space.largest
+    before = supernet(images, largest).detach()
+    one_step(supernet, recipe, progress=0.0)
+    after = supernet(images, largest).detach()
+    assert low <= ((after - before).norm() / before.norm()).item() <= high
+
+
+def test_scales_that_begin_at_zero_are_trained_and_those_at_one_stay():
+    """timm begins residual branches at zero: with frozen scales they never take part."""
+    supernet = timm_net()
+    parameters = dict(supernet.net.named_parameters())
+    before = {name: value.detach().clone() for name, value in parameters.items()}
+    assert not before["layer1.0.bn2.weight"].any()
+    one_step(supernet, Recipe(batch_size=20))
+    assert parameters["layer1.0.bn2.weight"].any()
+    assert torch.equal(parameters["layer1.0.bn1.weight"], before["layer1.0.bn1.weight"])
+    supernet = timm_net()
+    one_step(supernet, Recipe.finetune())
+    moved = dict(supernet.net.named_parameters())  # behind a zero nothing moves in the first step
+    assert not torch.equal(moved["bn1.weight"], before["bn1.weight"])
+
+
+@pytest.mark.parametrize("recipe", [Recipe(batch_size=20), Recipe.finetune()])
+def test_tokens_and_embeddings_are_trained(recipe):
+    supernet = timm_net("vit_tiny_patch16_224", img_size=16, patch_size=8, depth=2)
+    before = {name: p.detach().clone() for name, p in supernet.net.named_parameters()}
+    one_step(supernet, recipe)
+    still = [name for name, p in supernet.net.named_parameters() if torch.equal(p, before[name])]
+    assert not {name for name in still if not name.endswith(("k.bias", "k.weight"))}
+
+
+def test_statistics_of_weights_that_have_moved_are_dropped():
+    net = fresh(SPACE)
+    calibrate(net, SPACE.largest, [torch.randn(20, 3, 16, 16)])
+    train(net, tiny(), replace(RECIPE, epochs=1), watch=0)
+    assert not net.statistics
+
+
+def test_an_unknown_solver_is_named():
+    with pytest.raises(RecipeError, match="solver: 'sgd', expected one of"):
+        Recipe(solver="sgd")

@@ -5,8 +5,9 @@
     from dynlib.nets.supernet import calibrate
 
     supernet = elastify(timm.create_model("resnet18", pretrained=True))
-    small = supernet.space.smallest
-    calibrate(supernet, small, batches)   # BatchNorm statistics; the full size keeps the model's
+    train(supernet, images, Recipe.finetune())   # what makes the smaller ones worth serving
+    small = supernet.space.at(0.5)
+    calibrate(supernet, small, batches)   # BatchNorm statistics
     net = supernet.prepare(small)         # views of the one weight store
 
 Which channels belong together is read off the model (`coupling`); within each group they are sorted
@@ -18,15 +19,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import pandas as pd
 import torch
 from torch import nn
+from torch.func import functional_call
 
 from dynlib.errors import ModelError
 from dynlib.nets.coupling import Group, Structure
 from dynlib.nets.elastic import ElasticModel, arguments_of, makes, with_elastic_parts
 from dynlib.nets.mobilenet import make_divisible
 from dynlib.nets.supernet import MOMENTS, Supernet
+from dynlib.nets.trace import NORMS
 from dynlib.space import SearchSpace
+
+SAME = 1e-6  # relative difference of answers; in double precision rounding makes 1e-12
 
 
 def elastify(
@@ -43,8 +49,11 @@ def elastify(
 ) -> Supernet:
     """A super-network of the smaller versions of `model`, which itself stays as it is.
 
-    At full size it computes what `model` computes. Within each group the channels are sorted by
-    importance, so that a prefix holds the best ones. Residual blocks go from the end of a stage
+    At full size it computes what `model` computes, which is tried before it is returned. Within
+    each group the channels are sorted by importance, so that a prefix holds the best ones; what
+    gives another answer in another order stays as it is. `report` of the result is a table of what
+    became elastic and why the rest did not. Smaller sub-networks lose accuracy with every channel
+    until they are trained (`Recipe.finetune`). Residual blocks go from the end of a stage
     (a sequence of modules); heads go with their slices of separate query, key and value layers.
 
     Where timm makes such a model from its name, a checkpoint names it and what is elastic, so that
@@ -64,25 +73,29 @@ def elastify(
             were more than the model's name, its number of classes and its image size.
 
     Raises:
-        ModelError: the model cannot be read, a layer of `modules` cannot be elastic, or `created`
-            makes another model.
+        ModelError: the model cannot be read or does not run on (N, 3, H, W), a layer of `modules`
+            cannot be elastic, `created` makes another model, or an argument is malformed.
 
     >>> from dynlib._vision import timm
     >>> supernet = elastify(timm.create_model("resnet18", num_classes=10))
     >>> supernet.space.size, str(supernet.space.largest)
     (8503056, 'r224-...')
     """
+    shares = {"width": width, "expand": expand, "heads": heads}
+    _check_arguments(model, resolution=resolution, modules=modules, **shares)
     arguments = arguments_of(model) if created is None else dict(created)
+    pixels = sorted(resolution or [_own_resolution(model)])
+    largest = pixels[-1]
+    probe = _Probe(model, largest)
     model = with_elastic_parts(copy.deepcopy(model))
     if not makes(arguments, model):
         if created is not None:
             raise ModelError(f"created: timm makes another model of {arguments}")
         arguments = {}
-    pixels = sorted(resolution or [_own_resolution(model)])
-    largest = pixels[-1]
     structure = Structure(model, largest)
+    for group in probe.ordered(structure.groups()):
+        structure.hold(group.axes, "its channels cannot change places")
 
-    shares = {"width": width, "expand": expand, "heads": heads}
     choices: dict[Group, tuple[int, ...]] = {}
     places = {kind: [] for kind in shares}
     for group in structure.groups(modules):
@@ -102,6 +115,9 @@ def elastify(
     with torch.no_grad():
         for name, parameter in supernet.net.named_parameters():
             parameter.copy_(weights[name])
+    if probe.difference(build(space.largest, structure.outputs), choices) > SAME:
+        raise ModelError(f"{type(model).__name__} would give other answers at its full size")
+    supernet.report = _report(structure, choices, stages)
     # The model's own statistics belong to the full size; every other one is calibrated.
     statistics = {name: value for name, value in weights.items() if name.endswith(MOMENTS)}
     for size in pixels:
@@ -113,6 +129,89 @@ def elastify(
         full = replace(space.largest, resolution=size)
         supernet.statistics[full] = statistics
     return supernet
+
+
+def _check_arguments(model: nn.Module, **several: Sequence) -> None:
+    if not isinstance(model, nn.Module):
+        raise ModelError(
+            f"model: {model!r}, expected a network, such as timm.create_model('resnet18')"
+        )
+    for name, values in several.items():
+        if isinstance(values, str | int | float):
+            raise ModelError(f"{name}: {values!r}, expected several, such as ({values!r},)")
+
+
+class _Probe:
+    """A model's answer to an image, to be given by what is made of it too.
+
+    Its copy is in double precision and has noise on all weights: fresh ones hide much, such as a
+    branch behind a scale of zero, or places with equal biases.
+    """
+
+    def __init__(self, model: nn.Module, resolution: int):
+        draws = torch.Generator().manual_seed(0)
+
+        def noise(tensor: torch.Tensor) -> torch.Tensor:
+            drawn = torch.randn(tensor.shape, generator=draws, dtype=torch.double)
+            return drawn.to(tensor.device) * (0.1 if tensor.ndim < 2 else 0.02)
+
+        model = copy.deepcopy(model).double().eval()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter += noise(parameter)
+            for module in model.modules():
+                if isinstance(module, NORMS) and module.running_mean is not None:
+                    module.running_mean += noise(module.running_mean)
+                    module.running_var += noise(module.running_var).abs()
+            image = torch.randn(1, 3, resolution, resolution, generator=draws, dtype=torch.double)
+            self.image = image.to(next(model.parameters(), image).device)
+            try:
+                self.answer = model(self.image)
+            except (RuntimeError, TypeError, ValueError, AssertionError) as error:
+                name, shape = type(model).__name__, tuple(image.shape)
+                raise ModelError(f"{name} does not run on images {shape}: {error}") from error
+        self.model = with_elastic_parts(model)
+
+    def ordered(self, groups: Sequence[Group]) -> list[Group]:
+        """Those of `groups` whose channels cannot change places, found by halving.
+
+        Rows of a table of position biases are coupled like channels, but each belongs to a place.
+        """
+        if not groups or self.difference(self.model, groups) <= SAME:
+            return []
+        if len(groups) == 1:
+            return list(groups)
+        half = len(groups) // 2
+        return self.ordered(groups[:half]) + self.ordered(groups[half:])
+
+    @torch.no_grad()
+    def difference(self, net: nn.Module, groups: Iterable[Group]) -> float:
+        """Largest relative difference of the answer of `net` with these groups sorted."""
+        weights = _sorted_weights(self.model, groups)
+        answer = functional_call(net.double().eval(), weights, (self.image,))
+        return float((answer - self.answer).abs().max() / self.answer.abs().max())
+
+
+def _report(
+    structure: Structure, choices: Mapping[Group, tuple[int, ...]], stages: Mapping
+) -> pd.DataFrame:
+    """One row per stage and per layer: what of it is elastic, its choices, or why it is fixed."""
+    rows = []
+    for name, blocks in stages.items():
+        rows.append({"part": name, "elastic": "depth", "choices": blocks, "why_not": ""})
+    kinds = {axis: group for group in choices for axis in group.axes}
+    for name, shape in structure.shapes.items():
+        layer, _, leaf = name.rpartition(".")
+        if leaf != "weight" or len(shape) < 2:
+            continue
+        axis = name, 0
+        if group := kinds.get(axis):
+            row = {"elastic": group.kind, "choices": choices[group], "why_not": ""}
+        else:
+            why = structure.reason(axis) or "not asked for, or no share of its channels is smaller"
+            row = {"elastic": "", "choices": (shape[0],), "why_not": why}
+        rows.append({"part": layer, **row})
+    return pd.DataFrame(rows)
 
 
 def _choices(group: Group, shares: Sequence[float], divisor: int) -> tuple[int, ...]:

@@ -79,8 +79,10 @@ class Structure:
                 images = torch.empty(2, 3, resolution, resolution)
                 for node in nodes:
                     self._read(node, images)
-        except (RuntimeError, TypeError, ValueError, AssertionError, AttributeError) as error:
-            raise ModelError(f"{type(model).__name__} cannot be read: {error}") from error
+        except (
+            RuntimeError, TypeError, ValueError, AssertionError, AttributeError, LookupError
+        ) as error:  # fmt: skip
+            raise ModelError(f"{type(model).__name__} cannot be read: {error!r}") from error
         logits = self.values[nodes[-1]]
         self.outputs = logits.shape[-1]
 
@@ -93,7 +95,7 @@ class Structure:
         asked = {axis for pattern in patterns for axis in self._asked(pattern)}
         found = []
         for axes in self.tied.subsets():
-            free = self._reason(min(axes)) is None
+            free = self.reason(min(axes)) is None
             if free and (not patterns or axes & asked):
                 found.append(self._group(axes))
         return found
@@ -134,11 +136,12 @@ class Structure:
             raise ModelError(f"{pattern}: the model has no such layer")
         for layer in matching:
             axis = f"{layer}.weight", 0
-            if reason := self._reason(axis):
+            if reason := self.reason(axis):
                 raise ModelError(f"{layer} cannot be elastic: {reason}")
             yield axis
 
-    def _reason(self, axis: Axis) -> str | None:
+    def reason(self, axis: Axis) -> str | None:
+        """Why the channels on an axis are fixed; None where they are free."""
         if axis not in self.tied:
             return "it is never run, or has too few channels"
         for held, why in self.held.items():
@@ -146,7 +149,8 @@ class Structure:
                 return why
         return None
 
-    def _hold(self, axes: Iterable[Axis], reason: str) -> None:
+    def hold(self, axes: Iterable[Axis], reason: str) -> None:
+        """Fix the channels on these axes, for a reason that is told."""
         for axis in axes:
             self.held.setdefault(axis, reason)  # the first reason is the cause
 
@@ -203,9 +207,9 @@ class Structure:
         roots = (self.tied[axis] for axis in self._axes(node))
         axes = list(dict.fromkeys(roots))
         if node.op == "output":
-            self._hold(axes, "its channels are the outputs of the model")
+            self.hold(axes, "its channels are the outputs of the model")
         elif reason := self._inseparable(node):
-            self._hold(axes, reason)
+            self.hold(axes, reason)
         elif isinstance(value, torch.Tensor):
             self._tie(node, axes)
 
@@ -302,7 +306,7 @@ class Structure:
                     break
             if shrunk is None:
                 reason = self._need(node, first, searched=trials < TRIALS)
-                self._hold(group, reason)
+                self.hold(group, reason)
             else:
                 self.labels[node] |= dict.fromkeys(shrunk, first)
             for axis in group:

@@ -31,7 +31,8 @@ class SubnetServer:
 
     Args:
         supernet: the weight store.
-        configs: the sub-networks to prepare; the first one serves until the first switch.
+        configs: the sub-networks to prepare, or their canonical strings; the first one serves until
+            the first switch.
         backend: name of the engine that runs them, as in the column of an operating-point table.
         precision: one that the engine has.
         example: images (N, 3, H, W) like those that will be served; int8 is calibrated on them.
@@ -51,7 +52,7 @@ class SubnetServer:
     def __init__(
         self,
         supernet: Supernet,
-        configs: Iterable[SubnetConfig],
+        configs: Iterable[SubnetConfig | str],
         *,
         backend: str = "torch",
         precision: str = "fp32",
@@ -78,9 +79,10 @@ class SubnetServer:
         """Canonical name of the sub-network that serves the next frame."""
         return self._current.subnet
 
-    def prepare(self, config: SubnetConfig) -> None:
+    def prepare(self, config: SubnetConfig | str) -> None:
         """Make one more sub-network ready to be switched to; the one that serves goes on."""
         engine = find_engine(self.backend)
+        config = self._supernet.space.check(config)
         size = config.resolution
         if self._example is None and self.precision == "int8":
             raise ModelError("int8 is calibrated on images; give the server an `example`")

@@ -10,10 +10,12 @@ pixels are mixed by a matrix learned with the weights, as in Once-for-All.
 
 import functools
 import itertools
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from torch import nn
 from torch.func import functional_call
@@ -27,6 +29,9 @@ from dynlib.space import LayerSpec, SearchSpace, SubnetConfig
 
 MOMENTS = ("running_mean", "running_var")
 SKELETONS_KEPT = 256
+CALIBRATION_IMAGES = 2000  # from which on statistics are safe to rely on
+_EXPECTED = f"expected batches (N, 3, H, W), {CALIBRATION_IMAGES} images in all"
+_LOG = logging.getLogger(__name__)
 
 
 class Supernet(nn.Module):
@@ -83,6 +88,7 @@ class Supernet(nn.Module):
         if transform:
             self._add_matrices()
         self.statistics: dict[SubnetConfig, Tensors] = {}
+        self.report: pd.DataFrame | None = None  # of `elastify`: what is elastic, and what not
         self._skeletons: dict[SubnetConfig, nn.Module] = {}
 
     def _add_matrices(self) -> None:
@@ -96,7 +102,7 @@ class Supernet(nn.Module):
 
     def blocks(self, config: SubnetConfig) -> BlockLayers:
         """The layers of each block of a sub-network, by the names that `chain` gives the blocks."""
-        self.space.check(config)
+        config = self.space.check(config)
         return self.kind.layers(config, self.classes)
 
     def layers(self, config: SubnetConfig) -> list[LayerSpec]:
@@ -106,7 +112,7 @@ class Supernet(nn.Module):
 
     def canonical(self, config: SubnetConfig) -> SubnetConfig:
         """The same for all configurations that are one network; raises `ConfigError`."""
-        self.space.check(config)
+        config = self.space.check(config)
         return self.kind.canonical(config, self.space)
 
     def slices(self, config: SubnetConfig) -> Tensors:
@@ -144,13 +150,17 @@ class Supernet(nn.Module):
         weights = self.slices(config)
         return functional_call(net, weights, (images,))
 
-    def prepare(self, config: SubnetConfig) -> nn.Module:
+    def prepare(self, config: SubnetConfig | str) -> nn.Module:
         """A static network in eval mode whose parameters are views of the shared weights.
+
+        Args:
+            config: the sub-network, or its canonical string.
 
         Raises:
             ConfigError: `config` is outside the space.
             ModelError: `calibrate` has not been run for it.
         """
+        config = self.space.check(config)
         known = self.canonical(config) in self.statistics
         if not known and _norms(self._skeleton(config)):
             stored = [str(config) for config in self.statistics]
@@ -161,7 +171,7 @@ class Supernet(nn.Module):
         parameters = self.slices(config)
         return self._materialise(config, parameters)
 
-    def extract(self, config: SubnetConfig) -> nn.Module:
+    def extract(self, config: SubnetConfig | str) -> nn.Module:
         """The same network with its own copies of the weights: what one would deploy alone."""
         net = self.prepare(config)
         copies = {}
@@ -177,6 +187,7 @@ class Supernet(nn.Module):
             self.space.check(config)
             with torch.device("meta"):
                 net = self.kind.build(config, self.classes)
+            _keep_safe(net)
             if len(self._skeletons) == SKELETONS_KEPT:  # training draws ever new ones
                 self._skeletons.clear()
             self._skeletons[config] = _without_statistics(net)
@@ -350,6 +361,25 @@ def _without_statistics(net: nn.Module) -> nn.Module:
     return net
 
 
+def _keep_safe(net: nn.Module) -> None:
+    """Train around oneDNN's issue 6035: the weight gradient of a strided 1 x 1 convolution of fewer
+    than 16 channels in channels_last is written past its buffer (RepVGG, MobileOne, FastViT).
+
+    The same without stride, on the pixels that it would have looked at, is right."""
+    for conv in net.modules():
+        if not isinstance(conv, nn.Conv2d) or conv.in_channels >= 16:
+            continue
+        if (conv.kernel_size, conv.padding) == ((1, 1), (0, 0)) and conv.stride != (1, 1):
+            conv.register_forward_pre_hook(functools.partial(_every, conv.stride))
+            conv.stride = (1, 1)
+
+
+def _every(stride: tuple[int, int], conv: nn.Module, args: tuple[torch.Tensor]) -> torch.Tensor:
+    (images,) = args
+    rows, columns = stride
+    return images[..., ::rows, ::columns]
+
+
 def _norms(net: nn.Module) -> dict[str, nn.Module]:
     return {name: module for name, module in net.named_modules() if isinstance(module, NORMS)}
 
@@ -363,13 +393,14 @@ def _same_shapes(where, tensors: Tensors, shapes: Mapping[str, tuple]) -> None:
 
 
 def calibrate(
-    supernet: Supernet, config: SubnetConfig, batches: Iterable[torch.Tensor], *, bf16: bool = False
+    supernet: Supernet, config: SubnetConfig | str, batches: Iterable, *, bf16: bool = False
 ) -> Tensors:
     """Compute and store the BatchNorm statistics of one sub-network.
 
     Args:
-        batches: normalised training images (N, 3, H, W), in all at least 2,000 for statistics that
-            a manager may rely on (specs of Dynamic-OFA use 2,000).
+        batches: normalised training images (N, 3, H, W), or tuples that begin with them, as a
+            `DataLoader` yields (images, labels). In all at least 2,000 images, as Dynamic-OFA uses,
+            for statistics that a manager may rely on; fewer are taken, and the log says so.
         bf16: run under bfloat16 autocast.
 
     Returns:
@@ -381,6 +412,7 @@ def calibrate(
     >>> supernet.prepare(supernet.space.smallest)(torch.randn(1, 3, 32, 32)).shape
     torch.Size([1, 10])
     """
+    config = supernet.space.check(config)
     key = supernet.canonical(config)
     device = next(supernet.parameters()).device
     net = supernet.kind.build(config, supernet.classes).train()
@@ -392,12 +424,17 @@ def calibrate(
     parameters = {name: view.detach() for name, view in views.items()}
     seen = 0
     with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-        for images in batches:
+        for batch in batches:
+            images = batch[0] if isinstance(batch, tuple | list) else batch
+            if not isinstance(images, torch.Tensor) or images.ndim != 4:
+                raise DynlibError(f"calibrate {config}: {_EXPECTED}, got {type(images).__name__}")
             there = images.to(device)
             functional_call(net, parameters, (there,))
             seen += len(images)
     if not seen:
-        raise DynlibError(f"calibrate {config}: no images given")
+        raise DynlibError(f"calibrate {config}: no images given; {_EXPECTED}")
+    if seen < CALIBRATION_IMAGES:
+        _LOG.info("calibrate %s: %d images; %d are safe", config, seen, CALIBRATION_IMAGES)
     statistics = {}
     for name, norm in norms.items():
         for moment in MOMENTS:

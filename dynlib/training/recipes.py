@@ -15,6 +15,7 @@ from dynlib.space import DIMENSIONS, SearchSpace, SubnetConfig
 
 SAMPLINGS = ("sandwich", "ladder", "shrink", "best-up")
 TEACHERS = ("labels", "live", "ema", "ensemble", "frozen")
+SOLVERS = ("muon", "adamw")
 # Progressive shrinking unlocks one group after the other, in equal parts of the training
 # (Once-for-All, arXiv 1908.09791, section 3.3); before the first only the largest is trained.
 PHASES = (("resolution", "kernel"), ("depth",), ("width", "expand", "heads"))
@@ -40,12 +41,16 @@ class Recipe:
         ema: decay of the moving average per step.
         epochs: passes over the training images.
         batch_size: images per step.
-        lr: peak learning rate of the convolutions (Muon); warmed up, then linear to zero.
-        lr_head, lr_bias: peak learning rates of the classifier and of the normalisations' biases
-            (SGD) for batches of 500, in proportion for others; the biases' small gradients bear
-            large rates (arXiv 2404.00498, 3.4).
+        solver: ``muon`` trains from scratch: convolutions by Muon, each kept at a fixed norm, the
+            rest by SGD. ``adamw`` moves all weights from where they are (`Recipe.finetune`).
+        lr: peak learning rate of the convolutions (Muon), or of all (AdamW); warmed up, then linear
+            to zero.
+        lr_head, lr_bias: beside Muon, peak learning rates of the classifier, tokens and scales, and
+            of the biases (SGD) for batches of 500, in proportion for others; the biases' small
+            gradients bear large rates (arXiv 2404.00498, 3.4).
         momentum: of Muon.
-        decay: share of classifier and biases that a step at the peak rate takes away.
+        decay: share of linear weights and, beside Muon, of biases that a step at the peak rate
+            takes away.
         warmup: share of the steps in which the rates rise from zero.
         label_smoothing: of the losses on labels.
         students: sub-networks per step beside the largest.
@@ -56,7 +61,7 @@ class Recipe:
             and the labels are mixed by area (CutMix, arXiv 1905.04899).
 
     Raises:
-        RecipeError: an unknown sampling or teacher.
+        RecipeError: an unknown sampling, teacher or solver.
 
     >>> Recipe(epochs=3).sampling, Recipe(sampling="ladder", students=3).teacher
     ('sandwich', 'live')
@@ -68,6 +73,7 @@ class Recipe:
     ema: float = 0.997
     epochs: int = 30
     batch_size: int = 500
+    solver: str = "muon"
     lr: float = 0.08
     lr_head: float = 0.01
     lr_bias: float = 5.0
@@ -82,11 +88,29 @@ class Recipe:
     cutmix: float = 0.0
 
     def __post_init__(self):
-        for name, known in (("sampling", SAMPLINGS), ("teacher", TEACHERS)):
+        choices = (("sampling", SAMPLINGS), ("teacher", TEACHERS), ("solver", SOLVERS))
+        for name, known in choices:
             value = getattr(self, name)
             if value not in known:
                 raise RecipeError(f"recipe, {name}: {value!r}, expected one of {known}")
 
+    @classmethod
+    def finetune(cls, **changes) -> "Recipe":
+        """A recipe that keeps what pretrained weights know, with `changes` of its fields.
+
+        The default one begins by bringing each convolution to its norm and at once takes large
+        steps, which is right for random weights and undoes trained ones.
+
+        >>> Recipe.finetune(epochs=5).solver
+        'adamw'
+        """
+        return cls(**FINETUNE | changes)
+
+
+FINETUNE = {
+    "epochs": 8, "batch_size": 64, "solver": "adamw", "lr": 2e-4, "decay": 0.0, "warmup": 0.1,
+    "label_smoothing": 0.0, "pad": 8,
+}  # fmt: skip
 
 # The published recipes by name, each with its fields beside the common ones.
 PUBLISHED = {

@@ -4,10 +4,10 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from torch import nn
 from torch.nn import functional as F
 
 from dynlib.nets.supernet import Supernet
+from dynlib.nets.trace import NORMS
 from dynlib.space import SubnetConfig
 from dynlib.training.parallel import Alone, Peers, join
 from dynlib.training.recipes import PHASES, Average, Recipe, draw_configs
@@ -22,14 +22,25 @@ def bf16_pays() -> bool:
 
 
 def optimisers(supernet: Supernet, recipe: Recipe) -> list[torch.optim.Optimizer]:
-    """Muon for the convolutions, SGD for head and biases; scales of normalisations stay at one."""
+    """Of all weights that are free: AdamW, or Muon for the convolutions and SGD for the rest."""
     from dynlib._vision import timm
 
+    from_scratch = recipe.solver == "muon"
     for module in supernet.net.modules():
-        if isinstance(module, nn.BatchNorm2d):
+        if from_scratch and isinstance(module, NORMS) and bool((module.weight == 1).all()):
+            # Behind a convolution of fixed norm a scale of one is right, and one less to learn.
+            # Others are there for a reason: zero is how timm begins a residual branch.
             module.weight.requires_grad_(False)
-    free = [p for p in supernet.net.parameters() if p.requires_grad]
-    convolutions = [p for p in free if p.ndim == 4]
+    free = {name: p for name, p in supernet.net.named_parameters() if p.requires_grad}
+    linear = [p for p in free.values() if p.ndim == 2]
+    convolutions = [p for p in free.values() if p.ndim == 4]
+    biases = [p for name, p in free.items() if p.ndim == 1 and name.endswith("bias")]
+    known = {id(p) for p in (*linear, *convolutions, *biases)}
+    others = [p for p in free.values() if id(p) not in known]  # scales, tokens, embeddings
+    if not from_scratch:
+        decayed = {"params": linear + convolutions, "weight_decay": recipe.decay / recipe.lr}
+        rest = {"params": biases + others, "weight_decay": 0.0}
+        return [torch.optim.AdamW([decayed, rest], recipe.lr)]
     muon = timm.optim.Muon(
         convolutions,
         lr=recipe.lr,
@@ -39,10 +50,13 @@ def optimisers(supernet: Supernet, recipe: Recipe) -> list[torch.optim.Optimizer
         adjust_lr_fn="original",
     )
     groups = []
-    for ndim, rate_of_500 in ((2, recipe.lr_head), (1, recipe.lr_bias)):
+    for params, rate_of_500, decay in (
+        (linear, recipe.lr_head, recipe.decay),
+        (biases, recipe.lr_bias, recipe.decay),
+        (others, recipe.lr_head, 0.0),
+    ):
         lr = rate_of_500 * recipe.batch_size / 500
-        params = [p for p in free if p.ndim == ndim]
-        groups.append({"params": params, "lr": lr, "weight_decay": recipe.decay / lr})
+        groups.append({"params": params, "lr": lr, "weight_decay": decay / lr})
     return [muon, torch.optim.SGD(groups, lr=0.0, momentum=0.85, nesterov=True)]
 
 
@@ -125,7 +139,8 @@ class Step:
         for solver in self.solvers:
             solver.step()
             solver.zero_grad()
-        normalise_(self.solvers[0])
+        if self.recipe.solver == "muon":
+            normalise_(self.solvers[0])
         if self._average and not self._is_frozen(progress):
             self._average.update(self.supernet)
         return self.peers.mean(losses)

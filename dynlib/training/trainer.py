@@ -1,8 +1,8 @@
 """One trainer for super-networks: every recipe of `dynlib.training.recipes`, resumed bit for bit.
 
-Convolutions are updated by Muon, whose orthogonalised steps suit short training (Jordan 2024), and
-kept at a fixed norm, so that the learning rate alone says how far a step turns them; head and
-biases by SGD.
+From scratch, convolutions are updated by Muon, whose orthogonalised steps suit short training
+(Jordan 2024), and kept at a fixed norm, so that the learning rate alone says how far a step turns
+them; head and biases by SGD. Pretrained weights are moved on by AdamW (`Recipe.finetune`).
 """
 
 import io
@@ -50,6 +50,8 @@ def train(
 ) -> pd.DataFrame:
     """Train in place and return one row per epoch: losses, validation accuracies, images/s.
 
+    Statistics of sub-networks stored before are dropped: `calibrate` again what shall serve.
+
     Every draw of an epoch comes from (seed, epoch), so a run that was killed and resumed from
     `state_file` (written after every epoch) ends bit-equal to one that was not.
 
@@ -82,7 +84,8 @@ def train(
     >>> len(history)
     1
     """
-    whiten(supernet, dataset)
+    if recipe.solver == "muon":
+        whiten(supernet, dataset)
     step = Step(supernet, recipe, guide, hook)
     per_epoch = max(1, len(dataset.train) // recipe.batch_size)
     identity = {
@@ -135,6 +138,7 @@ def train(
             history.append(row)
             if first:
                 _store(state_file, identity, supernet, step, history, schedule(epoch + 1))
+            supernet.statistics.clear()  # those of weights that have moved since
     return pd.DataFrame(history)
 
 

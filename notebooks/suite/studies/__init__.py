@@ -38,6 +38,9 @@ __getattr__ = lazily(__name__, {
         "simulation_speed", "tables_by_work", "taught",
     ],
     "mechanisms": ["MECHANISMS", "most_of_each", "take_out", "what_each_brings"],
+    "own_model": [
+        "KINDS", "accuracies", "best_within", "find_photos", "lite0", "try_kinds", "user_lines",
+    ],
     "own_cost": ["own_memory_mb", "quietest"],
     "panel": ["Panel"],
     "parallel": ["in_parallel"],

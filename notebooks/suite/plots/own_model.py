@@ -1,0 +1,30 @@
+"""Figures of a user's own model."""
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.figure import Figure
+
+from suite.record.figures import figure
+
+
+@figure("own_model_tradeoff")
+def own_model_tradeoff(table: pd.DataFrame) -> Figure:
+    """Test accuracy over measured latency of sub-networks of a pretrained model: with the weights
+    it came with, and trained together; dashed: a half and a third of its latency."""
+    drawn, axes = plt.subplots()
+    table = table.sort_values("latency_ms")
+    minutes = table["minutes"].iloc[0]
+    for column, label, look in (
+        ("accuracy_before_pct", "with the weights it came with", "s--"),
+        ("accuracy_test_pct", f"after {minutes:.0f} minutes of fine-tuning", "o-"),
+    ):
+        axes.plot(table["latency_ms"], table[column], look, label=label, markersize=5)
+    full_ms = table["latency_ms"].iloc[-1]
+    for share, name in ((1 / 2, "half"), (1 / 3, "a third")):
+        axes.axvline(share * full_ms, color="0.6", lw=0.8, ls="--", zorder=0)
+        axes.annotate(
+            name, (share * full_ms, 1), xycoords=("data", "axes fraction"), ha="center", va="bottom"
+        )
+    axes.set(xlabel="latency of one photo (ms)", ylabel="test accuracy (%)", xlim=(0, None))
+    axes.legend(loc="lower right")
+    return drawn
