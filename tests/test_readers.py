@@ -28,8 +28,7 @@ from suite.studies import fuzz
 from suite.studies.fuzz import READERS, Subject, attempt, mutated
 
 INPUTS = int(os.environ.get("READER_INPUTS", "100"))
-LEASES = ("lease", "lease text")  # a pipe in place of one is waited for
-FILES = [name for name in READERS if name not in ("message", "image cache", *LEASES)]
+FILES = [name for name in READERS if name not in ("message", "image cache")]
 
 
 @pytest.fixture(scope="module")
