@@ -14,6 +14,7 @@ from dynlib.files import repo_root
 CONTENTS = "/lab/tree/notebooks/guide.md"
 SETTINGS = Path(__file__).with_name("lab_settings")  # texts are shown as pages; no news are fetched
 LANGUAGE = {"name": "python"}  # a kernel adds the version of Python, for one
+KEPT = ("jupyter", "tags")  # of a cell's metadata; the first says that its source is folded
 KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
 
 
@@ -32,8 +33,8 @@ def bare(model: dict[str, Any], **_: Any) -> None:
     promises = content["metadata"]["dynlib"]
     content["metadata"] = {"dynlib": promises, "kernelspec": KERNEL, "language_info": LANGUAGE}
     for cell in content["cells"]:
-        tags = cell["metadata"].get("tags")
-        cell["metadata"] = {"tags": tags} if tags else {}
+        kept = {key: cell["metadata"].get(key) for key in KEPT}
+        cell["metadata"] = {key: value for key, value in kept.items() if value}
         if cell["cell_type"] == "code":
             cell["outputs"], cell["execution_count"] = [], None
 
