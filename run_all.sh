@@ -100,7 +100,7 @@ case "${1:-}" in
     shift
     unset MPLBACKEND
     export JUPYTER_PREFER_ENV_PATH=1
-    exec "$python" -P -m jupyterlab "--ServerApp.root_dir=$here/notebooks" "$@"
+    exec "$python" -P -m suite.run.lab "$@"
     ;;
   *) exec "$python" -P -m suite.run "$@" ;;
 esac

@@ -9,10 +9,10 @@ import io
 import logging
 import os
 import socket
-import zipfile
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -21,12 +21,13 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from dynlib.errors import DataError
-from dynlib.files import atomic_write, data_places, repo_root
+from dynlib.files import atomic_write, data_places, work_dir
 from dynlib.images import Dataset, Images
 from dynlib.shapes import SHAPES, generate
 
 _LOG = logging.getLogger(__name__)
 LARGEST_IMAGE = 2**26  # pixels; decoded it takes four times as many bytes
+LARGEST_FILE = 2**26  # bytes of an image; a hole of a terabyte takes none on the disk
 VAL_SHARE = 0.1
 # In every place the first that is there. The shipped network was trained on the JPEG copy, cifar10.
 CIFAR10_FOLDERS = ("cifar10", "cifar10_lossless")
@@ -54,7 +55,7 @@ def load_dataset(
         resize: crop the middle of images of another size and bring it to `size`; without it
                 they are an error.
         generated: numbers of training (with validation) and test images to generate.
-        cache_dir: for decoded images; default ``runs/cache`` of the repository.
+        cache_dir: for decoded images; default ``cache`` of `files.work_dir`.
 
     Raises:
         DataError: nothing found, a place that is no folder, one tar without the other, an
@@ -164,7 +165,7 @@ def _part(path: Path, *names: str) -> Path | None:
 
 def _decode(path: Path, size: int, resize: bool, cache_dir) -> tuple[Images, tuple[str, ...]]:
     """Decode every image once; the result is cached under a key of all files' sizes and dates."""
-    folder = Path(cache_dir) if cache_dir else repo_root() / "runs" / "cache"
+    folder = Path(cache_dir) if cache_dir else work_dir() / "cache"
     key = _fingerprint(path, size, resize)
     cache = folder / f"{path.stem}-{key}.npz"
     if cache.is_file():
@@ -173,7 +174,7 @@ def _decode(path: Path, size: int, resize: bool, cache_dir) -> tuple[Images, tup
                 whole = Images.of(file["images"], file["labels"])
                 classes = file["classes"].tolist()
                 return whole, tuple(classes)
-        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        except Exception as error:  # whatever is wrong with it, the images are there
             _LOG.warning("%s cannot be read (%s): decoding again", cache, error)
     images, labels, classes = _read_images(path, size, resize)
     archive = io.BytesIO()
@@ -236,6 +237,7 @@ def _read_images(path: Path, size: int, resize: bool):
     for i in tqdm(range(count), desc=f"decode {path.name}", disable=None):
         try:  # the reader, not timm's dataset, which replaces an unreadable image by the next one
             stream, labels[i] = reader[i]
+            _check_bytes(stream)
             with stream, Image.open(stream) as file:
                 _check_size(file.size, size, resize)  # which its header says, before it is decoded
                 image = file.convert("RGB")
@@ -253,6 +255,13 @@ def _fitted(image: Image.Image, size: int) -> np.ndarray:
     """The largest square in the middle, (size, size, 3): nothing is squeezed out of shape."""
     square = (size, size)
     return np.asarray(image if image.size == square else ImageOps.fit(image, square))
+
+
+def _check_bytes(stream: BinaryIO) -> None:
+    count = stream.seek(0, os.SEEK_END)
+    stream.seek(0)
+    if count > LARGEST_FILE:
+        raise DataError(f"{count} bytes, expected at most {LARGEST_FILE}")
 
 
 def _check_size(found: tuple[int, int], size: int, resize: bool) -> None:
@@ -281,7 +290,7 @@ def _cifar10_from_torchvision(places: list[Path], seed, size=32, resize=False) -
     from dynlib._vision import torchvision
 
     have = [p for p in places if (p / "cifar-10-batches-py").is_dir()]
-    target = have[0] if have else repo_root() / "runs" / "cache"
+    target = have[0] if have else work_dir() / "cache"
     parts = []
     for is_train in (True, False):
         with _short_timeout(10):

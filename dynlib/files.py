@@ -24,6 +24,22 @@ def repo_root() -> Path:
     return Path(__file__).resolve().parents[1]
 
 
+def checkpoints() -> Path:
+    """The folder of the networks that ship: of the repository, or in an installed package."""
+    ours = repo_root() / "data" / "checkpoints"
+    return ours if ours.is_dir() else Path(__file__).with_name("checkpoints")
+
+
+def work_dir() -> Path:
+    """Where there is what can be made again: ``runs/`` of the repository; without one, as with an
+    installed package, ``$XDG_CACHE_HOME/dynlib`` or ``~/.cache/dynlib``."""
+    root = repo_root()
+    if os.environ.get("DYNLIB_ROOT") or (root / "run_all.sh").is_file():
+        return root / "runs"
+    cache = os.environ.get("XDG_CACHE_HOME")
+    return (Path(cache) if cache else Path.home() / ".cache") / "dynlib"
+
+
 def data_places(data_dir: str | Path = "") -> list[Path]:
     """Where data are looked for: `data_dir`, ``$DYNLIB_DATA``, the repository's ``data/``.
 

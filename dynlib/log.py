@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
@@ -58,6 +59,8 @@ class DecisionLog:
         self.events: list[dict[str, Any]] = []
         self.most: int | None = None
         self._journal: TextIO | None = None
+        self._part = self._part_bytes = 0
+        self._most_bytes = self._parts = math.inf
 
     def add(self, t_s: float, event: str, **values: Any) -> None:
         """Append an event; raises `TableError` for unknown names and for time going back."""
@@ -75,7 +78,9 @@ class DecisionLog:
             del self.events[: -self.most]
         if self._journal:
             try:
-                self._journal.write(_line(entry))
+                self._part_bytes += self._journal.write(_line(entry))
+                if self._part_bytes > self._most_bytes:
+                    self._rotate()
             except OSError as error:  # a full disk ends the journal, not the run
                 _LOG.warning("%s ends here: %s", self._journal.name, error)
                 self._journal = None
@@ -88,17 +93,58 @@ class DecisionLog:
         lines = map(_line, (self.header, *self.events))
         return atomic_write(path, "".join(lines))
 
-    def journal(self, path: str | Path) -> Path:
+    def journal(
+        self, path: str | Path, *, part_mb: float = math.inf, parts: float = math.inf
+    ) -> Path:
         """Write what there is, and from now on append every event as it comes: of a run that is
-        killed only the line under way is lost. What `read` saved of one can be continued so."""
+        killed only the line under way is lost. What `read` saved of one can be continued so.
+
+        What is longer than `part_mb` is kept as ``log.1.jsonl``, ``log.2.jsonl`` and so on beside
+        ``log.jsonl``, the last `parts` of it.
+        """
         file = self.write(path)
+        self._part, self._part_bytes = 0, file.stat().st_size
+        self._most_bytes, self._parts = 1e6 * part_mb, parts
         self._journal = file.open("a", buffering=1, encoding="utf-8")
         return file
 
+    def _rotate(self) -> None:
+        """Begin another part; whenever it is killed, what was written is found once."""
+        file = Path(self._journal.name)
+        self._part += 1
+        kept = _part(file, self._part)
+        kept.unlink(missing_ok=True)  # of an earlier log of this name
+        os.link(file, kept)
+        header = _line(self.header | {"part": self._part})
+        atomic_write(file, header)  # a part counts from here on
+        self._journal.close()
+        self._journal, self._part_bytes = file.open("a", buffering=1, encoding="utf-8"), len(header)
+        if self._part > self._parts:
+            _part(file, self._part - int(self._parts)).unlink(missing_ok=True)
+
     @classmethod
     def read(cls, path: str | Path) -> "DecisionLog":
-        """Read a log back; raises `TableError` naming file and line. A cut last line is dropped."""
+        """Read a log back, with the parts that a journal was rotated into.
+
+        A cut last line is dropped. Where the first parts are gone, the header's `first_part` says
+        which one the log begins with. Raises `TableError` naming file and line.
+        """
         path = Path(path)
+        log = cls._read_part(path)
+        number = log.header.pop("part", 0)
+        if type(number) is not int or number < 0:
+            raise TableError(f"{path}: part is {shown(number)}; expected a number of parts")
+        earlier = []
+        while number and (part := _part(path, number)).exists():
+            earlier.append(cls._read_part(part).events)
+            number -= 1
+        if number:
+            log.header["first_part"] = number + 1
+        log.events = [event for events in (*reversed(earlier), log.events) for event in events]
+        return log
+
+    @classmethod
+    def _read_part(cls, path: Path) -> "DecisionLog":
         try:
             lines = read_plain(path).decode().splitlines()
         except (OSError, ValueError) as error:  # not there, or no text
@@ -125,6 +171,11 @@ class DecisionLog:
             except (TypeError, KeyError, TableError) as error:
                 raise TableError(f"{path}, line {number}: no event: {error!r:.300}") from error
         return log
+
+
+def _part(path: Path, number: int) -> Path:
+    """``log.2.jsonl``, which stands before ``log.jsonl``."""
+    return path.with_name(f"{path.stem}.{number}{path.suffix}")
 
 
 def _check_event(event: Any) -> None:

@@ -36,7 +36,7 @@ def test_a_figure_draws_from_its_table(name, tmp_path, monkeypatch):
     shutil.copy(ROOT / "figures" / f"{name}.csv", tmp_path)
     with matplotlib.rc_context():
         picture = figures.draw_again(tmp_path / f"{name}.csv")
-    width, height = struct.unpack(">II", picture._repr_png_()[16:24])
+    width, height = struct.unpack(">II", picture._repr_png_()[0][16:24])
     assert min(width, height) > 50
     for axes in drawn[0].axes:
         marks = [*axes.lines, *axes.collections, *axes.patches, *axes.images, *axes.texts]

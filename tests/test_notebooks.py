@@ -30,6 +30,19 @@ def test_names_parameters_and_promises():
         assert notebook.parameters["out_dir"] in ("", "runs/quick"), notebook.name
 
 
+@pytest.mark.parametrize("text", ["README.md", "notebooks/guide.md"])
+def test_both_tables_of_contents_name_and_link_every_notebook(text):
+    """In reading order, and with the same words."""
+    content = (FOLDER.parent / text).read_text()
+    rows = re.findall(r"^\| \[`(\w+)`\]\((\S+)\.ipynb\) \| (.+) \|$", content, re.MULTILINE)
+    folder = "" if text.startswith("notebooks") else "notebooks/"
+    assert [(name, link) for name, link, _ in rows] == [
+        (path.stem, f"{folder}{path.stem}") for path in PATHS
+    ]
+    guide = (FOLDER / "guide.md").read_text()
+    assert all(f"| {words} |\n" in guide for _, _, words in rows)
+
+
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 def test_a_notebook_is_thin_and_stripped(path):
     content = json.loads(path.read_text())
@@ -47,6 +60,17 @@ def test_a_notebook_is_thin_and_stripped(path):
             assert len(lines) <= MAX_LINES, f"{len(lines)} lines in the cell\n{text}"
         classes = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.ClassDef)]
         assert not classes, "a class belongs into dynlib"
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+def test_who_names_another_notebook_links_to_it(path):
+    others = {other.stem for other in PATHS} - {path.stem}
+    for cell in json.loads(path.read_text())["cells"]:
+        if cell["cell_type"] == "markdown":
+            bare = re.findall(r"(?<!\[)`(\d\d_\w+)`(?!\])", source(cell))
+            assert not others & set(bare)
+            links = re.findall(r"\[`(\d\d_\w+)`\]\((\S+?)\)", source(cell))
+            assert all(target == f"{name}.ipynb" and name in others for name, target in links)
 
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)

@@ -10,7 +10,7 @@ from runtime_cases import NOISY, NOISY_TABLES
 from dynlib.runtime.case import Case
 from dynlib.workload import App, Workload
 from suite.errors import SuiteError
-from suite.studies.panel import Panel
+from suite.studies.panel import Panel, in_words
 
 APPS = (App("a", "net", 100.0, period_ms=100.0, accuracy_floor_pct=75.0),
         App("b", "net", 100.0, period_ms=100.0))  # fmt: skip
@@ -69,13 +69,15 @@ def test_without_the_package_it_says_what_to_install(monkeypatch):
 def test_moving_a_slider_draws_the_figure_again():
     pytest.importorskip("ipywidgets", reason="the panel's sliders are not tested: no ipywidgets")
     *sliders, image = PANEL.widget().children
-    by_name = {slider.description: slider for slider in sliders}
-    assert by_name.keys() == PANEL.sliders.keys()
+    by_words = {slider.description: slider for slider in sliders}
+    assert by_words.keys() == {in_words(name) for name in PANEL.sliders}
+    assert all(name not in by_words for name in PANEL.sliders)
+    deadline = by_words["a: deadline (ms)"]
     first = bytes(image.value)
     assert first.startswith(b"\x89PNG")
-    by_name["a_deadline_ms"].value = 30.0
+    deadline.value = 30.0
     second = bytes(image.value)
     assert second.startswith(b"\x89PNG")
     assert second != first
-    by_name["a_deadline_ms"].value = PANEL.sliders["a_deadline_ms"].value
+    deadline.value = PANEL.sliders["a_deadline_ms"].value
     assert bytes(image.value) == first

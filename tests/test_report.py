@@ -255,7 +255,7 @@ def test_a_figure_drawn_again_is_the_same(tmp_path, line):
     picture = figures.save("line", table(name="None"), tmp_path, profile="quick")
     first = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     assert set(first) == {"line.csv", "line.png", "line.pdf"}
-    assert picture._repr_png_() == first["line.png"]
+    assert picture._repr_png_() == (first["line.png"], {"alt": figures.caption("line")})
     assert b"None,quick" in first["line.csv"]
     assert figures.redraw(tmp_path) == ["line"]
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == first

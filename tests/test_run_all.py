@@ -1,8 +1,11 @@
 """The way in: where it finds itself, whose environment it deletes, and two at once."""
 
+import contextlib
 import os
 import shutil
+import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -84,3 +87,88 @@ def test_the_second_waits_for_the_first(checkout):
     assert second.poll() is None
     holder.communicate("\n", timeout=30)
     assert "suite.run" in second.communicate(timeout=30)[0]
+
+
+def start(*command) -> subprocess.Popen:
+    """A job of a terminal: in a group of its own, whose signals are what a shell gives it."""
+
+    def as_a_shell_does():
+        for number in (signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
+
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        start_new_session=True, preexec_fn=as_a_shell_does,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("kept", [True, False], ids=["nohup", "without"])
+def test_nohup_survives_the_end_of_the_session(checkout, kept):
+    """And what it started does too: nothing on the way takes the signal back."""
+    python = checkout / ".venv" / "bin" / "python"
+    python.write_text('#!/bin/sh\necho started\nsleep 1\nsh -c "sleep 1; echo to the end"\n')
+    words = ["bash", str(checkout / "run_all.sh"), "--list"]
+    job = start(*(["nohup", *words] if kept else words))
+    assert "started\n" in job.stdout  # reads up to there
+    os.killpg(job.pid, signal.SIGHUP)
+    said, _ = job.communicate(timeout=30)
+    assert job.returncode == (0 if kept else -signal.SIGHUP)
+    assert ("to the end" in said) is kept
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_an_install_that_is_interrupted_is_done_again(checkout, times):
+    """Ctrl-C reaches pip too; what was there stays, and nobody holds the lock."""
+    with (checkout / "requirements.txt").open("a") as file:
+        file.write("# changed\n")
+    python = checkout / ".venv" / "bin" / "python"
+    python.write_text('#!/bin/sh\ncase "$*" in *install*) echo pip; sleep 30;; esac\n')
+    script = str(checkout / "run_all.sh")
+    job = start("bash", script, "--list")
+    assert "pip\n" in job.stdout  # reads up to there
+    time.sleep(0.5)  # a shell that is about to start something may miss the signal
+    for _ in range(times):
+        with contextlib.suppress(ProcessLookupError):  # it has ended at the first
+            os.killpg(job.pid, signal.SIGINT)
+    job.communicate(timeout=20)
+    assert job.returncode == -signal.SIGINT
+    python.write_text('#!/bin/sh\necho "python $*"\n')
+    done = run("bash", script, "--list")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "pip --disable-pip-version-check install" in done.stdout
+    assert "python -P -m suite.run --list" in done.stdout
+
+
+@pytest.mark.parametrize("name", ["python3.12", "python3.13", "python3.14"])
+def test_any_python_from_3_11_on_will_do(checkout, name, tmp_path):
+    """One that is older, or cannot make environments, is passed over."""
+    shutil.rmtree(checkout / ".venv")
+    commands = tmp_path / "bin"
+    commands.mkdir()
+    for tool in (
+        "bash",
+        "readlink",
+        "dirname",
+        "nproc",
+        "flock",
+        "cat",
+        "cmp",
+        "mkdir",
+        "touch",
+        "rm",
+    ):
+        if found := shutil.which(tool):
+            (commands / tool).symlink_to(found)
+    made = '#!/bin/sh\necho "$0 $*" >>"{log}"\n'.format(log=tmp_path / "log")
+    makes = made + ('case "$*" in "-m venv"*) mkdir -p "$3/bin"; cp "$0" "$3/bin/python";; esac\n')
+    (commands / "python3").write_text("#!/bin/sh\nexit 1\n")  # too old
+    (commands / name).write_text(makes)
+    (commands / "cp").symlink_to(shutil.which("cp"))
+    for path in (commands / "python3", commands / name):
+        path.chmod(0o755)
+    (commands / "sh").symlink_to("/bin/sh")
+    done = run("bash", str(checkout / "run_all.sh"), "--list", env={"PATH": str(commands)})
+    assert done.returncode == 0, done.stderr
+    log = (tmp_path / "log").read_text()
+    assert f"{commands / name} -m venv {checkout / '.venv'}" in log
+    assert f"{checkout / '.venv/bin/python'} -P -m suite.run --list" in log

@@ -250,35 +250,69 @@ def test_a_fault_fails_the_run_and_keeps_earlier_results(
     assert not [p for p in left if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
 
 
-@pytest.mark.notebooks
-@pytest.mark.faults
-def test_a_killed_suite_stops_its_kernel_and_loses_nothing(root, earlier):
-    before = files(earlier)
+def start_suite(root, *ignored) -> tuple[subprocess.Popen, list[psutil.Process]]:
+    """A suite in a process of its own whose notebook sleeps; papermill and its kernel."""
     environment = {
         **os.environ,
         "DYNLIB_ROOT": str(root),
         "PYTHONPATH": os.pathsep.join(map(str, PACKAGES)),
     }
-    code = "import sys; from suite.run.cli import main; main(sys.argv[1:])"
+
+    def as_a_shell_does():
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        for number in ignored:
+            signal.signal(number, signal.SIG_IGN)
+
     suite = subprocess.Popen(
-        [sys.executable, "-c", code, "--only", "01", "--set", "mode=sleep"],
+        [sys.executable, "-m", "suite.run", "--only", "01", "--set", "mode=sleep"],
         env=environment,
         stdout=subprocess.DEVNULL,
+        preexec_fn=as_a_shell_does,
     )
     descendants: list[psutil.Process] = []
     deadline = time.monotonic() + 40
-    while len(descendants) < 2 and time.monotonic() < deadline:  # papermill and its kernel
+    while len(descendants) < 2 and time.monotonic() < deadline:
         time.sleep(0.2)
         descendants = psutil.Process(suite.pid).children(recursive=True)
     assert len(descendants) >= 2
-    suite.send_signal(signal.SIGKILL)
-    suite.wait()
+    return suite, descendants
+
+
+@pytest.mark.notebooks
+@pytest.mark.faults
+@pytest.mark.parametrize(
+    ("signals", "status"),
+    [([signal.SIGKILL], -9), ([signal.SIGINT], 130), ([signal.SIGINT] * 2, None)],
+    ids=["kill", "Ctrl-C", "Ctrl-C twice"],
+)
+def test_a_killed_suite_stops_its_kernel_and_loses_nothing(root, earlier, signals, status):
+    before = files(earlier)
+    suite, descendants = start_suite(root)
+    for number in signals:
+        suite.send_signal(number)
+        time.sleep(0.05)
+    suite.wait(30)
+    assert suite.returncode == status or (status is None and suite.returncode)
     _, alive = psutil.wait_procs(descendants, timeout=10)
     assert not alive
     with locked(earlier):
         after = files(earlier)
     after.pop(".lock")
+    after.pop("01_make_table/01_make_table.failed.ipynb", None)
     assert after == before
+
+
+@pytest.mark.notebooks
+@pytest.mark.faults
+def test_a_suite_under_nohup_survives_the_end_of_the_session(root):
+    suite, descendants = start_suite(root, signal.SIGHUP)
+    suite.send_signal(signal.SIGHUP)
+    time.sleep(1.0)
+    assert suite.poll() is None
+    suite.terminate()
+    assert suite.wait(30) == 128 + signal.SIGTERM
+    _, alive = psutil.wait_procs(descendants, timeout=10)
+    assert not alive
 
 
 def test_sets_aside_and_puts_back_at_every_point(root, earlier):

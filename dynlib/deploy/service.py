@@ -68,6 +68,7 @@ _CLOCK_MS = 1.0  # that two clocks may be apart
 _TRUST_MS = 20.0  # of a frame that nobody may ask about
 _LET_GO_MS = 0.2  # for a program to take up what it was told
 _TIDY_MS = 10_000.0  # between two collections of garbage
+_PART_MB, _PARTS = 64.0, 16  # of its log: so many parts are kept, each so long
 _LOG = logging.getLogger(__name__)
 
 
@@ -125,7 +126,7 @@ class Service(Live):
         self.bell = self.door = Door(socket_path(path), group, self)
         self.reader = ThreadPoolExecutor(1)  # a table takes longer to check than many a frame
         if journal:
-            self.log.journal(journal)
+            self.log.journal(journal, part_mb=_PART_MB, parts=_PARTS)
 
     # The world.
 

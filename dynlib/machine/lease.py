@@ -32,7 +32,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from dynlib.errors import MachineError
-from dynlib.files import atomic_write
+from dynlib.files import MALFORMED, atomic_write
 from dynlib.machine.control import Undo
 from dynlib.sysfs import SysFs, is_gone
 
@@ -41,6 +41,7 @@ _BOOT_ID = "proc/sys/kernel/random/boot_id"
 _PROC = Path("/proc")
 _PASSES = 6
 _COMMAND_S = 30
+_MOST_BYTES = 2**24  # of a lease
 _GUARD = "import sys; from dynlib.machine.lease import guard; guard(*sys.argv[1:])"
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -268,14 +269,19 @@ def read_lease(file: Path) -> Record | None:
     Raises `MachineError` for one that somebody else may have written, and as `parse_lease`.
     """
     try:
-        handle = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        # A link is not followed, and a pipe not waited for.
+        handle = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
         return None
-    except OSError as error:  # a link
+    except OSError as error:
         raise MachineError(f"{file}: {error.strerror}; {_expected()}") from None
-    with os.fdopen(handle, "rb") as opened:
-        _check_owner(file, os.fstat(handle))
-        return parse_lease(opened.read(), file)
+    try:
+        status = os.fstat(handle)
+        _check_owner(file, status)
+        raw = os.read(handle, _MOST_BYTES) if stat.S_ISREG(status.st_mode) else b""
+    finally:
+        os.close(handle)
+    return parse_lease(raw, file)
 
 
 def parse_lease(raw: bytes, file: Path) -> Record:
@@ -287,8 +293,12 @@ def parse_lease(raw: bytes, file: Path) -> Record:
         outer = json.loads(raw)
         if outer["sha256"] == _digest(outer["body"]):
             body = json.loads(outer["body"])
-            return Record(**body | {"undo": [Undo(**entry) for entry in body["undo"]]})
-    except (ValueError, KeyError, TypeError):
+            steps = [Undo(**entry) for entry in body["undo"]]
+            texts = [body[key] for key in body.keys() - {"undo"}]
+            texts += [text for step in steps for text in (step.kind, step.target, step.value)]
+            if all(isinstance(text, str) for text in texts):
+                return Record(**body | {"undo": steps})
+    except (*MALFORMED, KeyError):
         pass
     raise MachineError(
         f"{file}: the lease of an earlier run is damaged; expected the file as it was written. "

@@ -14,6 +14,7 @@ from dynlib.workload import ANNOUNCE_MS, App, Requirement, Workload, app_rng, re
 EPS_MS = 1e-9
 _GAPS = 8  # between pushed frames, that tell how often they come
 _LEAST_GAP_MS = 0.1  # so that a burst of frames is no infinite rate
+_BLOCK = 1024  # numbers that are drawn at once
 _REGULAR = 0.2  # gaps that differ by less, as a share of their mean, are those of a timetable
 
 
@@ -85,6 +86,7 @@ class AppRun:
         "announced",
         "app",
         "arrivals",
+        "drawn",
         "frames",
         "gaps_ms",
         "gone",
@@ -112,7 +114,8 @@ class AppRun:
             c.t_s * 1000 for c in workload.changes if c.app == app.name and c.announced
         }
         self.arrivals = workload.arrivals(app, seed, self.steps)
-        self.rng, self.noise = app_rng(seed, app.name, "noise"), np.empty(0)
+        self.rng, self.drawn = app_rng(seed, app.name, "noise"), 0
+        self.noise: dict[int, np.ndarray] = {}  # by block
         self.waiting: deque[Job] = deque()
         self.jobs: list[Job] = []
         self.wanted: Placement | None = None
@@ -125,10 +128,15 @@ class AppRun:
         self.trace: Trace | None = None
 
     def draw(self, frame: int) -> float:
-        """Standard normal number of one frame."""
-        while frame >= len(self.noise):
-            self.noise = np.append(self.noise, self.rng.standard_normal(1024))
-        return float(self.noise[frame])
+        """Standard normal number of one frame; those of frames long done are forgotten."""
+        while frame >= self.drawn:
+            oldest = min([frame, *(job.frame for job in (*self.jobs, *self.waiting))])
+            kept = {
+                block: drawn for block, drawn in self.noise.items() if block >= oldest // _BLOCK
+            }
+            kept[self.drawn // _BLOCK] = self.rng.standard_normal(_BLOCK)
+            self.noise, self.drawn = kept, self.drawn + _BLOCK
+        return float(self.noise[frame // _BLOCK][frame % _BLOCK])
 
     def arrive(self, now_ms: float, need: Requirement) -> Job:
         """The next frame, which waits."""

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from dynlib.data import load_dataset
-from dynlib.files import atomic_write, repo_root, sha256
+from dynlib.files import atomic_write, sha256, work_dir
 from dynlib.nets.supernet import Supernet
 from dynlib.training.parallel import HOOKS
 from dynlib.training.recipes import Recipe
@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> None:
     else:
         supernet = Supernet(space, len(dataset.classes))
     guides = [sha256(path)[:16] for path in args.guide or ()]
-    state = args.state or repo_root() / "runs" / "training" / f"{args.out.stem}.pt"
+    state = args.state or work_dir() / "training" / f"{args.out.stem}.pt"
     history = train(
         supernet,
         dataset,

@@ -9,7 +9,7 @@ import torch
 from tqdm.auto import tqdm
 
 from dynlib.errors import DynlibError
-from dynlib.files import atomic_write, repo_root
+from dynlib.files import atomic_write, checkpoints
 from dynlib.images import Dataset
 from dynlib.nets.supernet import Supernet, macs_m, params_m
 from dynlib.space import SearchSpace, SubnetConfig
@@ -35,7 +35,7 @@ SMALL_SPACE = SearchSpace(
 
 def checkpoint_path(dataset: str) -> Path:
     """Where the shipped checkpoint for a data set lies."""
-    return repo_root() / "data" / "checkpoints" / f"{dataset}.safetensors"
+    return checkpoints() / f"{dataset}.safetensors"
 
 
 def pretrained(dataset: Dataset) -> tuple[Supernet, dict]:

@@ -168,6 +168,69 @@ def test_fault_31_a_journal_is_cut_and_continued(memory, cut):
     assert [json.loads(line) for line in file.read_text().splitlines()[1:]] == again.events
 
 
+def events(count):
+    return [{"t_s": float(i), "event": "arrive", "app": "a", "frame": i} for i in range(count)]
+
+
+def rotated(memory, count, **options):
+    """A log of so many events in parts of 400 bytes, a handful of events each."""
+    log = DecisionLog(seed=1)
+    file = log.journal(memory / "log.jsonl", part_mb=400e-6, **options)
+    for event in events(count):
+        log.add(**event)
+    return log, file
+
+
+def test_fault_31_a_rotated_journal_is_read_as_one(memory):
+    log, file = rotated(memory, 50)
+    parts = sorted(memory.glob("log.*.jsonl"))
+    assert len(parts) > 5
+    assert all(part.stat().st_size < 500 for part in (*parts, file))
+    again = DecisionLog.read(file)
+    assert again.events == log.events == events(50)
+    assert again.header == log.header
+    # What was read can be written and continued as one.
+    again.journal(memory / "again.jsonl")
+    again.add(99.0, "drop", app="a", frame=99)
+    assert DecisionLog.read(memory / "again.jsonl").events == again.events
+
+
+def test_fault_31_only_the_last_parts_are_kept(memory):
+    log, file = rotated(memory, 50, parts=2)
+    assert len(list(memory.iterdir())) == 3
+    again = DecisionLog.read(file)
+    assert 0 < len(again.events) < 50
+    assert again.events == log.events[-len(again.events) :]
+    assert again.header["first_part"] > 1
+
+
+@pytest.mark.parametrize("step", ["link", "replace"])
+def test_fault_31_killed_while_a_journal_is_rotated(memory, monkeypatch, step):
+    """Nothing is lost, and nothing there twice."""
+    calls = {"link": "os.link", "replace": "dynlib.log.atomic_write"}
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    log, file = rotated(memory, 4)
+    with monkeypatch.context() as patch:
+        patch.setattr(calls[step], killed)
+        for event in events(50)[4:]:
+            try:
+                log.add(**event)
+            except KeyboardInterrupt:
+                break
+    assert 4 < len(log.events) < 50
+    assert DecisionLog.read(file).events == log.events
+
+
+@pytest.mark.parametrize("part", [True, -1, 1.5, "1", None])
+def test_fault_31_a_log_of_no_number_of_parts(memory, part):
+    log = DecisionLog(part=part)
+    with pytest.raises(TableError, match=r"log\.jsonl: part is"):
+        DecisionLog.read(log.write(memory / "log.jsonl"))
+
+
 def test_fault_31_the_disk_is_full(memory, caplog):
     log = DecisionLog(seed=1)
     log.journal(memory / "log.jsonl")

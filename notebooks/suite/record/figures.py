@@ -82,8 +82,9 @@ class Picture:
     def __repr__(self) -> str:
         return f"Picture({self.path.name})"
 
-    def _repr_png_(self) -> bytes:
-        return self.path.read_bytes()
+    def _repr_png_(self) -> tuple[bytes, dict[str, str]]:
+        """Its caption is the alternative text, for those who do not see it."""
+        return self.path.read_bytes(), {"alt": caption(self.path.stem)}
 
 
 def save(name: str, table: pd.DataFrame, folder: str | Path, *, profile: str) -> Picture:

@@ -13,7 +13,8 @@ def _stop(number: int, _frame: object) -> None:
 
 if __name__ == "__main__":
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _stop)
+        if signal.getsignal(number) != signal.SIG_IGN:  # nohup has it ignored
+            signal.signal(number, _stop)
     try:
         sys.exit(main(sys.argv[1:]))
     except KeyboardInterrupt:

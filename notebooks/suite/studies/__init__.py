@@ -24,6 +24,7 @@ __getattr__ = lazily(__name__, {
     "code_size": ["manager_tokens"],
     "compare": ["compare_policies", "headline", "published_ladder", "reductions"],
     "contention": ["judged_cases"],
+    "fuzz": ["try_readers"],
     "judge_boards": ["clock_models", "find_data", "published_grid", "queues", "resolutions"],
     "judge_machine": ["inject_faults", "machine_costs_us", "quota_tracking", "reached"],
     "life": ["LIFE", "life_case", "life_workload"],
@@ -45,6 +46,7 @@ __getattr__ = lazily(__name__, {
     "panel": ["Panel"],
     "parallel": ["in_parallel"],
     "random_workloads": ["noise_wrong", "random_case"],
+    "reliability": ["kill_holders", "kill_searches", "rss_growth_mb", "soak"],
     "replay_power": ["calibrations", "replay"],
     "scenarios": ["scenario"],
     "schedule": [

@@ -29,6 +29,19 @@ class Slider(NamedTuple):
     value: float
 
 
+def in_words(name: str) -> str:
+    """The name of a slider as it is shown, with its unit.
+
+    >>> in_words("camera_deadline_ms"), in_words("stretch")
+    ('camera: deadline (ms)', 'competitor: times slower')
+    """
+    if name == "stretch":
+        return "competitor: times slower"
+    demand = next(demand for demand in _DEMANDS if name.endswith(demand))
+    words = demand.replace("_ms", " (ms)").replace("_pct", " (%)").replace("_", " ")
+    return f"{name.removesuffix('_' + demand)}: {words}"
+
+
 @dataclass(frozen=True)
 class Panel:
     """The demands of a case, each with a slider.
@@ -95,7 +108,7 @@ class Panel:
         look = {"style": {"description_width": "14em"}, "layout": {"width": "40em"}}
         sliders = {
             name: ipywidgets.FloatSlider(
-                value, min=low, max=high, step=(high - low) / 100, description=name,
+                value, min=low, max=high, step=(high - low) / 100, description=in_words(name),
                 continuous_update=False, readout_format=".2f", **look,
             )
             for name, (low, high, value) in self.sliders.items()

@@ -125,7 +125,7 @@ class Stage:
         command += self.options
         with (self.folder / "service.txt").open("a") as said:
             self.service = subprocess.Popen(command, env=_one_thread(), stderr=said)
-        if not _in_time(self.answers, 30.0, step_s=0.05):
+        if not in_time(self.answers, 30.0, step_s=0.05):
             said = (self.folder / "service.txt").read_text()
             raise SuiteError(f"the service is not there after 30 s: {said}")
         self.note("service starts")
@@ -247,13 +247,13 @@ def kill_many(folder: Path, network: Path, programs: dict[str, tuple], times: in
     back); recovery_ms until the last one was; dead_ms until the service had dropped a program.
     """
     root = write_tree(folder / "machine", cpu_files([((cpu,), _KHZ) for cpu in (0, 1)]))
-    found, rows = _tree(root), []
+    found, rows = read_tree(root), []
     with Stage(folder, network) as stage:
         for cpu, (name, (points, *need)) in enumerate(programs.items()):
             stage.start_program(name, [row | {"unit": f"policy{cpu}"} for row in points], *need)
         for kind in ("service", "service and guardian", next(iter(programs))):
             for _ in range(times):
-                wait_for(lambda: _tree(root) != found, "a clock of the manager's")
+                wait_for(lambda: read_tree(root) != found, "a clock of the manager's")
                 if kind in programs:
                     rows.append({"kind": "program", **_kill_program(stage, kind)})
                 else:
@@ -264,19 +264,19 @@ def kill_many(folder: Path, network: Path, programs: dict[str, tuple], times: in
 def _kill_service(stage: Stage, kind: str, root: Path, found: dict) -> dict:
     killed_s = stage.kill(kind)
     names = list(stage.programs)
-    good = all(_in_time(lambda n=n: stage.since(n, killed_s, 0)) for n in names)
+    good = all(in_time(lambda n=n: stage.since(n, killed_s, 0)) for n in names)
     if kind == "service":
-        good &= _in_time(lambda: _tree(root) == found)
+        good &= in_time(lambda: read_tree(root) == found)
     stage.start_service()
-    good &= _in_time(lambda: all(stage.since(n, killed_s, 1) for n in names))
+    good &= in_time(lambda: all(stage.since(n, killed_s, 1) for n in names))
     back_s = [stage.since(n, killed_s, 1) or np.inf for n in names]
     if kind != "service":  # nobody was left to put it back: the next one has, before it began
         control("stop", path=stage.path)
         stage.service.wait()
-        good &= _tree(root) == found
+        good &= read_tree(root) == found
         stage.start_service()
         again_s = time.monotonic()
-        good &= _in_time(lambda: all(stage.since(n, again_s, 1) for n in names))
+        good &= in_time(lambda: all(stage.since(n, again_s, 1) for n in names))
     return {"restored": bool(good), "recovery_ms": 1000 * (max(back_s) - killed_s)}
 
 
@@ -284,9 +284,9 @@ def _kill_program(stage: Stage, name: str) -> dict:
     left = stage.log().count('"leaves"')
     others = [other for other in stage.programs if other != name]
     killed_s = stage.kill(name)
-    good = _in_time(lambda: stage.log().count('"leaves"') > left)
+    good = in_time(lambda: stage.log().count('"leaves"') > left)
     dead_s = time.monotonic()
-    good &= _in_time(lambda: all(stage.since(o, killed_s, 1) for o in others))
+    good &= in_time(lambda: all(stage.since(o, killed_s, 1) for o in others))
     good &= not any(stage.since(o, killed_s, 0) for o in others)
     good &= name not in control("status", path=stage.path)["apps"]
     stage.again(name)
@@ -308,11 +308,12 @@ def guardians_of(root: Path) -> list[int]:
 
 def wait_for(condition: Callable[[], object], what: str) -> None:
     """Until it holds; raises `SuiteError` if it does not."""
-    if not _in_time(condition, 30.0):
+    if not in_time(condition, 30.0):
         raise SuiteError(f"{what}: not there after 30 s")
 
 
-def _in_time(condition: Callable[[], object], seconds: float = 10.0, step_s: float = 0.002) -> bool:
+def in_time(condition: Callable[[], object], seconds: float = 10.0, step_s: float = 0.002) -> bool:
+    """Whether it holds before so much time has passed."""
     until_s = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > until_s:
@@ -321,7 +322,8 @@ def _in_time(condition: Callable[[], object], seconds: float = 10.0, step_s: flo
     return True
 
 
-def _tree(root: Path) -> dict[str, str]:
+def read_tree(root: Path) -> dict[str, str]:
+    """Path below the root -> text, of every file: a machine, or what is to stay as it is."""
     files = sorted(path for path in root.rglob("*") if path.is_file())
     return {str(path.relative_to(root)): path.read_text().strip() for path in files}
 
