@@ -13,7 +13,8 @@ def across_links(table: pd.DataFrame) -> Figure:
     """Time of a step for each cut and compression, measured and by the formula."""
     drawn, by_rate = panels_by(table, "rate_mbit", figsize=(9.6, 4.0))
     for rate, (panel, mine) in by_rate.items():
-        names = list(dict.fromkeys(mine["case"]))
+        slowest_first = mine.sort_values("formula_s", ascending=False)
+        names = list(dict.fromkeys(slowest_first["case"]))
         for place, (schedule, rows) in enumerate(mine.groupby("schedule")):
             at = np.array([names.index(name) for name in rows["case"]]) + 0.4 * place - 0.2
             panel.bar(at, rows["step_s"], width=0.36, label=f"{schedule}, measured")
