@@ -14,9 +14,10 @@ def own_model_tradeoff(table: pd.DataFrame) -> Figure:
     drawn, axes = plt.subplots()
     table = table.sort_values("latency_ms")
     minutes = table["minutes"].iloc[0]
+    spent = f"{minutes:.0f} minutes" if minutes >= 1 else f"{60 * minutes:.0f} seconds"
     for column, label, look in (
         ("accuracy_before_pct", "with the weights it came with", "s--"),
-        ("accuracy_test_pct", f"after {minutes:.0f} minutes of fine-tuning", "o-"),
+        ("accuracy_test_pct", f"after {spent} of fine-tuning", "o-"),
     ):
         axes.plot(table["latency_ms"], table[column], look, label=label, markersize=5)
     full_ms = table["latency_ms"].iloc[-1]
