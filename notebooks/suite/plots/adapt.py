@@ -2,6 +2,7 @@
 
 import base64
 import io
+from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -46,19 +47,27 @@ def adapt_front(table: pd.DataFrame) -> Figure:
     return drawn
 
 
+def _grouped_bars(
+    axes: plt.Axes, series: Mapping[str, pd.Series], groups: Sequence, colors: Sequence[str]
+) -> None:
+    """A bar of every series in every group, with its value."""
+    width = 0.8 / len(series)
+    for number, (name, values) in enumerate(series.items()):
+        shift = (number - (len(series) - 1) / 2) * width
+        at = [place + shift for place in range(len(groups))]
+        bars = axes.bar(at, values.reindex(groups), 0.92 * width, color=colors[number], label=name)
+        axes.bar_label(bars, fmt="%.2f", fontsize="x-small", padding=1)
+
+
 @figure("adapt_time")
 def adapt_time(table: pd.DataFrame) -> Figure:
     """Work and time of each method, as shares of the largest network's."""
     drawn, axes = plt.subplots(figsize=WIDE)
     measures = list(dict.fromkeys(table["measure"]))
     methods = list(dict.fromkeys(table["method"]))
-    width = 0.8 / len(measures)
-    for i, measure in enumerate(measures):
-        rows = table[table["measure"] == measure].set_index("method").reindex(methods)
-        at = [j + (i - (len(measures) - 1) / 2) * width for j in range(len(methods))]
-        color = "0.6" if i == 0 else f"C{i - 1}"
-        bars = axes.bar(at, rows["share"], width * 0.92, color=color, label=measure)
-        axes.bar_label(bars, fmt="%.2f", fontsize="x-small", padding=1)
+    by_measure = {m: table[table["measure"] == m].set_index("method")["share"] for m in measures}
+    colors = ["0.6", *(f"C{i}" for i in range(len(measures) - 1))]
+    _grouped_bars(axes, by_measure, methods, colors)
     axes.axhline(1, color="0.3", lw=0.8, ls="--")
     axes.set_xticks(range(len(methods)), methods)
     axes.set_ylabel("share of the largest network's")
@@ -121,12 +130,8 @@ def adapt_parts(table: pd.DataFrame) -> Figure:
     counted = table[table["counted"]]
     stages = list(dict.fromkeys(counted["pixels"]))
     modes = list(dict.fromkeys(counted["mode"]))
-    width = 0.8 / len(modes)
-    for number, mode in enumerate(modes):
-        rows = counted[counted["mode"] == mode].set_index("pixels").reindex(stages)
-        at = [place + (number - (len(modes) - 1) / 2) * width for place in range(len(stages))]
-        bars = left.bar(at, rows["ratio"], width * 0.92, color=f"C{number}", label=mode)
-        left.bar_label(bars, fmt="%.2f", fontsize="x-small", padding=1)
+    by_mode = {m: counted[counted["mode"] == m].set_index("pixels")["ratio"] for m in modes}
+    _grouped_bars(left, by_mode, stages, [f"C{i}" for i in range(len(modes))])
     left.set_xticks(range(len(stages)), [f"{pixels} px" for pixels in stages])
     left.set(xlabel="maps of the stage", ylabel="time over the whole stage's")
     left.legend(loc="upper left", ncols=2, fontsize="small")
