@@ -13,7 +13,7 @@ from dynlib.files import atomic_write, read_plain, shown
 
 LOG_SCHEMA = 2
 LOG_EVENTS = ("arrive", "start", "finish", "drop", "decide", "set", "sample")
-LOG_FIELDS = (
+LOG_FIELDS = {
     "t_s",
     "event",
     "app",
@@ -39,10 +39,9 @@ LOG_FIELDS = (
     "temp_c",
     "others_pct",
     "reason",
-)
+}
 _TEXTS = {"event", "app", "model", "subnet", "backend", "precision", "unit", "reason"}
 _MOST = {True: 1e12, False: math.inf}  # of a time and of any other number; NaN is neither
-_LOG_FIELDS = frozenset(LOG_FIELDS)
 _LOG = logging.getLogger(__name__)
 
 
@@ -66,8 +65,8 @@ class DecisionLog:
         """Append an event; raises `TableError` for unknown names and for time going back."""
         if event not in LOG_EVENTS:
             raise TableError(f"unknown log event {event!r}; expected one of {LOG_EVENTS}")
-        if not _LOG_FIELDS.issuperset(values):
-            raise TableError(f"unknown log fields {sorted(set(values) - _LOG_FIELDS)}")
+        if not LOG_FIELDS.issuperset(values):
+            raise TableError(f"unknown log fields {sorted(set(values) - LOG_FIELDS)}")
         if self.events:
             last_s = self.events[-1]["t_s"]
             if t_s < last_s:

@@ -173,7 +173,7 @@ def test_the_log_names_every_point_that_is_not_another(settings):
     assert len(table.points) == len(once)
     for point in table.points.values():
         assert table.named({"event": "start", "t_s": 1.0, **point.logged}) is point
-        assert set(point.logged) <= set(LOG_FIELDS)
+        assert set(point.logged) <= LOG_FIELDS
         assert not any(isinstance(v, float) and math.isnan(v) for v in point.logged.values())
     found = {point.setting for point in table.points.values()}
     assert (PLAIN in found) == any(Setting(**key) == PLAIN for key in keys)

@@ -1,12 +1,20 @@
-"""Ratios and hypervolumes of repeated runs."""
+"""Ratios, ranks and hypervolumes of repeated runs."""
 
 import numpy as np
 import pytest
+from scipy.stats import kendalltau
 from test_search import GOALS, SPACE, objective
 
 from dynlib.searching import search
 from suite.errors import SuiteError
-from suite.record.statistics import geometric_ratio, growth, same_sign_pct, spread, volumes
+from suite.record.statistics import (
+    geometric_ratio,
+    growth,
+    same_sign_pct,
+    spread,
+    tau_ceiling,
+    volumes,
+)
 
 
 def test_volumes_use_one_reference_and_ratios_need_five_pairs():
@@ -35,3 +43,25 @@ def test_a_spread_is_of_draws_and_not_of_their_mean():
 def test_the_share_of_a_sign():
     assert same_sign_pct([1, 2, 3, -1]) == same_sign_pct([-1, -2, -3, 1]) == 75
     assert same_sign_pct([0, 0, 1]) == 0
+
+
+@pytest.mark.parametrize("noise", [0.2, 0.6])
+def test_the_ceiling_is_the_tau_of_the_truth(noise):
+    """Estimated from two noisy halves alone, it meets the tau that the known truth has."""
+    rng = np.random.default_rng(1)
+    estimates, taus = [], []
+    for _ in range(30):
+        true, shared = rng.normal(85, 1, 80), rng.normal(0, 1)  # images that are hard for all
+        one, two = (true + shared + rng.normal(0, noise * 2**0.5, 80) for _ in range(2))
+        estimates.append(tau_ceiling(one, two, rng, draws=20))
+        taus.append(kendalltau(true, (one + two) / 2).statistic)
+    assert np.mean(estimates) == pytest.approx(np.mean(taus), abs=0.03)
+
+
+def test_a_ceiling_of_noise_or_of_nothing_is_an_error():
+    rng = np.random.default_rng(0)
+    with pytest.raises(SuiteError, match="needs 10"):
+        tau_ceiling([1, 2], [1, 2], rng)
+    half = rng.normal(size=20)
+    with pytest.raises(SuiteError, match="no more than their noise"):
+        tau_ceiling(half, -half, rng)

@@ -38,7 +38,6 @@ def export_bundle(
     board: str | Path | None = None,
     modes: Sequence[str] = MODES,
     blocked: bool = True,
-    seed: int = 0,
 ) -> Path:
     """Write a bundle of the sub-networks in an operating-point table; `Runner` serves it.
 
@@ -53,7 +52,6 @@ def export_bundle(
         modes: `packed` and `shared`, see `Runner`.
         blocked: optimise the shared graphs for the CPU of this machine and this version of ONNX
             Runtime: on x86 two to four times as fast, and refused elsewhere.
-        seed: of the frame with which a bundle is checked.
 
     Raises:
         BundleError: `folder` exists, or a point answers otherwise than torch does.
@@ -69,7 +67,7 @@ def export_bundle(
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
         part = Path(scratch) / folder.name
         part.mkdir()
-        manifest = _write_points(part, supernet, configs, modes, blocked, seed)
+        manifest = _write_points(part, supernet, configs, modes, blocked)
         write_table(points, part / POINTS)
         if board is not None:
             file = BOARD_DIR / f"{board}.toml" if board in list_boards() else board
@@ -88,12 +86,11 @@ def _write_points(
     configs: Sequence[SubnetConfig],
     modes: Sequence[str],
     blocked: bool,
-    seed: int,
 ) -> dict[str, Any]:
     """Write the graphs and their weights; the manifest, still without the files."""
     store = _Store()
     size = max(config.resolution for config in configs)
-    probe = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(seed))
+    probe = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
     points: list[dict[str, Any]] = []
     models = []
     for config in configs:

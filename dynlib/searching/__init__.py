@@ -1,7 +1,7 @@
 """Search for the sub-networks worth keeping."""
 
 from dynlib.searching.lookup import DESIGN_KNOBS, Lookup, exit_outcomes
-from dynlib.searching.predictor import AccuracyPredictor, kendall, stratified, tau_ceiling
+from dynlib.searching.predictor import AccuracyPredictor, stratified
 from dynlib.searching.study import best_within, front, search
 from dynlib.searching.two_level import codesign, inner_search
 
@@ -14,8 +14,6 @@ __all__ = [
     "exit_outcomes",
     "front",
     "inner_search",
-    "kendall",
     "search",
     "stratified",
-    "tau_ceiling",
 ]

@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 
 from dynlib.boards.platform import Platform
-from dynlib.pareto import pareto_mask
 from dynlib.space import LayerSpec
 
 DESIGN_KNOBS = ("exits", "cpu", "gpu", "memory")
@@ -179,16 +178,6 @@ class Lookup:
         is_highest = settings == settings.max(axis=0)
         allowed = (is_highest | movable).all(axis=1)
         return choices, np.flatnonzero(allowed)
-
-    def efficient(self, f: np.ndarray) -> np.ndarray:
-        """Those of the settings `f` of which no other one is as fast and as frugal in every part.
-
-        Every measure gets worse with the cost of any part, so no optimum lies elsewhere.
-        """
-        parts = (*self.segments, *self.heads)
-        costs = [cost[f] for part in parts for cost in part]
-        is_best = pareto_mask(np.stack(costs, axis=1))
-        return f[is_best]
 
     def table(self, k: np.ndarray, f: np.ndarray) -> pd.DataFrame:
         """One row for each pair of an exit choice and a setting, both (n,)."""

@@ -1,4 +1,4 @@
-"""Accuracy of a sub-network predicted from a few hundred measured ones, and how good that can be.
+"""Accuracy of a sub-network predicted from a few hundred measured ones.
 
 A Gaussian process over the choices on every axis and the logarithm of the work; its length and its
 noise are those of greatest likelihood on a small grid (Rasmussen and Williams 2006, chapter 5).
@@ -8,7 +8,7 @@ import itertools
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
-from scipy import linalg, stats
+from scipy import linalg
 
 from dynlib.errors import SearchError
 from dynlib.space import SearchSpace, SubnetConfig
@@ -126,39 +126,3 @@ def stratified(
     by_turns = itertools.chain.from_iterable(turns)
     evenly = [config for config in by_turns if config is not None]
     return evenly[:count]
-
-
-def kendall(one: Sequence[float], two: Sequence[float]) -> float:
-    """Kendall's rank correlation (tau-b), 1 for the same order."""
-    tau = stats.kendalltau(one, two)
-    return float(tau.statistic)
-
-
-def tau_ceiling(
-    half_one: np.ndarray, half_two: np.ndarray, rng: np.random.Generator, *, draws: int = 400
-) -> float:
-    """Mean tau between true accuracies and measured ones: what a perfect predictor would have.
-
-    Every sub-network is measured on the same two halves of the images. Half the spread of the
-    differences is the noise of their mean (what both halves share moves no rank), and the true
-    accuracies are the measured ones, drawn together until their variance lacks that noise.
-
-    Raises `SearchError` for fewer than 10 sub-networks, or if noise is all there is.
-    """
-    half_one = np.asarray(half_one, float)
-    half_two = np.asarray(half_two, float)
-    if len(half_one) < 10:
-        raise SearchError(f"a ceiling needs 10 measured sub-networks, got {len(half_one)}")
-    measured = (half_one + half_two) / 2
-    difference = half_one - half_two
-    noise = np.std(difference, ddof=1) / 2
-    spread = measured.std(ddof=1)
-    if spread <= noise:
-        raise SearchError("the measured accuracies differ by no more than their noise")
-    share = 1 - (noise / spread) ** 2
-    mean = measured.mean()
-    true = mean + np.sqrt(share) * (measured - mean)
-    errors = rng.standard_normal((draws, len(true)))
-    noisy = true + noise * errors
-    taus = [kendall(true, again) for again in noisy]
-    return float(np.mean(taus))

@@ -32,7 +32,7 @@ DIRECTIONS = {
     "energy_mj": "minimize",
     "latency_ms": "minimize",
 }
-_FAR = 1e9  # no objective is so large
+_FAR = 1e9  # no score is so large
 _KICK = 0.3  # share of the knobs that are drawn anew to leave a local optimum
 
 
@@ -53,9 +53,8 @@ def worst_miss(values: Mapping, limits: Mapping[str, float], span: Mapping | Non
 class _Climb:
     """Points looked up so far, as one number for exits and clocks, and how good they are."""
 
-    def __init__(self, lookup: Lookup, objective: str, limits: Mapping[str, float], budget: int):
+    def __init__(self, lookup: Lookup, limits: Mapping[str, float], budget: int):
         self.lookup = lookup
-        self.objective = objective
         self.limits = limits
         self.budget = budget
         self.sizes = np.array(lookup.sizes)  # choices of every knob: each exit, three clocks
@@ -74,10 +73,8 @@ class _Climb:
         k, f = self.pairs(new)
         values = self.lookup.measure(k, f)
         miss = worst_miss(values, self.limits)
-        sign = BETTER[DIRECTIONS[self.objective]]
-        gain = sign * values[self.objective]
         # What misses a limit is worse than all that does not, the less it misses the better.
-        judged = np.where(miss > 0, -_FAR * miss, gain)
+        judged = np.where(miss > 0, -_FAR * miss, values["score"])
         self.seen.update(zip(new.tolist(), judged, strict=True))
         known = [self.seen.get(i, -np.inf) for i in flat]
         return np.array(known)
@@ -108,7 +105,6 @@ class _Climb:
 
 def inner_search(
     lookup: Lookup,
-    objective: str = "score",
     limits: Mapping[str, float] | None = None,
     *,
     evaluations: int,
@@ -116,9 +112,10 @@ def inner_search(
     knobs: Sequence[str] = DESIGN_KNOBS,
     start: tuple[int, int] | None = None,
 ) -> pd.DataFrame:
-    """Climb from `start`, a choice and a setting, one knob at a time.
+    """Climb towards the highest score D within `limits`, one knob at a time.
 
-    Without it from the backbone without exits at the highest clocks.
+    From `start`, a choice and a setting; without it from the backbone without exits at the highest
+    clocks.
 
     All values of a knob are looked up at once and the best is kept, until no knob helps; then some
     are drawn anew, or all exits from the choices that are accurate enough (no clock changes that,
@@ -133,7 +130,7 @@ def inner_search(
     if len(k) * len(f) <= evaluations:
         every_k, every_f = np.meshgrid(k, f, indexing="ij")
         return lookup.table(every_k.ravel(), every_f.ravel())
-    climb = _Climb(lookup, objective, limits, evaluations)
+    climb = _Climb(lookup, limits, evaluations)
     clocks = list(DESIGN_KNOBS[1:])
     exits = len(climb.sizes) - len(clocks)
     kinds = ["exits"] * exits + clocks
@@ -176,7 +173,6 @@ def codesign(
     limits: Mapping[str, float] | None = None,
     knobs: Sequence[str] = DESIGN_KNOBS,
     slacks_pp: Sequence[float] = (0.0, 1.0, 3.0),
-    population: int = 6,
     storage: str | Path | None = None,
     name: str = "codesign",
 ) -> pd.DataFrame:
@@ -229,7 +225,7 @@ def codesign(
             {"accuracy_val_pct": "maximize", "score": "maximize"},
             trials=trials,
             seed=seed,
-            population=population,
+            population=6,
             start=space.ladder(3),
             storage=storage,
             name=name,

@@ -55,14 +55,14 @@ def pretrained(dataset: Dataset) -> tuple[Supernet, dict]:
 
 
 def choose_points(
-    supernet: Supernet, dataset: Dataset, *, count: int = 8, candidates: int = 120, seed: int = 0
+    supernet: Supernet, dataset: Dataset, *, count: int = 8, candidates: int = 120
 ) -> list[SubnetConfig]:
     """Pick sub-networks spread evenly in log MACs, each the best on validation images near it.
 
     Both ends of the space are always among them. Between them, MACs are cut into ``count - 2``
     equal ratios, and each takes the most accurate of its random candidates, if it has any.
     """
-    rng = np.random.default_rng([seed, 5])
+    rng = np.random.default_rng([0, 5])
     space = supernet.space
     ends = [space.smallest, space.largest]
     drawn = dict.fromkeys(space.sample(rng) for _ in range(candidates))
@@ -82,7 +82,7 @@ def choose_points(
 
 
 def accuracy_table(
-    supernet: Supernet, configs: list[SubnetConfig], dataset: Dataset, *, bf16: bool = False
+    supernet: Supernet, configs: Sequence[SubnetConfig], dataset: Dataset
 ) -> pd.DataFrame:
     """MACs, parameters, validation and test accuracy of each configuration, on all images."""
     rows = []
@@ -91,8 +91,8 @@ def accuracy_table(
             "subnet": str(config),
             "macs_m": macs_m(supernet, config),
             "params_m": params_m(supernet, config),
-            "accuracy_val_pct": evaluate(supernet, config, dataset, dataset.val, bf16=bf16),
-            "accuracy_test_pct": evaluate(supernet, config, dataset, dataset.test, bf16=bf16),
+            "accuracy_val_pct": evaluate(supernet, config, dataset, dataset.val),
+            "accuracy_test_pct": evaluate(supernet, config, dataset, dataset.test),
             "source": "measured",
         }
         rows.append(row)
@@ -104,24 +104,24 @@ def ship(
     dataset: Dataset,
     path: str | Path,
     *,
-    half: bool = True,
     candidates: int = 120,
     **provenance,
 ) -> pd.DataFrame:
     """Choose the operating points, store their statistics, and write checkpoint and accuracies.
 
-    Writes `path` and beside it ``<name>.accuracy.csv``, which is also returned.
+    Writes `path`, the weights as float16, and beside it ``<name>.accuracy.csv``, which is also
+    returned.
     """
     path = Path(path)
-    if half:  # statistics and accuracies must belong to the weights as they are stored
-        with torch.no_grad():
-            for parameter in supernet.net.parameters():
-                parameter.copy_(parameter.half())
+    # Statistics and accuracies must belong to the weights as they are stored.
+    with torch.no_grad():
+        for parameter in supernet.net.parameters():
+            parameter.copy_(parameter.half())
     configs = choose_points(supernet, dataset, candidates=candidates)
     table = accuracy_table(supernet, configs, dataset)
     supernet.save(
         path,
-        half=half,
+        half=True,
         dataset=dataset.name,
         mean=dataset.mean.tolist(),
         std=dataset.std.tolist(),

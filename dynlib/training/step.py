@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from dynlib.nets.supernet import Supernet
+from dynlib.nets.supernet import Supernet, macs_m
 from dynlib.nets.trace import NORMS
 from dynlib.space import SubnetConfig
 from dynlib.training.parallel import Alone, Peers, join
@@ -230,13 +230,10 @@ class Step:
             logits = self._logits(self.supernet, images, candidate)
             return self.peers.mean([F.cross_entropy(logits, labels).item()])[0]
 
-        work = self._macs(config)
+        work = macs_m(self.supernet, config)
         drawn = [space.sample(rng) for _ in range(10 * TRIES)]
-        near = [other for other in drawn if abs(self._macs(other) / work - 1) < 0.1]
+        near = [other for other in drawn if abs(macs_m(self.supernet, other) / work - 1) < 0.1]
         return min([config, *near[: TRIES - 1]], key=loss)
-
-    def _macs(self, config: SubnetConfig) -> float:
-        return sum(layer.macs for layer in self.supernet.layers(config))
 
     def _set_rates(self, progress: float) -> None:
         """Learning rates of this step, from those at the peak."""

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from dynlib.errors import InfeasibleError
+from dynlib.pareto import pareto_mask
 from dynlib.searching.lookup import DESIGN_KNOBS, Lookup
 from dynlib.searching.study import BETTER, best_within
 from dynlib.searching.two_level import DIRECTIONS, worst_miss
@@ -42,7 +43,7 @@ def exhaustive(
     limits = dict(limits or {})
     sign = BETTER[DIRECTIONS[objective]]
     k, f = lookup.free(knobs)
-    f = lookup.efficient(f)
+    f = _efficient(lookup, f)
 
     def scan(k: np.ndarray, picks: Callable) -> list[tuple[int, int]]:
         """The best pair of every chunk under each criterion that `picks` makes of the measures."""
@@ -71,6 +72,17 @@ def exhaustive(
     found += scan(k, lambda v: [_TIE * sign * v[objective] - worst_miss(v, limits, span)])
     table = lookup.table(*np.array(found).T).sort_values(objective, ascending=sign < 0)
     return best_within(table, objective, DIRECTIONS, limits)
+
+
+def _efficient(lookup: Lookup, f: np.ndarray) -> np.ndarray:
+    """Those of the settings `f` of which no other one is as fast and as frugal in every part.
+
+    Every measure gets worse with the cost of any part, so no optimum lies elsewhere.
+    """
+    parts = (*lookup.segments, *lookup.heads)
+    costs = [cost[f] for part in parts for cost in part]
+    is_best = pareto_mask(np.stack(costs, axis=1))
+    return f[is_best]
 
 
 def split_gain(lookup: Lookup, limits: Mapping[str, float]) -> pd.DataFrame:

@@ -17,6 +17,7 @@ __all__ = [
 
 __getattr__ = lazily(__name__, {
     "statistics": [
-        "geometric_ratio", "growth", "mean_interval", "same_sign_pct", "spread", "volumes",
+        "geometric_ratio", "growth", "mean_interval", "same_sign_pct", "spread", "tau_ceiling",
+        "volumes",
     ],
 })  # fmt: skip

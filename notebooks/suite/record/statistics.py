@@ -1,4 +1,4 @@
-"""Means, ratios and hypervolumes of repeated runs, with their intervals."""
+"""Means, ratios, ranks and hypervolumes of repeated runs, with their intervals."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 from scipy.special import stdtrit
+from scipy.stats import kendalltau
 
 from dynlib.pareto import hypervolume
 from suite.errors import SuiteError
@@ -46,6 +47,36 @@ def geometric_ratio(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float,
     logs = np.log(np.asarray(ours) / np.asarray(theirs))
     mean, low, high = (math.exp(value) for value in mean_interval(logs))
     return mean, low, high
+
+
+def tau_ceiling(
+    half_one: np.ndarray, half_two: np.ndarray, rng: np.random.Generator, *, draws: int = 400
+) -> float:
+    """Mean tau between true accuracies and measured ones: what a perfect predictor would have.
+
+    Every sub-network is measured on the same two halves of the images. Half the spread of the
+    differences is the noise of their mean (what both halves share moves no rank), and the true
+    accuracies are the measured ones, drawn together until their variance lacks that noise.
+
+    Raises `SuiteError` for fewer than 10 sub-networks, or if noise is all there is.
+    """
+    half_one = np.asarray(half_one, float)
+    half_two = np.asarray(half_two, float)
+    if len(half_one) < 10:
+        raise SuiteError(f"a ceiling needs 10 measured sub-networks, got {len(half_one)}")
+    measured = (half_one + half_two) / 2
+    difference = half_one - half_two
+    noise = np.std(difference, ddof=1) / 2
+    spread = measured.std(ddof=1)
+    if spread <= noise:
+        raise SuiteError("the measured accuracies differ by no more than their noise")
+    share = 1 - (noise / spread) ** 2
+    mean = measured.mean()
+    true = mean + np.sqrt(share) * (measured - mean)
+    errors = rng.standard_normal((draws, len(true)))
+    noisy = true + noise * errors
+    taus = [kendalltau(true, again).statistic for again in noisy]
+    return float(np.mean(taus))
 
 
 def growth(tables: Sequence[pd.DataFrame], directions: Mapping[str, str]) -> list[np.ndarray]:
