@@ -27,7 +27,7 @@ from dynlib.machine.bind import load_board
 from dynlib.manager.manager import Manager
 from dynlib.manager.policy import Placement, edf
 from dynlib.points import PointTable
-from dynlib.runtime import oracle as oracle_module
+from dynlib.runtime import programme as programme_module
 from dynlib.runtime.case import Case
 from dynlib.runtime.oracle import offered
 from dynlib.runtime.rivals import Static, linux_default
@@ -144,7 +144,7 @@ def test_a_frame_stays_on_its_unit_where_that_can_be_decided(monkeypatch):
     loose = [optimum(workload, on, points, search_s=0.0)]
     for limit in ("MOST_BINARIES", "MOST_COLUMNS"):
         with monkeypatch.context() as patch:
-            patch.setattr(oracle_module, limit, 0)
+            patch.setattr(programme_module, limit, 0)
             loose.append(optimum(workload, on, points))
     for best in loose:
         assert best.energy_mj < stays.energy_mj - 1
@@ -258,8 +258,8 @@ def test_a_batch_is_bundled_and_the_shortest_frames_are_served(deadline_ms, monk
     camera = App("camera", "net", 90.0, period_ms=100.0)
     both = replace(workload, apps=(replace(batch, frames=40), camera))
     bundled = optimum(both, on, points, search_s=0.0)
-    monkeypatch.setattr(oracle_module, "FEW_FRAMES", 40)
-    monkeypatch.setattr(oracle_module, "FEW_CELLS", 10**6)
+    monkeypatch.setattr(programme_module, "FEW_FRAMES", 40)
+    monkeypatch.setattr(programme_module, "FEW_CELLS", 10**6)
     each = optimum(both, on, points, search_s=0.0)
     assert bundled.served >= each.served >= bundled.served * 0.98
     assert each.energy_mj * 0.98 <= bundled.energy_mj <= each.energy_mj * (1 + 1e-6)
