@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from dynlib.errors import CheckpointError, ModelError, PeerError, RecipeError
 from dynlib.nets.resnet import ResNet
-from dynlib.training.compress import Codec, Columns, Dense, Levels, LowRank, TopK, adaptive_ratios
+from dynlib.training.compress import Codec, Columns, Dense, Levels, TopK, adaptive_ratios
 from dynlib.training.pipeline import (
     BlockCost,
     Link,
@@ -30,6 +30,7 @@ from dynlib.training.pipeline import (
     survey,
     wire_bytes,
 )  # fmt: skip
+from suite.papers.powersgd import LowRank
 from suite.studies.across import (
     can_link,
     drop_link,

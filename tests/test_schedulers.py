@@ -21,9 +21,10 @@ from dynlib.points import PointTable, make_table
 from dynlib.runtime.case import Case
 from dynlib.runtime.drain import Offered, Profile, Request, Trace, drain, ladder, rows
 from dynlib.runtime.rivals import Static
-from dynlib.runtime.schedulers import Dysta, Fcfs, Index, Ordered, Scheduler, Strict, in_time
+from dynlib.runtime.schedulers import Fcfs, Index, Ordered, Scheduler, Strict, in_time
 from dynlib.workload import App, Workload
 from suite.papers import dysta as paper
+from suite.papers.dysta import Dysta
 from suite.studies import schedule
 from suite.studies import schedule_energy as energy
 from suite.studies import schedule_live as live

@@ -225,6 +225,11 @@ def socket_path(path: str | Path | None = None) -> Path:
     return Path(folder) / "dynlib" / "manager.sock"
 
 
+def encode(message: Mapping[str, Any]) -> bytes:
+    """A message as it goes over the socket."""
+    return json.dumps(message).encode() + b"\n"
+
+
 class _Line:
     """A connection on which every message is one line of JSON."""
 
@@ -242,7 +247,7 @@ class _Line:
 
     def send(self, message: Mapping[str, Any]) -> None:
         """Raises `OSError` where the other end is gone, or takes no more."""
-        line = json.dumps(message).encode() + b"\n"
+        line = encode(message)
         try:
             if self.socket.send(line) < len(line):
                 raise ConnectionError("the service takes no more")

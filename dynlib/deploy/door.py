@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dynlib.deploy.client import MESSAGE_BYTES
+from dynlib.deploy.client import MESSAGE_BYTES, encode
 from dynlib.errors import ServiceError, near
 
 if TYPE_CHECKING:
@@ -90,11 +90,6 @@ def check(what: str, value: Any, kind: Any) -> None:
         expected = f"a number from {low:g} to {high:g}"
     if not right:
         raise ServiceError(f"{what}: got {value!r:.99}, expected {expected}")
-
-
-def encode(message: Mapping[str, Any]) -> bytes:
-    """A message as it goes over the socket."""
-    return json.dumps(message).encode() + b"\n"
 
 
 class Peer:

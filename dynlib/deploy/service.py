@@ -44,8 +44,8 @@ from typing import Any
 import pandas as pd
 
 from dynlib.boards.board import Board
-from dynlib.deploy.client import control, socket_path
-from dynlib.deploy.door import NEED, Door, Peer, check, encode, parse
+from dynlib.deploy.client import control, encode, socket_path
+from dynlib.deploy.door import NEED, Door, Peer, check, parse
 from dynlib.errors import DynlibError, ServiceError, near
 from dynlib.machine.bind import bind, host_board, load_board, open_machine
 from dynlib.machine.knobs import CPU

@@ -4,8 +4,6 @@ A scheduler's ``choose(ready, now_ms)`` returns one of `ready`, which is in orde
 until its next segment ends. What it reads are the attributes of `drain.Request`. Two more methods
 save time and change nothing: ``best`` returns also what the answer was measured by, and
 ``hold(job, that, now_ms)`` up to which segment it surely stays the same while nobody comes.
-
-`Dysta` is there to compare with; with beta = 0 it is the shortest remaining time first.
 """
 
 import heapq
@@ -20,7 +18,7 @@ from dynlib.manager.policy import Ready as Job
 from dynlib.runtime.drain import Profile, Request
 
 Ready = Sequence[Request]
-_SURE = 1 - 1e-9  # a bound holds with so much to spare, whatever was rounded
+SURE = 1 - 1e-9  # a bound holds with so much to spare, whatever was rounded
 _LATE = 0.1  # weight of a request that `Strict` has given up
 
 
@@ -59,53 +57,6 @@ class Fcfs(Scheduler):
     def hold(self, job: Request, rival, now_ms: float) -> int:
         """To its end."""
         return len(job.row.cum_ms) - 1
-
-
-@dataclass(frozen=True)
-class Dysta(Scheduler):
-    """The shortest estimated remaining time, with a little slack and waiting time added (MICRO'23).
-
-        score = left + beta (slack + wait),   slack = max(0, deadline - now - left),
-        wait = (now - last run) / mean time / requests at hand
-
-    with left, slack in seconds, so that beta = 0.01 adds seconds to a pure number, as published.
-    beta = 0 is the shortest remaining time first.
-    """
-
-    beta: float = 0.01
-    name: str = "Dysta"
-
-    def best(self, ready: Ready, now_ms: float) -> tuple[Request, float]:
-        """The lowest score (the earliest of equals), and the second lowest."""
-        if len(ready) == 1:
-            return ready[0], math.inf
-        beta = self.beta
-        per_wait = 1000 * beta / len(ready)  # ms of a score per mean time waited
-        chosen, lowest, second = None, math.inf, math.inf
-        for job in ready:
-            score = job.left_ms
-            slack_ms = job.deadline_at_ms - now_ms - score
-            if slack_ms > 0:
-                score += beta * slack_ms
-            if beta:
-                score += per_wait * (now_ms - job.idle_since_ms) / job.mean_ms
-            if score < lowest:
-                chosen, lowest, second = job, score, lowest
-            elif score < second:
-                second = score
-        return chosen, second
-
-    def hold(self, job: Request, rival: float, now_ms: float) -> int:
-        """To its end if it stays below the rivals, whose scores fall by beta at most."""
-        beta, row, stop = self.beta, job.row, job.segment + 1
-        if beta >= 1:
-            return stop
-        end = len(row.cum_ms) - 1
-        # score < rival - beta (t - now): without slack, and with it, where t cancels out
-        lowest = rival - beta * (row.cum_ms[end] - row.cum_ms[job.segment])
-        with_slack = (rival + beta * (now_ms - job.deadline_at_ms)) / (1 - beta)
-        lowest = min(lowest, with_slack) - (1 - _SURE) * now_ms
-        return end if row.most_left_ms[stop] < lowest else stop
 
 
 @dataclass(frozen=True)
@@ -165,7 +116,7 @@ class Index(Scheduler):
         fastest_ms = self.patience * shortest_ms if not self.old else 1e-9
         ms = row.cum_ms[end] - row.cum_ms[job.segment]
         growth = min(1 + max(self.dear, self.old), math.exp(min(ms / fastest_ms, 700.0)))
-        return end if second * growth * row.most_product[stop] < _SURE else stop
+        return end if second * growth * row.most_product[stop] < SURE else stop
 
     def level(self, job: Request, ready: Ready) -> int:
         """How far down its ladder a request starts."""

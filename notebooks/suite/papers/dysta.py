@@ -5,6 +5,7 @@ that the paper's simulator uses; numbers on them are comparable with ours, not w
 Everything is written after the equations; the repository has no licence, so none of it is here.
 """
 
+import math
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ import pandas as pd
 from dynlib.errors import DataError
 from dynlib.files import repo_root
 from dynlib.runtime.drain import Offered, Profile, Request, Row, Trace, drain, rows
-from dynlib.runtime.schedulers import Dysta, Fcfs, Scheduler
+from dynlib.runtime.schedulers import SURE, Fcfs, Ready, Scheduler
 
 WORKLOADS = {"attnn": 30.0, "cnn": 3.0}  # -> requests per second
 SLO = 10.0  # deadline over the mean time of the network
@@ -141,6 +142,53 @@ def published_requests(
     arrival_s, model, priority, sample = (list(column) for column in zip(*drawn_rows, strict=True))
     arrival_ms = 1000 * np.array(arrival_s)
     return benchmark(workload, rate, arrival_ms, np.array(model), np.array(sample), priority, slo)
+
+
+@dataclass(frozen=True)
+class Dysta(Scheduler):
+    """The shortest estimated remaining time, with a little slack and waiting time added (MICRO'23).
+
+        score = left + beta (slack + wait),   slack = max(0, deadline - now - left),
+        wait = (now - last run) / mean time / requests at hand
+
+    with left, slack in seconds, so that beta = 0.01 adds seconds to a pure number, as published.
+    beta = 0 is the shortest remaining time first.
+    """
+
+    beta: float = 0.01
+    name: str = "Dysta"
+
+    def best(self, ready: Ready, now_ms: float) -> tuple[Request, float]:
+        """The lowest score (the earliest of equals), and the second lowest."""
+        if len(ready) == 1:
+            return ready[0], math.inf
+        beta = self.beta
+        per_wait = 1000 * beta / len(ready)  # ms of a score per mean time waited
+        chosen, lowest, second = None, math.inf, math.inf
+        for job in ready:
+            score = job.left_ms
+            slack_ms = job.deadline_at_ms - now_ms - score
+            if slack_ms > 0:
+                score += beta * slack_ms
+            if beta:
+                score += per_wait * (now_ms - job.idle_since_ms) / job.mean_ms
+            if score < lowest:
+                chosen, lowest, second = job, score, lowest
+            elif score < second:
+                second = score
+        return chosen, second
+
+    def hold(self, job: Request, rival: float, now_ms: float) -> int:
+        """To its end if it stays below the rivals, whose scores fall by beta at most."""
+        beta, row, stop = self.beta, job.row, job.segment + 1
+        if beta >= 1:
+            return stop
+        end = len(row.cum_ms) - 1
+        # score < rival - beta (t - now): without slack, and with it, where t cancels out
+        lowest = rival - beta * (row.cum_ms[end] - row.cum_ms[job.segment])
+        with_slack = (rival + beta * (now_ms - job.deadline_at_ms)) / (1 - beta)
+        lowest = min(lowest, with_slack) - (1 - SURE) * now_ms
+        return end if row.most_left_ms[stop] < lowest else stop
 
 
 # The rivals, and what the public simulator does otherwise.

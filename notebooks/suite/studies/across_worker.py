@@ -29,7 +29,7 @@ from dynlib.nets.resnet import ResNet
 from dynlib.space import SearchSpace
 from dynlib.training import Recipe, train
 from dynlib.training import step as training_step
-from dynlib.training.compress import Codec, Columns, Dense, Levels, LowRank, TopK, adaptive_ratios
+from dynlib.training.compress import Codec, Columns, Dense, Levels, TopK, adaptive_ratios
 from dynlib.training.parallel import Peers, join
 from dynlib.training.pipeline import (
     Link,
@@ -40,6 +40,7 @@ from dynlib.training.pipeline import (
     survey,
     wire_bytes,
 )  # fmt: skip
+from suite.papers.powersgd import LowRank
 
 NET = SearchSpace((32,), ((1,), (1,)), ((16,), (32,)))
 KINDS = {"dense": Dense, "top-k": TopK, "levels": Levels, "columns": Columns, "low rank": LowRank}

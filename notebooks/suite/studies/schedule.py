@@ -10,13 +10,14 @@ import pandas as pd
 from scipy.optimize import LinearConstraint, milp
 
 from dynlib.runtime.drain import Drained, Row, drain, ladder, rows
-from dynlib.runtime.schedulers import Dysta, Index, Scheduler, Strict
+from dynlib.runtime.schedulers import Index, Scheduler, Strict
 from suite.errors import SuiteError
 from suite.papers.dysta import (
     ENTRIES,
     SLO,
     WORKLOADS,
     Benchmark,
+    Dysta,
     known,
     plain_loop,
     poisson,
