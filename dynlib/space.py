@@ -107,6 +107,8 @@ class SearchSpace:
         resolution: input sizes in pixels, ascending.
         depth, width, kernel, expand, heads: for each place its possible values, ascending.
 
+    Raises `ConfigError` for choices that are none, negative or not ascending.
+
     >>> space = SearchSpace(resolution=(28, 32), depth=((1, 2), (1, 2)), width=((16, 32), (32, 64)))
     >>> space.size, str(space.smallest), str(space.largest)
     (32, 'r28-d1.1-w16.32', 'r32-d2.2-w32.64')
@@ -156,7 +158,10 @@ class SearchSpace:
         return self._from_values(firsts)
 
     def at(self, share: float) -> SubnetConfig:
-        """The sub-network so far up on every axis: 0 is the smallest, 1 the largest."""
+        """The sub-network so far up on every axis: 0 is the smallest, 1 the largest.
+
+        Raises `ConfigError` for any other share.
+        """
         if not 0 <= share <= 1:
             raise ConfigError(f"share {share}: expected 0 (the smallest) to 1 (the largest)")
         lasts = np.array([len(choices) - 1 for _, choices in self.axes()])

@@ -80,7 +80,10 @@ class SubnetServer:
         return self._current.subnet
 
     def prepare(self, config: SubnetConfig | str) -> None:
-        """Make one more sub-network ready to be switched to; the one that serves goes on."""
+        """Make one more sub-network ready to be switched to; the one that serves goes on.
+
+        Raises as the class does.
+        """
         engine = find_engine(self.backend)
         config = self._supernet.space.check(config)
         size = config.resolution

@@ -406,6 +406,10 @@ def calibrate(
     Returns:
         Mean and unbiased variance of each BatchNorm layer, averaged over equal batches.
 
+    Raises:
+        ConfigError: `config` is outside the space.
+        DynlibError: there is no image, or a batch is none of images.
+
     >>> import torch
     >>> supernet = Supernet(SearchSpace(resolution=(32,), depth=((1,),), width=((8, 16),)))
     >>> _ = calibrate(supernet, supernet.space.smallest, [torch.randn(64, 3, 32, 32)])

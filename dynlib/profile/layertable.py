@@ -87,6 +87,8 @@ def build_table(
         repeats: samples a layer, one a round.
         synchronise: waits until the device is done; called before the clock is read.
         clock: nanoseconds, monotonic.
+
+    Raises `TableError` for no layers, and for fewer than 3 repeats.
     """
     if repeats < 3 or warmup < 0:
         raise TableError(f"repeats = {repeats}, warmup = {warmup}; expected >= 3 and >= 0")
@@ -152,7 +154,7 @@ class Affine:
 
     @classmethod
     def fit(cls, table_ms: Sequence[float], measured_ms: Sequence[float]) -> "Affine":
-        """Least squares; needs two different sums or more."""
+        """Least squares; raises `TableError` for fewer than two different sums."""
         if len(set(table_ms)) < 2:
             raise TableError(f"{len(table_ms)} networks; expected 2 different sums or more")
         slope, intercept = np.polyfit(table_ms, measured_ms, 1)

@@ -33,6 +33,8 @@ def profile_switches(
 
     Returns:
         One row per switch: `subnet`, then the `SWITCH_COLUMNS`.
+
+    Raises `ProfileError` for fewer than two sub-networks or no switch.
     """
     if len(subnets) < 2 or count < 1:
         raise ProfileError(

@@ -30,7 +30,8 @@ _T = TypeVar("_T")
 def samples_needed(p: float) -> int:
     """Samples before percentile `p` (0..1) may be named: ``ceil(ln(1 - 0.99) / ln(p))``.
 
-    LoadGen's early-stopping rule with no violation: 44 for p90, 90 for p95, 459 for p99.
+    LoadGen's early-stopping rule with no violation: 44 for p90, 90 for p95, 459 for p99. Raises
+    `ProfileError` for a `p` that is no share.
     """
     if not 0 < p < 1:
         raise ProfileError(f"percentile {p}; expected a share between 0 and 1, such as 0.99")
@@ -69,7 +70,10 @@ class Latency:
         return self.percentile_ms(0.95)
 
     def percentile_ms(self, p: float) -> float:
-        """Smallest sample that a share `p` of all does not exceed; raises on too few samples."""
+        """Smallest sample that a share `p` of all does not exceed.
+
+        Raises `ProfileError` for fewer than `samples_needed`.
+        """
         if self.n < samples_needed(p):
             raise ProfileError(
                 f"p{100 * p:g} of {self.n} samples; expected at least {samples_needed(p)}"
@@ -97,6 +101,8 @@ def profile_latency(
         clock: nanoseconds, monotonic.
         cpu_time: time the CPU this process used (all threads) instead, which a busy machine
             disturbs less.
+
+    Raises `ProfileError` for no repeats, and for a clock that stands still.
     """
     if warmup < 0 or repeats < 1:
         raise ProfileError(f"warmup = {warmup}, repeats = {repeats}; expected >= 0 and >= 1")
@@ -151,7 +157,8 @@ def paired_ratio(
     """Time of `a` over time of `b`, in interleaved rounds that share the machine's moods.
 
     Each round times the two alternately, `calls` times each, and compares the medians; every other
-    round starts with `b`, so that going first favours neither.
+    round starts with `b`, so that going first favours neither. Raises `ProfileError` for no rounds
+    or calls, and where `b` takes no time that the clock shows.
     """
     if rounds < 1 or calls < 1:
         raise ProfileError(f"rounds = {rounds}, calls = {calls}; expected at least 1 each")

@@ -62,6 +62,9 @@ class Loop(Steered, ABC):
         apps: name -> `AppRun`.
         limits: the highest clock that each unit may have now, in MHz; 0 where it is lost.
         log: what has happened.
+
+    Raises `PolicyError` for a model without table, and for a policy that answers what cannot be
+    done.
     """
 
     def __init__(self, case: Setup, policy: Policy, seed: int, source: str, **header: Any):
@@ -399,7 +402,7 @@ class Loop(Steered, ABC):
         return self.checked(self.policy.decide(state, limits))
 
     def checked(self, action: Action) -> Action:
-        """`action`, if it is one, about apps and units that there are."""
+        """`action`; raises `PolicyError` unless it is one, about apps and units that there are."""
         who = self.policy.name
         if not isinstance(action, Action):
             raise PolicyError(f"{who}: decided {action!r}, expected an Action")

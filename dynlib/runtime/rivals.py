@@ -237,7 +237,7 @@ def best_static(
     """The best fixed networks, placements and clocks for a scenario, in hindsight.
 
     Settings are simulated in the order of the energy a run without misses would take, so the first
-    that misses at most 1 % is the best. Where none does (T6 asks for what cannot be done), it is
+    that misses at most 1 % is the best. Where none does, as the workload asks for too much, it is
     the one of least energy per on-time frame among those that miss at most 1 % more than the one
     that misses fewest. Settings whose networks do not fit the least memory that the workload leaves
     to the apps do not count.

@@ -29,7 +29,7 @@ from dynlib.runtime.units import UnitRun
 from dynlib.source import weakest
 from dynlib.workload import Workload
 
-SWITCH_MS = 1.0  # bar of the switching notebook: p99 below 1 ms in one process
+SWITCH_MS = 1.0  # at most: 99 % of switches between prepared networks take less
 
 
 class Simulation(Loop):
@@ -40,6 +40,9 @@ class Simulation(Loop):
         displace_ms: cost of another job while the last one is not done.
         traces: app -> what its frames take, one by one; a point's latency is that of their mean.
         decision_ms: a list that collects how much CPU time each decision took.
+
+    Raises `WorkloadError` for a workload without an end or whose frames are pushed, and for the
+    trace of an unknown app; `BoardError` for a board without a power model.
     """
 
     def __init__(
