@@ -10,7 +10,6 @@ from typing import BinaryIO
 
 from dynlib.errors import DataError
 
-FIGURE_SUFFIXES = (".png", ".pdf", ".csv")  # what a figure is kept as, the last its table
 # What parsing a text that somebody else wrote may raise, json's deep nesting included.
 MALFORMED = (ValueError, TypeError, AttributeError, ArithmeticError, RecursionError)
 LARGEST_TEXT = 2**30  # bytes of a file that is read as a whole

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from dynlib.files import FIGURE_SUFFIXES, atomic_write, repo_root, sha256
+from dynlib.files import atomic_write, repo_root, sha256
 from suite.errors import SuiteError
 from suite.record.metrics import Metrics
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from suite.record.figures import Picture
 
+FIGURE_SUFFIXES = (".png", ".pdf", ".csv")  # what a figure is kept as, the last its table
 MANIFEST_FIELDS = (
     "notebook", "parameters", "seed", "git", "versions", "machine", "inputs", "outputs", "figures",
     "seconds",

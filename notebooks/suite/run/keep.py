@@ -7,8 +7,9 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from dynlib.files import FIGURE_SUFFIXES, atomic_write
+from dynlib.files import atomic_write
 from suite.errors import SuiteError
+from suite.record.provenance import FIGURE_SUFFIXES
 from suite.run.notebooks import Notebook
 
 PREVIOUS = ".previous"

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dynlib.files import FIGURE_SUFFIXES, MALFORMED, read_plain, sha256
+from dynlib.files import MALFORMED, read_plain, sha256
 from suite.errors import SuiteError
 from suite.record.metrics import LARGEST_JSON, MetricChange, compare_metrics, read_metrics
-from suite.record.provenance import MANIFEST_FIELDS
+from suite.record.provenance import FIGURE_SUFFIXES, MANIFEST_FIELDS
 from suite.run.notebooks import ALWAYS_WRITTEN, Notebook, code_of
 
 TABLE_SUFFIXES = (".csv", ".json", ".jsonl")

@@ -21,10 +21,11 @@ from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from nbformat import NotebookNode
 from pygments.formatters import HtmlFormatter
 
-from dynlib.files import FIGURE_SUFFIXES, atomic_write
+from dynlib.files import atomic_write
 from suite.errors import SuiteError
 from suite.record.figures import caption
 from suite.record.metrics import read_metrics
+from suite.record.provenance import FIGURE_SUFFIXES
 from suite.run.notebooks import Notebook
 
 # What a notebook's cell shows of a figure that was saved; see `suite.record.figures.Picture`.
