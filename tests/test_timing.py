@@ -1,5 +1,3 @@
-import mmap
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -8,9 +6,8 @@ from dynlib.errors import ProfileError
 from dynlib.profile.timing import (
     Latency,
     paired_ratio,
-    peak_memory_mb,
+    preparation,
     profile_latency,
-    resident_mb,
     samples_needed,
 )
 
@@ -112,11 +109,12 @@ def test_paired_ratio_compares_within_rounds():
     assert (one_bad_round.median, one_bad_round.worst) == (1.0, 3.0)
 
 
-def test_peak_memory_sees_what_was_freed_again():
-    def touch():  # mapped, because an allocator may hand out memory that is resident already
-        with mmap.mmap(-1, 60_000_000) as memory:
-            for page in range(0, len(memory), mmap.PAGESIZE):
-                memory[page] = 1
+def test_preparation_is_the_memory_that_is_left_behind_and_not_its_peak():
+    def make():
+        bytearray(b"x") * 90_000_000  # gone at once
+        return b"x" * 60_000_000
 
-    before = resident_mb()
-    assert peak_memory_mb(touch) >= before + 50
+    made, seconds, memory_mb = preparation(make)
+    assert len(made) == 60_000_000
+    assert seconds >= 0
+    assert memory_mb == pytest.approx(60, abs=5)

@@ -4,7 +4,7 @@ from dynlib.profile.layertable import Affine, LayerTable, build_table, leave_one
 from dynlib.profile.measuring import measure_board
 from dynlib.profile.points import at_full_clock, profile_points
 from dynlib.profile.switching import profile_switches
-from dynlib.profile.timing import paired_ratio, peak_memory_mb, profile_latency
+from dynlib.profile.timing import paired_ratio, profile_latency
 
 __all__ = [
     "Affine",
@@ -14,7 +14,6 @@ __all__ = [
     "leave_one_out",
     "measure_board",
     "paired_ratio",
-    "peak_memory_mb",
     "profile_latency",
     "profile_points",
     "profile_switches",

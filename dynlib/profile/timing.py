@@ -1,20 +1,17 @@
-"""Measuring on the machine this runs on: latency, paired ratios, peak memory. Knows no torch.
+"""Measuring on the machine this runs on: latency, paired ratios, the cost of preparing.
 
-The caller hands in a callable that returns when its work is done: one that uses a GPU waits for it.
-Fix the threads of the numeric libraries first.
+Knows no torch: the caller hands in a callable that returns when its work is done, and one that uses
+a GPU waits for it. Fix the threads of the numeric libraries first.
 """
 
 import contextlib
 import ctypes
 import gc
 import math
-import platform
-import resource
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeVar
 
 import psutil
@@ -176,36 +173,13 @@ def paired_ratio(
     return PairedRatio(tuple(ratios[1:]))
 
 
-def peak_memory_mb(run: Callable[[], object]) -> float:
-    """Peak resident memory of this process while `run` runs, in MB (1e6 bytes).
-
-    That is the whole process, interpreter and libraries included: subtract `resident_mb` from
-    before for the growth. Linux can reset its high-water mark; where it does not let us, the mark
-    is that of the process' life, an upper bound.
-    """
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        run()
-        unit = 1 if platform.system() == "Darwin" else 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
-    run()
-    status = Path("/proc/self/status").read_text()
-    peak_kib = next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))
-    return int(peak_kib) * 1024 / 1e6
-
-
-def resident_mb() -> float:
-    """Resident memory of this process now, in MB."""
-    return psutil.Process().memory_info().rss / 1e6
-
-
 def settled_mb() -> float:
-    """`resident_mb` once garbage is collected and freed pages are back with the system."""
+    """Resident memory of this process in MB (1e6 bytes), once garbage is collected and freed pages
+    are back with the system."""
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):  # not the GNU C library
         ctypes.CDLL("libc.so.6").malloc_trim(0)
-    return resident_mb()
+    return psutil.Process().memory_info().rss / 1e6
 
 
 def preparation(make: Callable[[], _T]) -> tuple[_T, float, float]:
