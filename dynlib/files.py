@@ -77,10 +77,12 @@ def atomic_write(path: str | Path, content: str | bytes | memoryview, mode: int 
     return path
 
 
-def open_plain(path: str | Path) -> BinaryIO:
-    """Open a plain file to read; raises `OSError` for a pipe, device or folder, unwaited for."""
+def open_plain(path: str | Path, *, links: bool = True) -> BinaryIO:
+    """Open a plain file to read; raises `OSError` for a pipe, device or folder, unwaited for, and
+    for a link that is not to be followed."""
+    more = os.O_NONBLOCK if links else os.O_NONBLOCK | os.O_NOFOLLOW
     file = open(  # noqa: SIM115  the caller closes it
-        path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)
+        path, "rb", opener=lambda name, flags: os.open(name, flags | more)
     )
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()

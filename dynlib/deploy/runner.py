@@ -14,9 +14,7 @@ graph is the first 1152 numbers of the array `3.conv.weight`, in that shape.
 
 import json
 import math
-import os
 import re
-import stat
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -26,7 +24,7 @@ import numpy as np
 import onnxruntime
 
 from dynlib.errors import BundleError, ConfigError, DataError
-from dynlib.files import digest
+from dynlib.files import digest, open_plain
 
 FORMAT = "dynlib-bundle-1"
 MODES = ("packed", "shared")
@@ -203,14 +201,9 @@ def _open(folder: Path, name: str) -> BinaryIO:
         raise BundleError(f"{folder}: {name!r:.80}; expected the name of a file in this folder")
     path = folder / name
     try:
-        # A link is not followed, and a pipe not waited for.
-        file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        return open_plain(path, links=False)
     except OSError as error:
         raise BundleError(f"{path}: expected a plain file: {error.strerror}") from error
-    if not stat.S_ISREG(os.fstat(file).st_mode):
-        os.close(file)
-        raise BundleError(f"{path}: expected a plain file")
-    return open(path, "rb", opener=lambda *_: file)
 
 
 def _manifest(file: BinaryIO) -> dict[str, Any]:
