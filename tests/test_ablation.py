@@ -8,10 +8,10 @@ import torch
 from dynlib.data import load_dataset
 from dynlib.nets.supernet import Supernet
 from dynlib.space import SearchSpace
-from dynlib.training.recipes import PUBLISHED, Recipe, single
+from dynlib.training.recipes import PUBLISHED, Recipe
 from dynlib.training.step import bf16_pays
 from dynlib.training.trainer import evaluate, train
-from suite.studies.ablation import compare_alone, compare_recipes
+from suite.studies.ablation import compare_alone, compare_recipes, single
 
 SPACE = SearchSpace((16,), ((1,), (0, 1)), ((8, 16), (8, 16)))
 SHORT = Recipe(epochs=2, batch_size=50)

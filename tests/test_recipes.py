@@ -10,7 +10,7 @@ from small_nets import fresh, weights
 from dynlib.data import load_dataset
 from dynlib.errors import RecipeError
 from dynlib.space import SearchSpace, SubnetConfig
-from dynlib.training.recipes import PUBLISHED, Average, Recipe, draw_configs, single
+from dynlib.training.recipes import PUBLISHED, Average, Recipe, draw_configs
 from dynlib.training.step import Step, normalise_
 from dynlib.training.trainer import train
 
@@ -69,7 +69,7 @@ def test_shrinking_starts_with_the_largest_and_unlocks_depth_before_width():
 
 def test_a_space_of_one_is_trained_alone():
     config = SubnetConfig(12, (1, 0), (8, 16))
-    space = single(config)
+    space = SearchSpace((12,), ((1,), (0,)), ((8,), (16,)))
     assert draw_configs(Recipe(), space, 0, 0.5, np.random.default_rng(0)) == [config]
     assert space.size == 1
 

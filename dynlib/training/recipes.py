@@ -160,12 +160,6 @@ def unlocked(space: SearchSpace, free: set[str]) -> SearchSpace:
     return SearchSpace(resolution, **places)
 
 
-def single(config: SubnetConfig) -> SearchSpace:
-    """The space that holds `config` alone."""
-    places = {name: tuple((value,) for value in getattr(config, name)) for name in DIMENSIONS}
-    return SearchSpace((config.resolution,), **places)
-
-
 class Average:
     """An exponential moving average of a super-network's weights, as a super-network.
 

@@ -9,12 +9,18 @@ from tqdm.auto import tqdm
 
 from dynlib.images import Dataset, Images
 from dynlib.nets.supernet import Supernet
-from dynlib.space import SearchSpace, SubnetConfig
-from dynlib.training.recipes import Recipe, single
+from dynlib.space import DIMENSIONS, SearchSpace, SubnetConfig
+from dynlib.training.recipes import Recipe
 from dynlib.training.step import bf16_pays
 from dynlib.training.trainer import evaluate, train
 
 MakeSupernet = Callable[[SearchSpace], Supernet]
+
+
+def single(config: SubnetConfig) -> SearchSpace:
+    """The space that holds `config` alone."""
+    places = {name: tuple((value,) for value in getattr(config, name)) for name in DIMENSIONS}
+    return SearchSpace((config.resolution,), **places)
 
 
 def compare_recipes(
