@@ -37,7 +37,7 @@ def adaptive_ratios(times_s: Sequence[float], ratio: float) -> list[float]:
 
 
 class Dense:
-    """All entries as they are.
+    """All entries as they are; what packs otherwise derives from it.
 
     Args:
         shape: of one micro-batch's activation, (N, C, H, W) or (N, ...).
@@ -195,7 +195,7 @@ class Codec:
 
     Args:
         shape: of one micro-batch's activation, (N, C, H, W) or (N, ...).
-        kind: how it is packed.
+        kind: how it is packed: `Dense`, a class here that derives from it, or one of your own.
         ratio: of `kind`, if it has one.
         feedback: add what was left out to the next tensor of the same place in the batch.
         slots: micro-batches in a step, each of which has its own remainder.
