@@ -98,9 +98,9 @@ def codesign_exits(table: pd.DataFrame) -> Figure:
         way_pct = 100 * (rows["position"] + 1) / (rows["position"].max() + 1)
         share_pct = 100 * rows["value"] / rows["value"].iloc[-1]
         ours = what == "accuracy"
-        look = {"color": "C0", "marker": "o"} if ours else {"color": "C1", "marker": ".", "lw": 0.8}
-        label = "here" if ours else f"HADAS, {name}"
-        axes[1].plot(way_pct, share_pct, **look, label=label)
+        mark = {"A0": "s", "A3": "^"}.get(name, "D")
+        look = {"marker": "o"} if ours else {"color": "C1", "marker": mark, "ms": 3, "lw": 0.8}
+        axes[1].plot(way_pct, share_pct, **look, label="here" if ours else f"HADAS: {name}")
     axes[1].set(xlabel="blocks before the exit (%)", ylabel="accuracy / the last one's (%)")
     axes[1].legend(loc="lower right")
     return drawn

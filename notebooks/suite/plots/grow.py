@@ -86,7 +86,7 @@ def grow_budget(table: pd.DataFrame) -> Figure:
         column[0].legend(handles=marks, loc="best")
         all_of_them = mine[mine["increments"] == most]["added_mj"]
         column[0].set_title(
-            f"{board}: time is worth {all_of_them.max() / all_of_them.min():.1f} times the energy"
+            f"{board}: given time, {all_of_them.max() / all_of_them.min():.1f} times less energy"
         )
         column[1].set_xlabel("time allowed for a job (ms)")
         plain_log(column[1].xaxis)
