@@ -33,6 +33,7 @@ from dynlib.toml import (
     Check,
     Table,
     as_toml,
+    is_a,
     is_number,
     is_whole,
     list_of,
@@ -231,6 +232,7 @@ def _board(top: _Table, digest: str) -> Board:
     if top.left.get("cluster", []) == [] and not {"gpu", "npu"} & set(top.left):
         missing = "missing or empty; expected at least one [[cluster]], a [gpu] or an [[npu]]"
         top.attempt(top.fail, "cluster", missing)
+    top.attempt(_check_cpus, top)
     powered = "power" in top.left
     units = [*top.records("cluster", _unit, "cpu", powered)]
     if gpu := top.attempt(top.table, "gpu", None):
@@ -238,7 +240,7 @@ def _board(top: _Table, digest: str) -> Board:
     npus = top.records("npu", _unit, "npu", powered)
     units += npus
     sound = None not in units
-    top.attempt(_check_units, top, [unit for unit in units if unit])
+    top.attempt(_check_names, top, [unit.name for unit in units if unit])
     static = {f.name: f.default for f in fields(Board) if f.name.startswith(_OF_POWER)}
     given |= static | {"static_mw": None, "static_status": "estimated"}
     if power := top.attempt(top.table, "power", None):
@@ -262,13 +264,18 @@ def _board(top: _Table, digest: str) -> Board:
     return top.record(Board, given)
 
 
-def _check_units(top: _Table, units: list[Unit]) -> None:
-    """Refuse what no single unit shows: a name or a CPU that two of them have."""
-    names = [unit.name for unit in units]
+def _check_names(top: _Table, names: list[str]) -> None:
     if len(set(names)) < len(names):
-        twice = f"two units of the same name in {names}; expected different names"
-        top.attempt(top.fail, "cluster", twice)
-    counts = Counter(cpu for unit in units for cpu in unit.cpus)
+        top.fail("cluster", f"two units of the same name in {names}; expected different names")
+
+
+def _check_cpus(top: _Table) -> None:
+    """Refuse a CPU that is named twice; of clusters with other faults too."""
+    clusters = top.left.get("cluster")
+    if not list_of(is_a(dict))(clusters):
+        return
+    named = [cluster.get("cpus") for cluster in clusters]
+    counts = Counter(cpu for cpus in named if list_of(is_whole)(cpus) for cpu in cpus)
     shared = sorted(cpu for cpu, count in counts.items() if count > 1)
     if shared:
         top.fail("cluster", f"cpus {shared} are named twice; expected each CPU in one cluster")
