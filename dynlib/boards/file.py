@@ -56,6 +56,7 @@ _STALL_MS = 0.1  # upper bound of the same measurement
 _OF_BOARD = ("name", "soc", "sources", "notes", "fitted_within_pct", "estimated_within_pct")
 _OF_POWER = ("static_", "reference_")  # how fields of a board begin that are in [power]
 _OF_KIND = ("kind", "cores", "cpus", "cost")  # of a unit, and no keys of its table
+_WIDE = 100  # characters; longer lists have a line for each item
 _MOST_MW = 1e6  # of a whole board
 _DIP = 0.02  # of a voltage, from a clock to the next: Samsung's table of the Exynos 5422 has one
 # Unit and highest value that any board could have, by name; the lowest is 0.
@@ -133,8 +134,12 @@ def _entries(item: Any, names: Iterable[str] | None = None) -> list[str]:
         value = getattr(item, name)
         if name == "opps":
             value = [(opp.freq_mhz, opp.voltage_mv) for opp in value]
-        if value not in (None, ""):
-            lines.append(f"{name} = {as_toml(value)}")
+        if value in (None, ""):
+            continue
+        text = as_toml(value)
+        if isinstance(value, list | tuple) and len(text) > _WIDE:
+            text = "[\n" + "".join(f"  {as_toml(item)},\n" for item in value) + "]"
+        lines.append(f"{name} = {text}")
     return lines
 
 

@@ -210,8 +210,10 @@ def models_drawn(
             ("all work over the clock", plain, "predicted_ms"),
         ):
             part(*here, series, table, column, "measured")
-    there = f"GPU busy 25, 50 and 75 %, twin of {twin}", "power of the board (mW)"
-    for busy, table in judged[judged["unit"] == "gpu"].groupby("busy"):
-        part(*there, "the twin", table, "power_mw", "estimated", busy)
-        part(*there, "predicted", table, "predicted_mw", "estimated", busy)
+    there = f"GPU busy 25, 50 and 75 %, twin of {twin}", "power of the board (W)"
+    watts = judged.copy()
+    watts["power_w"], watts["predicted_w"] = judged["power_mw"] / 1e3, judged["predicted_mw"] / 1e3
+    for busy, table in watts[watts["unit"] == "gpu"].groupby("busy"):
+        part(*there, "the twin", table, "power_w", "estimated", busy)
+        part(*there, "predicted", table, "predicted_w", "estimated", busy)
     return pd.concat(parts)
