@@ -170,7 +170,10 @@ def kill_throttled(times: int) -> pd.DataFrame | Missing:
     rows = []
     for _ in range(times):
         command = [sys.executable, "-c", HOLD]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
+        # What its guardian says when it puts things back is no news here.
+        with subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        ) as holder:
             group = Path(holder.stdout.readline().strip())
             held = group.is_dir() and group != Path()
             holder.kill()
