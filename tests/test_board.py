@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+import recompute
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
@@ -334,6 +335,14 @@ def test_an_npu_is_a_unit_that_is_saved_and_managed(tmp_path):
     assert set(run.frames()["unit"]) == {"npu"}
     assert run.summary()["deadline_miss_pct"] == 0
     assert all("cpu_mhz" not in e for e in run.log if e["event"] == "set" and e["unit"] == "npu")
+    table.to_csv(tmp_path / "points.csv", index=False)
+    run.log.write(tmp_path / "run.jsonl")
+    found = recompute.recompute(
+        tmp_path / "run.jsonl", tmp_path / "board.toml", tmp_path / "points.csv"
+    )
+    summary = run.summary()
+    for name in ("offered", "on_time", "energy_mj", "above_idle_mj"):
+        assert found[name] == pytest.approx(summary[name])
 
 
 @pytest.mark.faults
