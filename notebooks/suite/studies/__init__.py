@@ -43,6 +43,10 @@ __getattr__ = lazily(__name__, {
     "own_model": [
         "KINDS", "accuracies", "best_within", "find_photos", "lite0", "try_kinds", "user_lines",
     ],
+    "own_board": [
+        "Capped", "free_of_charge", "judge_clocks", "judge_power", "kept_to", "kill_throttled",
+        "models_drawn", "wrong_files",
+    ],
     "own_cost": ["own_memory_mb", "quietest"],
     "panel": ["Panel"],
     "parallel": ["in_parallel"],
