@@ -51,7 +51,7 @@ def data_places(data_dir: str | Path = "") -> list[Path]:
             continue
         place = Path(given)
         if not place.is_dir():
-            raise DataError(f"{name} is {str(given)!r}; expected a folder with data, cifar10/ say")
+            raise DataError(f"{name} is {str(given)!r}; expected a folder with data sets")
         places.append(place)
     return [*places, repo_root() / "data"]
 

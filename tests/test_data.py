@@ -2,10 +2,12 @@
 
 import io
 import os
+import pickle
 import shutil
 import struct
 import tarfile
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -110,24 +112,44 @@ def test_a_truncated_image_is_an_error_and_leaves_no_cache(folder, tmp_path):
     assert not list(tmp_path.glob("cache/*"))
 
 
+def downloads(pixels, targets, names):
+    """A stand-in of torchvision's CIFAR10: train and test images, their labels and file names."""
+
+    class Downloaded:
+        base_folder = "batches"
+        train_list, test_list = [("one", None), ("two", None)], [("test", None)]
+
+        def __init__(self, root, *, train, download):
+            self.root, self.train = root, train
+            self.data, self.targets = pixels[1 - train], targets[1 - train]
+            files = self.train_list if train else self.test_list
+            (Path(root) / self.base_folder).mkdir(parents=True, exist_ok=True)
+            parts = np.array_split(names[1 - train], len(files))
+            for (file, _), part in zip(files, parts, strict=True):
+                content = pickle.dumps({"filenames": part.tolist()})
+                Path(root, self.base_folder, file).write_bytes(content)
+
+    return Downloaded
+
+
 def test_a_download_is_split_like_the_tars(tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
     pixels = rng.integers(256, size=(2, 60, 32, 32, 3), dtype=np.uint8)
     targets = [rng.permutation(np.arange(60) % 10).tolist() for _ in range(2)]
+    names = [[f"{animal}_s_{i:06}.png" for animal, i in zip("abcdef" * 10, order, strict=True)]
+             for order in (rng.permutation(60), rng.permutation(60))]  # fmt: skip
 
-    class Downloaded:
-        def __init__(self, root, *, train, download):
-            self.data, self.targets = pixels[1 - train], targets[1 - train]
-
-    monkeypatch.setattr(_vision.torchvision.datasets, "CIFAR10", Downloaded)
+    download = downloads(pixels, targets, names)
+    monkeypatch.setattr(_vision.torchvision.datasets, "CIFAR10", download)
     downloaded = data._cifar10_from_torchvision([tmp_path], seed=0)
     (tmp_path / "set").mkdir()
-    for part, images, labels in zip(("train", "test"), pixels, targets, strict=True):
+    sets = zip(("train", "test"), pixels, targets, names, strict=True)
+    for part, images, labels, files in sets:
         with tarfile.open(tmp_path / "set" / f"{part}.tar", "w") as tar:
-            for i, (image, label) in enumerate(zip(images, labels, strict=True)):
+            for image, label, name in zip(images, labels, files, strict=True):
                 buffer = io.BytesIO()
                 Image.fromarray(image).save(buffer, "PNG")
-                info = tarfile.TarInfo(f"{data.CIFAR10[label]}/{i:04}.png")
+                info = tarfile.TarInfo(f"{data.CIFAR10[label]}/{name}")
                 info.size = buffer.tell()
                 buffer.seek(0)
                 tar.addfile(info, buffer)
@@ -172,7 +194,7 @@ def test_a_mistyped_place_is_an_error_and_not_passed_over(name, tmp_path, monkey
         data_places(tmp_path)
 
 
-def test_either_copy_of_cifar10_is_found_and_half_a_copy_is_named(folder, tmp_path, monkeypatch):
+def test_cifar10_is_found_as_lossless_tars_and_half_a_copy_is_named(folder, tmp_path, monkeypatch):
     place = tmp_path / "place"
     lossless = place / "cifar10_lossless"
     lossless.mkdir(parents=True)
@@ -336,14 +358,12 @@ def test_a_data_set_is_normalised_as_a_model_expects():
 
 
 def test_a_size_is_honoured_or_refused_for_cifar10_too(tmp_path, monkeypatch):
-    class Downloaded:
-        def __init__(self, *_, **__):
-            self.data = np.full((10, 32, 32, 3), 7, np.uint8)
-            self.targets = list(range(10))
-
+    pixels = np.full((2, 10, 32, 32, 3), 7, np.uint8)
+    names = [[f"{i}.png" for i in range(10)]] * 2
+    download = downloads(pixels, [list(range(10))] * 2, names)
     monkeypatch.delenv("DYNLIB_DATA", raising=False)
     monkeypatch.setenv("DYNLIB_ROOT", str(tmp_path))
-    monkeypatch.setattr(_vision.torchvision.datasets, "CIFAR10", Downloaded)
+    monkeypatch.setattr(_vision.torchvision.datasets, "CIFAR10", download)
     assert load_dataset("cifar10", size=64, resize=True).test.images.shape[2:] == (64, 64)
     with pytest.raises(DataError, match="cifar10: images are 32 x 32 px, expected 64 x 64"):
         load_dataset("cifar10", size=64)

@@ -1,5 +1,6 @@
 """Stages over links: cut well, compressed as said, exact where nothing is compressed."""
 
+import copy
 import json
 import os
 import re
@@ -131,6 +132,33 @@ def test_what_was_left_out_comes_later():
     x = torch.randn(SHAPE)
     total = sum(codec.decode(codec.encode(x)) for _ in range(400))
     torch.testing.assert_close(total / 400, x, atol=0.1, rtol=0.1)
+
+
+@pytest.mark.parametrize("kind", [TopK, Levels, Columns, LowRank])
+def test_a_sender_goes_on_from_its_state_as_if_nothing_had_happened(kind):
+    senders = [Codec(SHAPE, kind, 8.0, feedback=True, slots=2).encode.send for _ in range(3)]
+    steady, restarted, fresh = senders
+    draws = torch.Generator().manual_seed(1)
+    for _ in range(3):
+        steady(torch.randn(SHAPE, generator=draws))
+    restarted.load_state_dict(copy.deepcopy(steady.state_dict()))
+    for _ in range(3):
+        x = torch.randn(SHAPE, generator=draws)
+        buffer = steady(x).view(torch.int32)  # whose bits need not be those of numbers
+        assert torch.equal(restarted(x).view(torch.int32), buffer)
+        assert not torch.equal(fresh(x).view(torch.int32), buffer)
+
+
+def test_another_packing_is_still_owed_what_was_left_out():
+    codec = Codec(SHAPE, LowRank, 8.0, feedback=True)
+    codec.encode.send(torch.randn(SHAPE))
+    state = codec.encode.send.state_dict()
+    dense = Codec(SHAPE, feedback=True).encode.send
+    dense.load_state_dict(state)
+    torch.testing.assert_close(dense(torch.zeros(SHAPE)), state["left_out"][0].flatten())
+    plain = Codec(SHAPE).encode.send
+    plain.load_state_dict(state)
+    assert torch.equal(plain(torch.zeros(SHAPE)), torch.zeros(SHAPE).flatten())
 
 
 def costs_of(seconds, sizes, heavy=None):

@@ -60,6 +60,15 @@ class Dense:
         """(floats,) -> (shape)."""
         return buffer.view(self.shape)
 
+    @property
+    def memory(self) -> torch.Tensor | None:
+        """What one tensor leaves for the next, which a run that goes on must be given back."""
+        return None
+
+    @memory.setter
+    def memory(self, memory: torch.Tensor | None) -> None:
+        pass
+
 
 class TopK(Dense):
     """The N / ratio entries of largest magnitude, each with its index; dense where that is more."""
@@ -145,6 +154,15 @@ class Levels(Dense):
         rows = low[:, None] + step[:, None] * level
         return rows.view(channels, samples, *places).movedim(0, 1)
 
+    @property
+    def memory(self):
+        """See `Dense`: where the draws are."""
+        return self._draws.get_state()
+
+    @memory.setter
+    def memory(self, memory):
+        self._draws.set_state(memory)
+
 
 class Columns(Dense):
     """The first C / ratio coordinates of the channels in a fixed orthonormal basis: no indices."""
@@ -208,6 +226,15 @@ class LowRank(Dense):
         matrix = left.view(rows, self.rank) @ right.view(channels, self.rank).T
         return matrix.view(samples, *places, channels).movedim(-1, 1)
 
+    @property
+    def memory(self):
+        """See `Dense`: where the power iteration is."""
+        return self.right
+
+    @memory.setter
+    def memory(self, memory):
+        self.right = memory
+
 
 class Codec:
     """The pair of modules at a cut, each way with a packing of its own.
@@ -252,6 +279,21 @@ class _Sender:
         buffer = self.packing.pack(whole)
         self.left_out[self.turn] = whole - self.packing.unpack(buffer)
         return buffer
+
+    def state_dict(self) -> dict:
+        form, memory = self._form(), self.packing.memory
+        owed = list(self.left_out)
+        return {"left_out": owed, "turn": self.turn, "form": form, "memory": memory}
+
+    def load_state_dict(self, state: dict) -> None:
+        """What another packing left out is still owed; what else it remembers is of no use."""
+        if len(state["left_out"]) == len(self.left_out):
+            self.left_out, self.turn = list(state["left_out"]), state["turn"]
+        if state["form"] == self._form():
+            self.packing.memory = state["memory"]
+
+    def _form(self) -> str:
+        return f"{type(self.packing).__name__} {self.packing.floats}"
 
 
 class _Encode(nn.Module):

@@ -319,6 +319,9 @@ class Pipeline:
         self._rank, self._last = rank, world - 1
         before, after = [None, *codecs][rank], [*codecs, None][rank]
         self._module = _Stage(before, pieces[rank], after, self.weights)
+        self._senders = [after.encode.send] if after else []
+        if before:
+            self._senders.append(before.decode.back)
         self._entry = torch.zeros(before.floats, requires_grad=True) if before else None
         self._leaving = torch.zeros(after.floats if after else costs[-1].shape, requires_grad=True)
         self._micro_batches = micro_batches
@@ -363,11 +366,12 @@ class Pipeline:
                     dist.broadcast(value, stage)
 
     def save(self, folder: str | Path, step: int, solver: torch.optim.Optimizer) -> None:
-        """Write this stage's state; that of the save before is kept, the older ones go."""
+        """Write this stage's state, its codecs' too; the save before is kept, older ones go."""
         state = {
             "behind": self.behind,
             "net": self.net.state_dict(),
             "solver": solver.state_dict(),
+            "senders": [sender.state_dict() for sender in self._senders],
         }
         file = io.BytesIO()
         torch.save(state, file)
@@ -398,6 +402,8 @@ class Pipeline:
                 raise CheckpointError(complaint)
         self.net.load_state_dict(state["net"])
         solver.load_state_dict(state["solver"])
+        for sender, own in zip(self._senders, state["senders"], strict=True):
+            sender.load_state_dict(own)
         return step
 
     def _path(self, folder, step: int) -> Path:

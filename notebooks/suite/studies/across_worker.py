@@ -166,7 +166,8 @@ def train_stages(job: dict) -> dict:
     folder = Path(job["folder"])
     example = torch.randn(8, 3, 32, 32)
     costs = survey(net, example, repeats=1)
-    pipeline = Pipeline(net, [job["behind"]], costs, 4, codec=lambda cut, s: Codec(s, TopK, 12.0))
+    codec = partial(Codec, kind=TopK, ratio=12.0, feedback=True, slots=4)
+    pipeline = Pipeline(net, [job["behind"]], costs, 4, codec=lambda cut, shape: codec(shape))
     solver = torch.optim.SGD(pipeline.weights, 0.02, momentum=0.9)
     first = pipeline.load(folder, solver)
     losses, seconds = [], []
