@@ -145,7 +145,7 @@ def compare_stopping(
     number = {config: position for position, config in enumerate(accuracy)}
 
     def answers(config: SubnetConfig, seed: int) -> list[np.ndarray]:
-        right = round(accuracy[config] / 100 * images)
+        right = round(min(accuracy[config], 100.0) / 100 * images)  # a prediction may be above
         rng = np.random.default_rng([seed, number[config]])
         in_random_order = rng.permutation(np.arange(images) < right)
         return np.array_split(in_random_order, looks)
