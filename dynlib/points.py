@@ -438,7 +438,7 @@ def _shares(blocks_ms: Sequence[float], who: str) -> tuple[float, ...]:
 
 def _measured_ms(rows: list[_Row], unit: _Unit, who: str) -> dict[float, float]:
     """Clock of the unit -> measured time; a row without a clock was measured at the highest."""
-    column = "gpu_mhz" if unit.kind == "gpu" else "cpu_mhz"
+    column = "cpu_mhz" if unit.kind == "cpu" else "gpu_mhz"
     measured_ms: dict[float, float] = {}
     for row in rows:
         asked_mhz = unit.max_mhz if row[column] is None else row[column]
@@ -454,7 +454,7 @@ def _measured_ms(rows: list[_Row], unit: _Unit, who: str) -> dict[float, float]:
 
 def _cores(row: _Row, unit: _Unit) -> float:
     """Cores kept busy: those of the table, else its threads, else all."""
-    if unit.kind == "gpu":
+    if unit.kind != "cpu":
         return 1.0
     for cores in (row["cores"], row["threads"], unit.cores):
         if cores is not None:

@@ -91,7 +91,7 @@ def at_rest(board):
     """mW of a board with nothing to do, all units at their lowest clocks: C f V^2 of all cores."""
     total = board["power"]["static_mw"]
     gpus = [board["gpu"]] if "gpu" in board else []
-    for unit in (*board.get("cluster", ()), *gpus):
+    for unit in (*board.get("cluster", ()), *gpus, *board.get("npu", ())):
         mhz, mv = unit["opps"][0]
         cores = len(unit.get("cpus", ())) or 1
         busy_mw = cores * unit["c_uw_mhz_v2"] * mhz * mv**2 / 1e9

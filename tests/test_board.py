@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+import recompute
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
@@ -23,6 +24,10 @@ from dynlib.boards.file import BOARD_DIR, list_boards, read_board, save_board
 from dynlib.boards.governors import GOVERNORS
 from dynlib.errors import BoardError
 from dynlib.machine.bind import host_board, load_board
+from dynlib.manager import Manager
+from dynlib.points import PointTable, make_table
+from dynlib.runtime.case import Case
+from dynlib.workload import App, Workload
 
 NX = "jetson-xavier-nx"
 NX_TEXT = (BOARD_DIR / f"{NX}.toml").read_text()
@@ -205,6 +210,10 @@ FAULTS = {
     "microvolts": ("[114.75, 846]", "[114.75, 846000]", ["gpu.opps[0]", "uV", "mV"]),
     "no pair": ("[114.75, 846]", "[114.75]", ["gpu.opps[0]", "pair"]),
     "unsorted": ("[204, 846]", "[104, 846]", ["gpu.opps[1]", "ascending"]),
+    "falling volts": ("[204, 846]", "[204, 820]", ["gpu.opps[1]", "820 mV after 846", "not fall"]),
+    "no capacity": ("capacity = 1024", "capacity = 0", ["cluster[0].capacity", "from 1 to"]),
+    "microwatts": ("static_mw = 4285", "static_mw = 4285000", ["power.static_mw", "to 1e+06"]),
+    "kilowatts": ("budget_w = 15", "budget_w = 4280", ["budget_w", "to 1000"]),
     "twice": ("[204, 846]", "[114.75, 846]", ["gpu.opps[1]", "ascending"]),
     "typo": ("idle_fraction = 0.386", "idle_fractoin = 0.386", ["gpu.idle_fraction", "missing"]),
     "negative": ("c_uw_mhz_v2 = 9523", "c_uw_mhz_v2 = -1", ["gpu.c_uw_mhz_v2", "-1"]),
@@ -240,9 +249,9 @@ def test_faulty_board_files_are_refused(tmp_path, fault):
 @pytest.mark.faults
 def test_all_faults_of_a_file_are_one_error_of_a_line_each(tmp_path):
     text, expected = NX_TEXT, []
-    for old, new, parts in FAULTS.values():
+    for fault, (old, new, parts) in FAULTS.items():
         # Where no other fault is in the way.
-        if old in text and "ascending" not in parts:
+        if old in text and fault not in ("unsorted", "twice", "falling volts", "microwatts"):
             text = text.replace(old, new, 1)
             expected.append(parts)
     path = write(tmp_path, text)
@@ -274,6 +283,86 @@ def test_a_file_says_its_faults_once(tmp_path):
     keys = [line.split(": ")[1] for line in str(caught.value).splitlines()]
     assert keys == ["cluster[0].cpus", "gpu.opps[0]", "gpu.opps[1]", "gpu.idle_fraction",
                     "measured[0].columns"]  # fmt: skip
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(("old", "new", "words"), [
+    ("cpus = [2, 3]", "cpus = [1, 2]", r"cluster: cpus \[1\] are named twice; expected each CPU"),
+    ("cpus = [2, 3]", "cpus = [2, 2]", r"cluster: cpus \[2\] are named twice; expected each CPU"),
+    ("c_uw_mhz_v2 = 9523", "c_uw_mhz_v2 = 999000",
+     r"power: 1,0\d\d W with all units busy .* expected at most 1,000 W"),
+    ("cores = 2\n", "cores = 0\n", r"cluster\[0\].cost.cores: 0; expected .* from 1"),
+])  # fmt: skip
+def test_what_is_sound_alone_and_absurd_together_is_refused(tmp_path, old, new, words):
+    assert old in NX_TEXT
+    with pytest.raises(BoardError, match=words):
+        load_board(write(tmp_path, NX_TEXT.replace(old, new, 1)))
+
+
+NPU = """
+[[npu]]
+name = "npu"
+model = "rknpu"
+governor = "userspace"
+settle_ms = 5
+noise_cv = 0.05
+c_uw_mhz_v2 = 1000
+c_status = "estimated"
+voltage_status = "estimated"
+idle_fraction = 0.05
+idle_status = "estimated"
+memory_share = 0.2
+memory_share_status = "estimated"
+opps = [[300, 675], [1000, 850]]
+"""
+
+
+def test_an_npu_is_a_unit_that_is_saved_and_managed(tmp_path):
+    text = (BOARD_DIR / "rock-5b.toml").read_text()
+    board = load_board(write(tmp_path, text + NPU))
+    npu = board.unit("npu")
+    assert (npu.kind, npu.cores, npu.settle_ms) == ("npu", 1, 5.0)
+    assert board.gpu.name == "gpu"
+    assert read_board(save_board(board, tmp_path / "again.toml")) == board
+    row = {"model": "net", "board": board.name, "batch": 1, "source": "estimated"}
+    table = make_table([
+        row | {"subnet": "a", "unit": "npu", "gpu_mhz": 1000, "latency_ms": 5.0},
+        row | {"subnet": "a", "unit": "big0", "cpu_mhz": 2400, "latency_ms": 50.0},
+    ]).assign(accuracy_val_pct=70.0)  # fmt: skip
+    camera = App("camera", "net", deadline_ms=20.0, period_ms=40.0)
+    case = Case(Workload("npu", 1.0, (camera,)), board, PointTable.of_models(table, board))
+    run = case.simulate(Manager(board, case.tables), seed=1)
+    assert set(run.frames()["unit"]) == {"npu"}
+    assert run.summary()["deadline_miss_pct"] == 0
+    assert all("cpu_mhz" not in e for e in run.log if e["event"] == "set" and e["unit"] == "npu")
+    table.to_csv(tmp_path / "points.csv", index=False)
+    run.log.write(tmp_path / "run.jsonl")
+    found = recompute.recompute(
+        tmp_path / "run.jsonl", tmp_path / "board.toml", tmp_path / "points.csv"
+    )
+    summary = run.summary()
+    for name in ("offered", "on_time", "energy_mj", "above_idle_mj"):
+        assert found[name] == pytest.approx(summary[name])
+
+
+@pytest.mark.faults
+def test_of_an_npu_nothing_is_taken_for_granted(tmp_path):
+    text = (BOARD_DIR / "rock-5b.toml").read_text()
+    for line in ("settle_ms = 5\n", "noise_cv = 0.05\n"):
+        with pytest.raises(BoardError, match=rf"npu\[0\].{line[:9].strip()}.*: missing"):
+            load_board(write(tmp_path, text + NPU.replace(line, "")))
+    with pytest.raises(BoardError, match=r"power_mode: .*npu"):
+        load_board(write(tmp_path, NX_TEXT + NPU))
+
+
+@pytest.mark.faults
+def test_a_file_without_power_says_nothing_of_it_anywhere(tmp_path):
+    start, end = NX_TEXT.index("[power]"), NX_TEXT.index("\n[", NX_TEXT.index("[power]") + 1)
+    with pytest.raises(BoardError) as caught:
+        load_board(write(tmp_path, NX_TEXT[:start] + NX_TEXT[end:]))
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 4  # three clusters and the GPU
+    assert all("c_uw_mhz_v2: given, and there is no table [power]" in line for line in lines)
 
 
 @pytest.mark.faults
@@ -401,7 +490,9 @@ VOLTAGE_MV = numbers(300, 3000)
 def opps(voltage_mv):
     clocks = st.lists(numbers(10, 10_000), min_size=1, max_size=5, unique=True).map(sorted)
     return clocks.flatmap(
-        lambda mhz: st.tuples(*(st.builds(Opp, st.just(f), voltage_mv) for f in mhz))
+        lambda mhz: st.lists(voltage_mv, min_size=len(mhz), max_size=len(mhz)).map(
+            lambda mv: tuple(map(Opp, mhz, sorted(mv)))
+        )
     )
 
 
@@ -413,7 +504,7 @@ COST = st.builds(
 def units(kind, name, cpus=()):
     return st.builds(
         Unit, st.just(name), st.just(kind), st.just(len(cpus) or 1), opps(VOLTAGE_MV),
-        c_uw_mhz_v2=numbers(0, 1e6), idle_fraction=SHARE, stall_ms=numbers(0, 10),
+        c_uw_mhz_v2=numbers(0, 5.0), idle_fraction=SHARE, stall_ms=numbers(0, 10),
         settle_ms=numbers(0, 10), governor=st.sampled_from(sorted(GOVERNORS)), model=TEXT,
         cpus=st.just(tuple(cpus)), capacity=st.integers(1, 1024),
         transition_latency_us=numbers(0, 1e6), memory_share=SHARE, noise_cv=SHARE,
@@ -467,6 +558,14 @@ def test_a_saved_board_is_the_same_board(tmp_path, name):
         assert again.power_mw({}, busy) == board.power_mw({}, busy)
 
 
+def test_a_board_whose_power_nobody_knows_is_saved_too(tmp_path):
+    board = host_board()
+    again = read_board(save_board(board, tmp_path / "mine.toml"))
+    assert again == board
+    with pytest.raises(BoardError, match="no power model"):
+        again.power_mw({}, {})
+
+
 @settings(
     deadline=None,
     max_examples=50,
@@ -489,7 +588,8 @@ def test_what_no_file_can_hold_is_refused_and_nothing_written(tmp_path):
     before = path.read_bytes()
     gpu = board.gpu
     for wrong, words in (
-        (host_board(), "c_uw_mhz_v2: missing"),
+        (replace(host_board(), static_mw=0.0), "c_uw_mhz_v2: missing"),
+        (replace(board, static_mw=None), "c_uw_mhz_v2: given"),
         (replace(board, static_mw=3.2), "looks like W"),
         (replace(board, units=board.units[::-1]), "units of .* cannot be kept"),
         (replace(board, units=(*board.units, replace(gpu, name="second"))), "not valid TOML"),

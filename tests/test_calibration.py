@@ -305,3 +305,43 @@ def test_samples_that_cannot_carry_a_board_are_refused(change, words):
         calibrate(rows.assign(**change), board)
     with pytest.raises(ProfileError, match="lack the columns"):
         calibrate(rows.drop(columns="freq_mhz"), board)
+
+
+def latencies(share, clocks=(500.0, 1000.0, 2000.0), fixed=8.0, stalls=0):
+    """Answers at three clocks of one network, `share` of whose time at the highest is fixed."""
+    rows = [("cpu", mhz, fixed * (share + (1 - share) * clocks[-1] / mhz)) for mhz in clocks] * 3
+    rows += [("cpu", mhz, 900.0) for mhz in clocks] * stalls
+    return pd.DataFrame(rows, columns=["unit", "freq_mhz", "latency_ms"])
+
+
+def unpowered():
+    board = blank(load_board("jetson-nano"))
+    cpu = replace(board.units[0], name="cpu", opps=tuple(Opp(f, 0.0) for f in (500, 1000, 2000)))
+    return replace(board, units=(cpu,), modes=())
+
+
+@given(st.floats(0, 1))
+def test_latencies_alone_tell_the_share_that_no_clock_changes(share):
+    found = calibrate(latencies(share, stalls=1), unpowered())
+    (unit,) = found.units
+    assert unit.memory_share == pytest.approx(share, abs=1e-9)
+    assert (unit.memory_share_status, found.static_mw, unit.c_uw_mhz_v2) == ("fitted", None, None)
+    assert unit.clock_scale(500.0) == pytest.approx(share + (1 - share) * 4)
+    assert "memory_share of cpu from 12 latencies" in found.notes[-1]
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"latency_ms": 0.0}, "above 0"),
+        ({"latency_ms": np.nan}, "finite"),
+        ({"freq_mhz": 1000.0}, "samples at one clock"),
+        ({"unit": "npu"}, "no unit 'npu'"),
+    ],
+)
+def test_latencies_that_tell_nothing_are_refused(change, words):
+    with pytest.raises((ProfileError, BoardError), match=words):
+        calibrate(latencies(0.5).assign(**change), unpowered())
+    with pytest.raises(ProfileError, match="without power_mw lack the columns"):
+        calibrate(latencies(0.5).drop(columns="latency_ms"), unpowered())

@@ -1,6 +1,7 @@
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,7 +14,14 @@ from dynlib.searching.lookup import DESIGN_KNOBS, Lookup, exit_outcomes
 from dynlib.searching.study import best_within
 from dynlib.searching.two_level import DIRECTIONS, codesign, inner_search
 from dynlib.space import LayerSpec, SearchSpace
-from suite.papers.hadas import HADAS_SPACE, exhaustive, split_gain
+from suite.papers.hadas import (
+    HADAS_SPACE,
+    exhaustive,
+    published_exits,
+    share_half_way,
+    split_gain,
+    without_dissimilarity,
+)
 
 AGX = "jetson-agx-xavier"
 THRESHOLDS = (0.5, 0.8)
@@ -327,3 +335,35 @@ def test_the_gains_of_the_knobs_sum_up_to_the_gain_of_all(seed):
     without = 100 * (1 - energy["exits", "cpu", "memory"] / energy[()])
     assert rows.loc["gpu", "last_pct"] == pytest.approx(all_pct - without)
     assert (rows["alone_pct"] >= -1e-9).all()
+
+
+# -- what is published, and D without dissimilarity ---------------------------------------------
+
+
+def test_published_exits_end_with_the_classifier_behind_the_last_block():
+    blocks = published_exits().groupby("group")["position"].max() + 1
+    assert blocks.to_dict() == {"A0": 17, "A3": 21, "A5": 21}
+
+
+def test_half_way_lies_between_the_exits_around_it():
+    exits = pd.DataFrame({"position": [0, 2, 3], "value": [10.0, 30.0, 80.0]})
+    assert share_half_way(exits) == pytest.approx(100 * 20 / 80)  # two of four blocks
+
+
+@settings(max_examples=20)
+@given(st.integers(0, 1000))
+def test_without_dissimilarity_every_exit_in_use_counts_for_itself(seed):
+    """Against the slow obvious way, at the highest clocks and at others."""
+    lookup, rng = look_up(seed), np.random.default_rng(seed)
+    right = rng.random((40, 3)) < 0.7
+    setting = int(rng.integers(len(SMALL.settings)))
+    scores = without_dissimilarity(lookup, right, setting)
+    reference_mj, _ = lookup.reference
+    for k in range(len(lookup.choices)):
+        spent_mj, parts = 0.0, []
+        for position in range(3):
+            spent_mj += lookup.segments[position][1][setting]
+            if lookup.used[k, position]:
+                spent_mj += lookup.heads[position][1][setting]
+                parts.append(right[:, position].mean() * reference_mj / spent_mj)
+        assert scores[k] == pytest.approx(np.mean(parts))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import matplotlib
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -69,3 +70,12 @@ def test_drawing_imports_no_torch():
     code = "import sys, suite.plots; assert 'torch' not in sys.modules, 'torch'"
     environment = {"PYTHONPATH": f"{ROOT}:{ROOT / 'notebooks'}"}
     subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+
+
+def test_rivals_differ_in_lightness_too():
+    """CIELAB L* of the first five colours, all of which show on white paper."""
+    rgb = np.array([matplotlib.colors.to_rgb(colour) for colour in figures.PALETTE[:5]])
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    lightness = 116 * np.cbrt(linear @ (0.2126, 0.7152, 0.0722)) - 16
+    assert np.diff(np.sort(lightness)).min() > 8
+    assert lightness.max() < 80

@@ -114,8 +114,9 @@ def test_the_guide_names_figures_that_notebooks_draw_and_reasons_where_there_are
     assert named >= 15
 
 
-def test_the_guide_cites_every_paper_of_the_headlines():
-    text = (ROOT / "notebooks" / "guide.md").read_text()
+@pytest.mark.parametrize("citing", ["notebooks/guide.md", "CITATION.cff"])
+def test_every_paper_of_the_headlines_is_cited(citing):
+    text = (ROOT / citing).read_text()
     for arxiv in {line.split(",")[1] for line in (ROOT / "data" / "headlines.csv").open()}:
         assert arxiv == "arxiv" or arxiv in text
 

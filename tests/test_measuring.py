@@ -13,7 +13,7 @@ from test_calibration import MODELLED, blank, grid, relative_error
 from dynlib.boards.calibration import calibrate
 from dynlib.errors import ProfileError
 from dynlib.machine.bind import host_board, load_board, open_machine
-from dynlib.profile.measuring import measure_board, spin
+from dynlib.profile.measuring import measure_board, measure_clocks, spin
 from suite.studies.judge_machine import write_tree
 
 
@@ -77,3 +77,30 @@ def test_spinning_keeps_as_many_cores_busy_and_ends():
     assert not child.is_running()
     with spin(unit, 0.0):
         assert {child.pid for child in me.children()} <= known
+
+
+def test_latencies_are_taken_at_every_clock_in_turn_and_everything_is_put_back():
+    machine = open_machine("jetson-nano")
+    board, asked = load_board("jetson-nano"), []
+    gpu = machine.knobs["gpu", "clock_mhz"]
+    before = gpu.get()
+
+    def answer(k):
+        asked.append((gpu.get(), k))
+
+    rows = measure_clocks(machine, board, answer, unit="gpu", repeats=3, rounds=2)
+    assert gpu.get() == before
+    assert rows["freq_mhz"].tolist() == [f for f in board.gpu.freqs * 2 for _ in range(3)]
+    assert (rows["unit"] == "gpu").all()
+    assert (rows["latency_ms"] >= 0).all()
+    assert asked[:5] == [(board.gpu.min_mhz, k) for k in (0, 0, 0, 1, 2)]  # two do not count
+
+
+@pytest.mark.faults
+def test_a_clock_that_is_not_given_ends_it(tmp_path):
+    kernel = FaultyKernel(write_tree(tmp_path / "root", jetson()))
+    before = tree_state(kernel.root)
+    kernel.fail("write", "policy0/scaling_max_freq", errno.EACCES)
+    with pytest.raises(ProfileError, match="carmel0: not set to"):
+        measure_clocks(make_machine(kernel, tmp_path / "lease"), small_board(), lambda k: None)
+    assert tree_state(kernel.root) == before

@@ -15,7 +15,7 @@ from dynlib.source import Source, weakest
 from suite.errors import SuiteError
 from suite.record import figures
 from suite.record.metrics import Metrics, compare_metrics, read_metrics
-from suite.record.provenance import start
+from suite.record.provenance import start, stored_in
 
 PARAMS = {"profile": "quick", "seed": 3, "board": "auto"}
 WELL = {"unit": "ms", "source": "measured", "what": "a number"}
@@ -226,17 +226,20 @@ def test_a_run_needs_a_profile_and_a_seed(params):
 def test_git_state_knows_commit_and_changes(root):
     def git(*arguments):
         who = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
-        subprocess.run(["git", *who, *arguments], cwd=root, check=True, capture_output=True)
+        return subprocess.run(["git", *who, *arguments], cwd=root, check=True, capture_output=True)
 
     git("init")
     assert start("01_x", PARAMS)._git is None  # nothing committed
     (root / "code.py").write_text("1")
     (root / ".gitignore").write_text("runs\n")
     git("add", ".")
+    assert stored_in(root / "code.py").endswith("of commit unknown")  # nothing committed
     git("commit", "-m", "first")
+    first = git("log", "-1", "--format=%h").stdout.decode().strip()
     assert start("01_x", PARAMS)._git["dirty"] is False
     atomic_write(root / "data" / "results" / "01_x" / "metrics.json", "{}")
     assert start("01_x", PARAMS)._git["dirty"] is False  # promoting is no change of code
+    assert stored_in(root / "code.py") == f"{sha256(root / 'code.py')[:8]} of commit {first}"
     (root / "code.py").write_text("2")
     state = start("01_x", PARAMS)._git
     assert state["dirty"] is True

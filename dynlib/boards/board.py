@@ -57,9 +57,10 @@ class LayerCost:
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """A CPU cluster or a GPU: everything that shares one clock.
+    """A CPU cluster, a GPU or an NPU: everything that shares one clock.
 
     Args:
+        kind: cpu, gpu or npu. Tables and logs have the clock of an NPU where that of a GPU stands.
         c_uw_mhz_v2: dynamic-power coefficient of one core (CPU) or of the whole unit (GPU); None
             where no power model exists.
         idle_fraction: share of the dynamic power that a clocked unit draws while it waits.

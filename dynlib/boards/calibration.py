@@ -129,7 +129,9 @@ def calibrate(samples: pd.DataFrame, board: Board | None = None) -> Board:
             idled at their lowest clocks: freq_mhz, power_mw, and `busy` (cores of a CPU cluster,
             utilisation 0..1 of a GPU) or, of clients of one network, concurrency and latency_ms;
             `unit` is its name, "gpu" where there is no such column. See
-            `dynlib.profile.measure_board`.
+            `dynlib.profile.measure_board`. Of a machine that does not measure its power: freq_mhz
+            and latency_ms of one network, as of `measure_clocks`; they tell the share of the time
+            that no clock changes, and no more.
         board: whose units, clocks and other coefficients are kept; without one, units with the
             clocks that occur. Published voltages are kept too.
 
@@ -142,6 +144,8 @@ def calibrate(samples: pd.DataFrame, board: Board | None = None) -> Board:
     >>> round(board.power_mw({"gpu": 1000}, {"gpu": 0.5}))
     6000
     """
+    if "power_mw" not in samples and board is not None:
+        return _with_times(samples, board)
     rows, memory_shares = _loads(samples)
     board = board or _bare_board(rows)
     units = {name: board.unit(name) for name in rows["unit"].unique()}
@@ -175,7 +179,40 @@ def calibrate(samples: pd.DataFrame, board: Board | None = None) -> Board:
         static_status="fitted",
         notes=(*board.notes, said),
     )
-    return replace(fitted, digest=hashlib.sha256(repr(fitted).encode()).hexdigest())
+    return _signed(fitted)
+
+
+def _with_times(samples: pd.DataFrame, board: Board) -> Board:
+    """The board with the memory shares that fit latencies at several clocks, power left alone.
+
+    ``t(f) = fixed + scaled * max / f`` is `Unit.clock_scale` with ``fixed / (fixed + scaled)``.
+    """
+    if missing := [name for name in ("unit", "freq_mhz", "latency_ms") if name not in samples]:
+        raise ProfileError(f"samples without power_mw lack the columns {missing}")
+    numbers = samples[["freq_mhz", "latency_ms"]].to_numpy(float)
+    if not (np.isfinite(numbers) & (numbers > 0)).all():
+        raise ProfileError("freq_mhz and latency_ms of samples must be finite and above 0")
+    units = {unit.name: unit for unit in board.units}
+    said = []
+    for name, part in samples.groupby("unit", sort=False):
+        unit = board.unit(name)
+        if part["freq_mhz"].nunique() < 2:
+            raise ProfileError(f"{name}: samples at one clock; expected 2 clocks or more")
+        # A median: a stall of the machine is no property of a clock.
+        middle_ms = part.groupby("freq_mhz")["latency_ms"].median()
+        slower = unit.max_mhz / middle_ms.index.to_numpy(float)
+        terms = np.stack([np.ones_like(slower), slower], axis=-1)
+        parts, error = relative_nnls(terms, middle_ms.to_numpy())
+        share = float(parts[0] / parts.sum())
+        units[name] = replace(unit, memory_share=share, memory_share_status="fitted")
+        wrong_pct = 100 * error.mean()
+        said.append(f"memory_share of {name} from {len(part)} latencies, off by {wrong_pct:.2g} %")
+    fitted = replace(board, units=tuple(units.values()), notes=(*board.notes, *said))
+    return _signed(fitted)
+
+
+def _signed(board: Board) -> Board:
+    return replace(board, digest=hashlib.sha256(repr(board).encode()).hexdigest())
 
 
 def pick_samples(samples: pd.DataFrame, budget: int) -> pd.DataFrame:

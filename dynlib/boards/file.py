@@ -3,11 +3,12 @@
 Each table is taken apart key by key; what is left over, missing or in the wrong unit is a
 `BoardError` with a line for each problem, which names file, key path and what was expected. Keys
 are the fields of the classes in `dynlib.boards.board`; how the name of a number ends gives its unit
-and its range.
+and its range. A file without a [power] table is of a board whose power nobody knows.
 """
 
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import fields
 from pathlib import Path
@@ -32,6 +33,7 @@ from dynlib.toml import (
     Check,
     Table,
     as_toml,
+    is_a,
     is_number,
     is_whole,
     list_of,
@@ -54,10 +56,13 @@ _STALL_MS = 0.1  # upper bound of the same measurement
 _OF_BOARD = ("name", "soc", "sources", "notes", "fitted_within_pct", "estimated_within_pct")
 _OF_POWER = ("static_", "reference_")  # how fields of a board begin that are in [power]
 _OF_KIND = ("kind", "cores", "cpus", "cost")  # of a unit, and no keys of its table
+_WIDE = 100  # characters; longer lists have a line for each item
+_MOST_MW = 1e6  # of a whole board
+_DIP = 0.02  # of a voltage, from a clock to the next: Samsung's table of the Exynos 5422 has one
 # Unit and highest value that any board could have, by name; the lowest is 0.
 _RANGES = {
     r"_uw_mhz_v2$": ("uW/MHz/V^2", 1e6),
-    r"_mw$": ("mW", 1e6),
+    r"_mw$": ("mW", _MOST_MW),
     r"_w$": ("W", 1e3),
     r"_us$|^us_per_": ("us", 1e7),
     r"_ms$": ("ms", 1e6),
@@ -68,6 +73,7 @@ _RANGES = {
     r"_cv$|_fraction$|_share$": ("", 1.0),
     r"^capacity$|^cores$|^cpus$": ("", 1024.0),
 }
+_FROM_1 = ("capacity", "cores")  # of nothing there is no unit
 
 
 def read_board(path: str | Path) -> Board:
@@ -80,7 +86,7 @@ def save_board(board: Board, path: str | Path) -> Path:
     """Write a board as a file that `read_board` makes the same board of, whole or not at all.
 
     Notes of single tables are no part of a board; they are not written. Raises `BoardError` for
-    what no file can say: a unit without a power model, a GPU before a CPU cluster.
+    what no file can say: a unit without a power model beside others, a GPU before a CPU cluster.
     """
     text = "\n".join(_lines(board)) + "\n"
     # What a reader would refuse, or understand differently, is not written.
@@ -102,11 +108,12 @@ def _lines(board: Board) -> list[str]:
     for unit in board.units:
         names = ["name", "opps", *(["cpus"] if unit.kind == "cpu" else [])]
         names += [f.name for f in fields(Unit) if f.init and f.name not in (*names, *_OF_KIND)]
-        lines += ["", "[gpu]" if unit.kind == "gpu" else "[[cluster]]", *_entries(unit, names)]
+        table = {"cpu": "[[cluster]]", "gpu": "[gpu]", "npu": "[[npu]]"}[unit.kind]
+        lines += ["", table, *_entries(unit, names)]
         if unit.cost:
-            table = "[gpu.cost]" if unit.kind == "gpu" else "[cluster.cost]"
-            lines += ["", table, *_entries(unit.cost)]
-    for table, item in (("memory", board.memory), ("power", board), ("thermal", board.thermal)):
+            lines += ["", f"[{table.strip('[]')}.cost]", *_entries(unit.cost)]
+    powered = board if board.static_mw is not None else None
+    for table, item in (("memory", board.memory), ("power", powered), ("thermal", board.thermal)):
         if item:
             lines += ["", f"[{table}]", *_entries(item, power if item is board else None)]
     for meter in board.sensors:
@@ -127,8 +134,12 @@ def _entries(item: Any, names: Iterable[str] | None = None) -> list[str]:
         value = getattr(item, name)
         if name == "opps":
             value = [(opp.freq_mhz, opp.voltage_mv) for opp in value]
-        if value not in (None, ""):
-            lines.append(f"{name} = {as_toml(value)}")
+        if value in (None, ""):
+            continue
+        text = as_toml(value)
+        if isinstance(value, list | tuple) and len(text) > _WIDE:
+            text = "[\n" + "".join(f"  {as_toml(item)},\n" for item in value) + "]"
+        lines.append(f"{name} = {text}")
     return lines
 
 
@@ -142,12 +153,13 @@ class _Table(Table):
         if hint not in (int, float):
             return words, fits
         unit, most = _range(key)
+        least = int(key in _FROM_1)
         words = words.replace("finite ", "")
         if unit:
             words += f" in {unit}"
         if most < math.inf:
-            words += f" from 0 to {most:g}"
-        return words, lambda value: fits(value) and 0 <= value <= most
+            words += f" from {least} to {most:g}"
+        return words, lambda value: fits(value) and least <= value <= most
 
     def read(self, key: str, hint: Any, default: Any = NEEDED) -> Any:
         value = super().read(key, hint, default)
@@ -190,6 +202,10 @@ class _Table(Table):
             if opps and opp.freq_mhz <= opps[-1].freq_mhz:
                 steps = f"{opp.freq_mhz:g} MHz after {opps[-1].freq_mhz:g} MHz"
                 self.attempt(self.fail, key, f"{steps}; expected {expected}")
+            elif opps and opp.voltage_mv < (1 - _DIP) * opps[-1].voltage_mv:
+                steps = f"{opp.voltage_mv:g} mV after {opps[-1].voltage_mv:g} mV"
+                rising = "voltages that do not fall while the clock rises"
+                self.attempt(self.fail, key, f"{steps}; expected {rising}")
             opps.append(opp)
         return tuple(opps)
 
@@ -218,22 +234,25 @@ def _range(key: str) -> tuple[str, float]:
 
 def _board(top: _Table, digest: str) -> Board:
     given = top.values(Board, _OF_BOARD)
-    if top.left.get("cluster", []) == [] and "gpu" not in top.left:
-        missing = "missing or empty; expected at least one [[cluster]] or a [gpu]"
+    if top.left.get("cluster", []) == [] and not {"gpu", "npu"} & set(top.left):
+        missing = "missing or empty; expected at least one [[cluster]], a [gpu] or an [[npu]]"
         top.attempt(top.fail, "cluster", missing)
-    units = [*top.records("cluster", _unit, "cpu")]
+    top.attempt(_check_cpus, top)
+    powered = "power" in top.left
+    units = [*top.records("cluster", _unit, "cpu", powered)]
     if gpu := top.attempt(top.table, "gpu", None):
-        units.append(top.attempt(_unit, gpu, "gpu"))
+        units.append(top.attempt(_unit, gpu, "gpu", powered))
+    npus = top.records("npu", _unit, "npu", powered)
+    units += npus
     sound = None not in units
-    names = [unit.name for unit in units if unit]
-    if len(set(names)) < len(names):
-        twice = f"two units of the same name in {names}; expected different names"
-        top.attempt(top.fail, "cluster", twice)
-    static = [f.name for f in fields(Board) if f.name.startswith(_OF_POWER)]
-    given |= dict.fromkeys(static)
-    if power := top.attempt(top.table, "power"):
+    top.attempt(_check_names, top, [unit.name for unit in units if unit])
+    static = {f.name: f.default for f in fields(Board) if f.name.startswith(_OF_POWER)}
+    given |= static | {"static_mw": None, "static_status": "estimated"}
+    if power := top.attempt(top.table, "power", None):
         given |= power.values(Board, static, needed=["static_mw"])
         top.attempt(power.done)
+        if sound and given["static_mw"] is not None:
+            top.attempt(_check_power, top, units, given["static_mw"])
     memory = top.attempt(top.table, "memory", None)
     thermal = top.attempt(top.table, "thermal", None)
     given |= {
@@ -245,10 +264,37 @@ def _board(top: _Table, digest: str) -> Board:
         "measured": top.records("measured", _measured),
         "digest": digest,
     }
+    if npus and given["modes"]:
+        top.attempt(top.fail, "power_mode", "of a board with an [[npu]], whose clock no mode names")
     return top.record(Board, given)
 
 
-def _unit(table: _Table, kind: str) -> Unit:
+def _check_names(top: _Table, names: list[str]) -> None:
+    if len(set(names)) < len(names):
+        top.fail("cluster", f"two units of the same name in {names}; expected different names")
+
+
+def _check_cpus(top: _Table) -> None:
+    """Refuse a CPU that is named twice; of clusters with other faults too."""
+    clusters = top.left.get("cluster")
+    if not list_of(is_a(dict))(clusters):
+        return
+    named = [cluster.get("cpus") for cluster in clusters]
+    counts = Counter(cpu for cpus in named if list_of(is_whole)(cpus) for cpu in cpus)
+    shared = sorted(cpu for cpu, count in counts.items() if count > 1)
+    if shared:
+        top.fail("cluster", f"cpus {shared} are named twice; expected each CPU in one cluster")
+
+
+def _check_power(top: _Table, units: list[Unit], static_mw: float) -> None:
+    """Refuse coefficients that are sound alone and absurd together."""
+    most_mw = static_mw + sum(unit.power_mw(unit.max_mhz, unit.cores) for unit in units)
+    if most_mw > _MOST_MW:
+        problem = f"{most_mw / 1e3:,.0f} W with all units busy at their highest clocks"
+        top.fail("power", f"{problem}; expected at most {_MOST_MW / 1e3:,.0f} W")
+
+
+def _unit(table: _Table, kind: str, powered: bool) -> Unit:
     cpus = table.attempt(_cpus, table) if kind == "cpu" else ()
     given = {
         "kind": kind,
@@ -256,13 +302,22 @@ def _unit(table: _Table, kind: str) -> Unit:
         "cores": max(len(cpus or ()), 1),
         "cpus": cpus,
         "governor": table.attempt(table.read, "governor", Literal[tuple(GOVERNORS)]),
-        "opps": table.attempt(table.opps, volts_needed=True),
+        "opps": table.attempt(table.opps, volts_needed=powered),
         "cost": table.attempt(_cost, table),
     }
     # What the class has a default for is not to be forgotten in a file.
-    needed = ["c_uw_mhz_v2", "model", "memory_share"]
+    needed = ["model", "memory_share"]
     needed += [f.name for f in fields(Unit) if f.name.endswith("_status")]
-    usual = {"stall_ms": _STALL_MS, "settle_ms": _SETTLE_MS[kind], "noise_cv": _NOISE_CV[kind]}
+    usual = {"stall_ms": _STALL_MS}
+    if kind == "npu":  # of which nobody has published what is usual
+        needed += ["settle_ms", "noise_cv"]
+    else:
+        usual |= {"settle_ms": _SETTLE_MS[kind], "noise_cv": _NOISE_CV[kind]}
+    if powered:
+        needed.append("c_uw_mhz_v2")
+    elif "c_uw_mhz_v2" in table.left:
+        needs = "given, and there is no table [power]; expected both or neither"
+        table.attempt(table.fail, "c_uw_mhz_v2", needs)
     return table.record(Unit, given, needed, **usual)
 
 

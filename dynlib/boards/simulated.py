@@ -45,8 +45,8 @@ def simulate_points(
     for name in units or [unit.name for unit in board.units]:
         unit = board.unit(name)
         source = weakest(board.source([name]), network_source(unit))
-        busy = 1.0 if unit.kind == "gpu" else float(unit.cores)
-        clock = "gpu_mhz" if unit.kind == "gpu" else "cpu_mhz"
+        busy = float(unit.cores)
+        clock = "cpu_mhz" if unit.kind == "cpu" else "gpu_mhz"
         for subnet, layers in networks.items():
             row = {**common, "unit": name, "cores": busy, "source": source, "subnet": subnet}
             row["macs_m"] = sum(layer.macs for layer in layers) / 1e6

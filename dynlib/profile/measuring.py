@@ -1,4 +1,4 @@
-"""Samples of a board's power, taken on the machine itself: every unit, at clocks and loads.
+"""Samples of a board's power and latency, taken on the machine itself, at clocks and loads.
 
 Clocks are set through the machine's lease, which puts everything back.
 """
@@ -7,6 +7,7 @@ import contextlib
 import logging
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 
@@ -21,6 +22,7 @@ from dynlib.machine.control import Missing
 from dynlib.machine.machine import Machine
 
 _LOG = logging.getLogger(__name__)
+_UNCOUNTED = 2  # answers, after a clock was set
 Load = Callable[[Unit, float], AbstractContextManager]
 _SPIN = """
 import os, sys, time
@@ -85,6 +87,44 @@ def measure_board(
     if not rows:
         raise ProfileError(f"{machine.name}: no clock could be set: {'; '.join(bound.lacks)}")
     return pd.DataFrame(rows)
+
+
+def measure_clocks(
+    machine: Machine,
+    board: Board,
+    answer: Callable[[int], object],
+    *,
+    unit: str = "",
+    repeats: int = 10,
+    rounds: int = 3,
+) -> pd.DataFrame:
+    """Time of one network at every clock of a unit: unit, freq_mhz, latency_ms, a row an answer.
+
+    `dynlib.boards.calibrate` finds in it the share of the time that no clock changes.
+
+    Args:
+        answer: serves frame k, its work done on return.
+        unit: which one; default the first of the board.
+        repeats: answers at a clock before the next one is set; the first after that do not count.
+        rounds: times through all clocks, so that a machine that grows slower blames none of them.
+
+    Raises `ProfileError` where no clock can be set.
+    """
+    bound = bind(board, machine)
+    target = board.unit(unit) if unit else board.units[0]
+    rows = []
+    with machine:
+        for mhz in target.freqs * rounds:
+            applied = bound.set(target.name, "clock_mhz", mhz)
+            if applied.problem:
+                raise ProfileError(f"{target.name}: not set to {mhz:g} MHz: {applied.problem}")
+            for k in range(-_UNCOUNTED, repeats):
+                begin_s = time.perf_counter()
+                answer(max(k, 0))
+                latency_ms = 1000 * (time.perf_counter() - begin_s)
+                if k >= 0:
+                    rows.append((target.name, mhz, latency_ms))
+    return pd.DataFrame(rows, columns=["unit", "freq_mhz", "latency_ms"])
 
 
 def _measured(bound: Binding, load: Load, unit: Unit, busy: float, seconds: float) -> dict:

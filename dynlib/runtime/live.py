@@ -444,7 +444,7 @@ class Live(Loop):
         return self.clocks[unit] != before
 
     def _log_clock(self, unit: str, mhz: float, reason: str) -> None:
-        field = "gpu_mhz" if self.board.unit(unit).kind == "gpu" else "cpu_mhz"
+        field = "cpu_mhz" if self.board.unit(unit).kind == "cpu" else "gpu_mhz"
         self.log.add(self.now_ms / 1000, "set", unit=unit, reason=reason, **{field: mhz})
 
     def _read_caps(self) -> None:

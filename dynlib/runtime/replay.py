@@ -120,7 +120,7 @@ class _Replay(Loop):
         """A clock that the policy wants."""
         if unit in self.clocked and mhz != self.targets[unit]:
             self.targets[unit] = mhz
-            field = "gpu_mhz" if self.board.unit(unit).kind == "gpu" else "cpu_mhz"
+            field = "cpu_mhz" if self.board.unit(unit).kind == "cpu" else "gpu_mhz"
             self.log.add(self.now_ms / 1000, "set", unit=unit, reason="policy", **{field: mhz})
 
     def _schedule_arrival(self, run: AppRun) -> None:

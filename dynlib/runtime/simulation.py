@@ -214,7 +214,7 @@ class Simulation(Loop):
         self._reschedule(unit)
 
     def _log_clock(self, unit: UnitRun, mhz: float, reason: str) -> None:
-        field = "gpu_mhz" if unit.spec.kind == "gpu" else "cpu_mhz"
+        field = "cpu_mhz" if unit.spec.kind == "cpu" else "gpu_mhz"
         self.log.add(self.now_ms / 1000, "set", unit=unit.spec.name, reason=reason, **{field: mhz})
 
     def on_tick(self, unit: UnitRun) -> None:

@@ -5,7 +5,10 @@ from suite.lazy import lazily
 __getattr__ = lazily(__name__, {
     "dynamic_ofa": ["published_tables"],
     "evolution": ["evolve", "published_evolution"],
-    "hadas": ["HADAS_SPACE", "exhaustive", "split_gain"],
+    "hadas": [
+        "HADAS_SPACE", "exhaustive", "published_exits", "share_half_way", "split_gain",
+        "without_dissimilarity",
+    ],
     "incremental_training": ["grow"],
     "jetson_tables": ["levels_ms"],
     "laudnet": ["judge"],

@@ -23,6 +23,21 @@ CPU_LEVELS = (
     ("cpu4", 78.1, 1555.0), ("cpu5", 78.4, 1639.0), ("cpu6", 78.5, 1858.0),
 )  # fmt: skip
 PUBLISHED_MODEL = "ofa-mbv3-w1.2"
+# How long Dynamic-OFA takes to change its network: (who measured it where, ms).
+PUBLISHED_SWITCHES = (
+    ("MathNAS, of Dynamic-OFA on a Jetson TX2", 244.0),  # MathNAS (NeurIPS 2023)
+    # Without any frame in its figure 7: from 1.90 to 2.47 s, 4.99 to 5.60 s and 8.03 to 8.62 s.
+    ("gaps in Dynamic-OFA's Fig. 7, Xavier NX", 570.0),
+    ("gaps in Dynamic-OFA's Fig. 7, Xavier NX", 610.0),
+    ("gaps in Dynamic-OFA's Fig. 7, Xavier NX", 590.0),
+)
+# Its figure 7, read off: the GPU gets a competitor at about 2.5 s, and 60 ms are allowed. Of each
+# level (from s, to s, top-1 %, frames from ms, to ms); the last one goes on to the figure's end.
+PUBLISHED_TRACE = (
+    (0.0, 1.90, 77.5, 45.0, 48.0), (2.47, 4.99, 77.5, 59.6, 65.5),
+    (5.60, 8.03, 76.1, 58.0, 63.0), (8.62, 10.0, 74.9, 50.5, 55.4),
+)  # fmt: skip
+PUBLISHED_TRACE_RECOVERY_S = 6.0  # from the first frame that is late: 2.47 to 8.62 s, about
 
 
 def published_frame(board: Board) -> pd.DataFrame:

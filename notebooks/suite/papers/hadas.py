@@ -24,8 +24,50 @@ HADAS_SPACE = SearchSpace(
     kernel=((3, 5),) * 7,
     expand=((1,), *((4, 5, 6),) * 4, (6,), (6,)),
 )  # fmt: skip
+# Of its repository, CIFAR-100: accuracy (%) of the exits behind blocks 5, 6, ... of AttentiveNAS
+# backbones of 17, 21 and 21 blocks, the backbone frozen; the last one is the classifier itself.
+PUBLISHED_EXITS = {
+    "A0": (25.5, 26.7, 38.2, 41.1, 42.4, 50.1, 54.4, 59.0, 74.7, 76.7, 79.5, 84.6, 86.0),
+    "A3": (20.5, 21.6, 24.0, 33.1, 36.4, 37.6, 38.0, 44.5, 50.6, 55.1, 73.2, 76.2, 79.5, 80.6, 81.5,
+           85.9, 87.1),
+    "A5": (22.2, 23.0, 32.3, 34.6, 36.2, 41.7, 47.5, 52.4, 54.1, 72.1, 75.6, 79.3, 80.1, 81.1, 81.6,
+           86.2, 87.4),
+}  # fmt: skip
+_FIRST_EXIT = 5
 _CHUNK = 200_000  # points that an exhaustive search holds at a time
 _TIE = 1e-12  # no difference in a limit is so small
+
+
+def published_exits() -> pd.DataFrame:
+    """`PUBLISHED_EXITS` by row: group (the backbone), position (its block from 0), value (%)."""
+    rows = [
+        (name, _FIRST_EXIT - 1 + i, accuracy_pct)
+        for name, accuracies in PUBLISHED_EXITS.items()
+        for i, accuracy_pct in enumerate(accuracies)
+    ]
+    return pd.DataFrame(rows, columns=["group", "position", "value"])
+
+
+def share_half_way(exits: pd.DataFrame) -> float:
+    """Accuracy of exits (position from 0, value) half-way through the blocks, between them
+    interpolated, over that of the last one, in percent."""
+    rows = exits.sort_values("position")
+    way = (rows["position"] + 1) / (rows["position"].max() + 1)
+    return 100 * float(np.interp(0.5, way, rows["value"])) / rows["value"].iloc[-1]
+
+
+def without_dissimilarity(lookup: Lookup, right: np.ndarray, setting: int) -> np.ndarray:
+    """What D is of every choice of exits (K,) at a setting if each exit counts for itself.
+
+    An exit in use counts with all images that it answers `right` (N, P), whether or not an earlier
+    one has answered them; the score is the mean over the exits in use and the last position.
+    """
+    segment_mj = np.array([cost_mj[setting] for _, cost_mj in lookup.segments])
+    head_mj = np.array([cost_mj[setting] for _, cost_mj in lookup.heads])
+    spent_mj = np.cumsum(segment_mj + lookup.used * head_mj, axis=1)
+    reference_mj, _ = lookup.reference
+    scores = right.mean(axis=0) * reference_mj / spent_mj
+    return (lookup.used * scores).sum(axis=1) / lookup.used.sum(axis=1)
 
 
 def exhaustive(

@@ -1,6 +1,8 @@
 """Figures of the network that grows: what increments add, and where they run."""
 
+import matplotlib.pyplot as plt
 import pandas as pd
+import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -55,4 +57,41 @@ def grow_points(table: pd.DataFrame) -> Figure:
     ]  # fmt: skip
     hollow = Line2D([], [], color="0.4", ls="", marker="o", fillstyle="none", label="dominated")
     drawn.legend(handles=[*sizes, hollow], loc="outside upper center", ncols=most + 1)
+    return drawn
+
+
+@figure("grow_budget")
+def grow_budget(table: pd.DataFrame) -> Figure:
+    """Least energy of a job, and its power, over the time that is allowed for it, by increments;
+    both above idle, a mark where another clock or unit (its shape) takes over."""
+    boards = list(dict.fromkeys(table["board"]))
+    most = table["increments"].max()
+    drawn, axes = plt.subplots(2, len(boards), figsize=(9.6, 5.0), sharex="col", squeeze=False)
+    for column, board in zip(axes.T, boards, strict=True):
+        mine = table[table["board"] == board]
+        units = list(dict.fromkeys(mine["unit"]))
+        for panel, value in zip(column, ("added_mj", "added_mw"), strict=True):
+            colours = sns.color_palette("viridis_r", most)
+            for (count, rows), colour in zip(mine.groupby("increments"), colours, strict=True):
+                rows = rows.sort_values("latency_ms")
+                panel.step(rows["latency_ms"], rows[value], where="post", lw=1, color=colour,
+                           label=f"{count} increment{'s' * (count > 1)}")  # fmt: skip
+                for unit, part in rows.groupby("unit"):
+                    mark = "os^"[units.index(unit)]
+                    panel.plot(part["latency_ms"], part[value], mark, ms=4, color=colour)
+            panel.set(xscale="log", yscale="log")
+            plain_log(panel.yaxis)
+        marks = [Line2D([], [], color="0.4", ls="", marker=m, label=unit)
+                 for m, unit in zip("os^", units, strict=False)]  # fmt: skip
+        column[0].legend(handles=marks, loc="best")
+        all_of_them = mine[mine["increments"] == most]["added_mj"]
+        column[0].set_title(
+            f"{board}: given time, {all_of_them.max() / all_of_them.min():.1f} times less energy"
+        )
+        column[1].set_xlabel("time allowed for a job (ms)")
+        plain_log(column[1].xaxis)
+    axes[0, 0].set_ylabel("least energy a job adds (mJ)")
+    axes[1, 0].set_ylabel("power it adds (mW)")
+    handles, labels = axes[1, 0].get_legend_handles_labels()
+    drawn.legend(handles, labels, loc="outside upper center", ncols=most)
     return drawn

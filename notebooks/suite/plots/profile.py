@@ -41,16 +41,19 @@ def profile_host(table: pd.DataFrame) -> Figure:
 @figure("profile_board")
 def profile_board(table: pd.DataFrame) -> Figure:
     """Energy over latency of a batch at every clock, of the smallest, a middle and the largest
-    sub-network; star: the clock of least energy."""
+    sub-network; star: the clock of least energy; hollow and dashed: a unit whose rates are guessed.
+    """
     sizes = np.sort(table["macs_m"].unique())
     shown = sizes[[0, len(sizes) // 2, -1]]
     drawn, by_unit = panels_by(table, "unit")
     for unit, (panel, rows) in by_unit.items():
         clock = "gpu_mhz" if rows["gpu_mhz"].notna().all() else "cpu_mhz"
+        guessed = (rows["source"] == "estimated").all()
+        look = {"ls": "--", "fillstyle": "none"} if guessed else {}
         for macs_m, colour in zip(shown, sns.color_palette("viridis_r", 3), strict=True):
             mine = rows[rows["macs_m"] == macs_m].sort_values(clock)
-            panel.plot(mine["latency_ms"], mine["energy_mj"], "o-", ms=3, lw=1, color=colour,
-                       label=f"{macs_m:.0f} MMACs")  # fmt: skip
+            panel.plot(mine["latency_ms"], mine["energy_mj"], marker="o", ms=3, lw=1, color=colour,
+                       label=f"{macs_m:.0f} MMACs", **look)  # fmt: skip
             least = mine.loc[mine["energy_mj"].idxmin()]
             panel.plot(least["latency_ms"], least["energy_mj"], "*", ms=12, color=colour,
                        mec="0.2", mew=0.6)  # fmt: skip
@@ -61,6 +64,7 @@ def profile_board(table: pd.DataFrame) -> Figure:
                 xytext=(0, 8), textcoords="offset points", fontsize="x-small", ha="center",
             )  # fmt: skip
         name = unit.upper() if unit == "gpu" else f"CPU ({unit})"
+        name += ", estimated" if guessed else ""
         panel.set(
             xlabel=f"latency of a batch of {mine['batch'].iloc[0]:.0f} images (ms)", xscale="log",
             ylabel="board energy of a batch (mJ)", yscale="log",

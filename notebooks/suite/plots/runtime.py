@@ -27,6 +27,11 @@ _GOALS = {
     "energy": "manager, for energy", "balanced": "manager, balanced",
     "latency": "manager, for latency", "best static": "best fixed setting",
 }  # fmt: skip
+_RIVALS = {
+    "linux": "Linux default", "reactive": "Dynamic-OFA's loop", "best static": "best fixed setting",
+    "clocks only": "manager, clocks alone", "network only": "manager, network alone",
+    "placement only": "manager, placement alone",
+}  # fmt: skip
 _FLOORS = {"asked": "accuracy as asked for", "equal": "accuracy of the Linux default"}
 
 
@@ -65,13 +70,13 @@ def manage_one_levels(table: pd.DataFrame) -> Figure:
 @figure("manage_two_optimum")
 def manage_optimum(table: pd.DataFrame) -> Figure:
     """Energy over that of the clairvoyant optimum, whole board and above idle, means over seeds;
-    dashes: the least without foreknowledge, where it is known."""
+    short dashes: the least without foreknowledge, where it is known."""
     drawn, axes = panels(2)
     table = table.assign(board=table["board"] + "\n" + table["points"] + " points")
     table = table.groupby(["board", "scenario"], sort=False).mean(numeric_only=True).reset_index()
-    for panel, (column, label, bar) in zip(axes, (
-        ("energy_over_oracle", "board energy", 1.05),
-        ("above_idle_over_oracle", "energy above idle", 1.15),
+    for panel, (column, label) in zip(axes, (
+        ("energy_over_oracle", "board energy"),
+        ("above_idle_over_oracle", "energy above idle"),
     ), strict=True):  # fmt: skip
         sns.stripplot(
             table, x="scenario", y=column, hue="board", dodge=True, jitter=False, size=4, ax=panel
@@ -81,8 +86,12 @@ def manage_optimum(table: pd.DataFrame) -> Figure:
                           jitter=False, size=9, marker="_", linewidth=1.2, legend=False,
                           ax=panel)  # fmt: skip
         panel.axhline(1, color="0.3", lw=0.8)
-        panel.axhline(bar, color="C3", lw=0.8, ls="--")
-        panel.set(xlabel="", ylabel=f"{label} / optimum's")
+        over_pct = 100 * (table[column] - 1)
+        panel.set(
+            xlabel="", ylabel=f"{label} / optimum's",
+            title=f"{over_pct.mean():.0f} % above the optimum in the mean, "
+            f"{over_pct.max():.0f} % at worst",
+        )  # fmt: skip
         handles, labels = panel.get_legend_handles_labels()
         panel.get_legend().remove()
     drawn.legend(handles, labels, loc="outside upper center", ncols=len(labels))
@@ -93,13 +102,19 @@ def manage_optimum(table: pd.DataFrame) -> Figure:
 @figure("manage_two_knobs")
 def manage_knobs(table: pd.DataFrame) -> Figure:
     """Energy per on-time frame of every rival over that of the Linux default."""
-    table = table.replace({"policy": {"linux": "Linux default"}})
+    saved_pct = 100 * (1 - table.groupby("policy")["energy_over_linux"].mean())
+    alone_pct = saved_pct[[policy for policy in saved_pct.index if policy.endswith(" only")]]
+    table = table.replace({"policy": _RIVALS})
     order = list(dict.fromkeys(table["policy"]))
     drawn, axes = plt.subplots(figsize=(7.2, 0.32 * len(order) + 1.2))
     sns.barplot(table, y="policy", x="energy_over_linux", hue="scenario", order=order,
                 errorbar=None, ax=axes)  # fmt: skip
     axes.axvline(1, color="0.3", lw=0.8)
-    axes.set(ylabel="", xlabel="board energy per on-time frame / Linux default's")
+    axes.set(
+        ylabel="", xlabel="board energy per on-time frame / Linux default's",
+        title=f"all knobs together save {saved_pct['manager']:.0f} %, "
+        f"the best of them alone {alone_pct.max():.0f} %",
+    )  # fmt: skip
     sns.move_legend(axes, "center left", bbox_to_anchor=(1, 0.5), title=None)
     for patch, missed in zip(axes.containers, table.groupby("scenario", sort=False), strict=False):
         by_policy = missed[1].set_index("policy")["deadline_miss_pct"].groupby(level=0).mean()
@@ -150,7 +165,9 @@ def manage_timeline(table: pd.DataFrame) -> Figure:
                 panel.set_ylim(0, 1.3 * limits["value"].max())
             if column == 0:
                 panel.set_ylabel(label)
-        axes[0, column].set_title(_POLICIES[policy])
+        missed_pct, mean_w = _missed_and_power(mine)
+        costs = f"{missed_pct:.1f} % missed, {mean_w:.1f} W"
+        axes[0, column].set_title(f"{_POLICIES[policy]}\n{costs}")
         axes[-1, column].set_xlabel("time (s)")
         sums = mine[mine["what"] == "summary"].set_index("name")["value"]
         if len(sums):
@@ -166,39 +183,101 @@ def manage_timeline(table: pd.DataFrame) -> Figure:
     return drawn
 
 
+def _missed_and_power(rows: pd.DataFrame) -> tuple[float, float]:
+    """Of one policy's timeline: the frames dropped or late (%), and the mean power (W)."""
+    frames = rows[rows["what"].isin(["latency_ms", "deadline_ms"])]
+    frames = frames.pivot_table("value", ["name", "t_s"], "what")
+    in_time = frames["latency_ms"] <= frames["deadline_ms"]  # a dropped frame has no latency
+    return 100 * (1 - in_time.mean()), rows.loc[rows["what"] == "power_mw", "value"].mean() / 1e3
+
+
+@figure("manage_one_trace")
+def manage_one_trace(table: pd.DataFrame) -> Figure:
+    """The trace of Dynamic-OFA's figure 7: latency with the limit, and accuracy, as published and
+    of two policies here; grey: a competitor is on the GPU."""
+    policies = list(dict.fromkeys(table["policy"]))
+    drawn, axes = plt.subplots(2, len(policies), figsize=(9.6, 4.2), sharex=True, sharey="row",
+                               height_ratios=(2, 1))  # fmt: skip
+    for (latency, accuracy), policy in zip(axes.T, policies, strict=True):
+        mine = table[table["policy"] == policy]
+        levels, frames = mine[mine["end_s"].notna()], mine[mine["end_s"].isna()]
+        for level in levels.itertuples():
+            latency.fill_between([level.t_s, level.end_s], level.latency_ms, level.high_ms,
+                                 color="C0", lw=0, alpha=0.7)  # fmt: skip
+            accuracy.hlines(level.accuracy_pct, level.t_s, level.end_s, color="C0", lw=3)
+        late = frames["latency_ms"] > frames["deadline_ms"]
+        for rows, colour in ((frames[~late], "C0"), (frames[late], "C3")):
+            latency.plot(rows["t_s"], rows["latency_ms"], ".", ms=4, color=colour)
+        accuracy.plot(frames["t_s"], frames["accuracy_pct"], ".", ms=4, color="C0")
+        latency.axhline(mine["deadline_ms"].iloc[0], color="C3", lw=1)
+        for panel in (latency, accuracy):
+            panel.axvspan(2.5, 10, color="0.93", lw=0, zorder=0)
+        again_s = mine["recovery_s"].iloc[0]
+        latency.set_title(f"{policy}:\nin time again after {again_s:.1f} s")
+        accuracy.set_xlabel("time (s)")
+    axes[0, 0].set(ylabel="latency (ms)\nline: 60 ms allowed", xlim=(0, 10))
+    axes[1, 0].set_ylabel("top-1 (%)")
+    return drawn
+
+
 @figure("manage_one_energy")
 @figure("manage_two_energy")
 def manage_energy(table: pd.DataFrame) -> Figure:
-    """Energy per on-time frame, accuracy and misses of every policy, one group per scenario."""
-    names = {"energy_per_frame_mj": "board energy per\non-time frame (mJ)",
-             "accuracy_mean_pct": "mean accuracy (%)",
-             "deadline_miss_pct": "missed frames (%)"}  # fmt: skip
+    """What every policy takes, delivers and misses: a small dot per seed, the mean large; a row per
+    set of operating points."""
+    columns = {"energy_per_frame_mj": "board energy per\non-time frame (mJ)",
+               "accuracy_mean_pct": "mean accuracy (%)",
+               "latency_p95_ms": "p95 latency (ms)",
+               "deadline_miss_pct": "missed frames (%)\ndashed: 1 %"}  # fmt: skip
     points = list(dict.fromkeys(table["points"]))
+    names = {of: list(dict.fromkeys(table.loc[table["points"] == of, "scenario"])) for of in points}
+    heights = [len(names[of]) for of in points]
     drawn, axes = plt.subplots(
-        len(points), len(names), figsize=(9.6, 2.8 * len(points)), squeeze=False
-    )
-    table = table.replace({"policy": _POLICIES})
-    order = [p for p in _POLICIES.values() if p in set(table["policy"])]
-    for row, source in zip(axes, points, strict=True):
-        mine = table[table["points"] == source]
-        for panel, (column, label) in zip(row, names.items(), strict=True):
-            sns.barplot(
-                mine, x="scenario", y=column, hue="policy", hue_order=order, errorbar="sd",
-                err_kws={"lw": 1}, ax=panel,
-            )  # fmt: skip
-            panel.set(xlabel="", ylabel=label)
-            if column == "accuracy_mean_pct":
-                low, high = mine[column].min(), mine[column].max()
-                panel.set_ylim(low - 0.3 * (high - low) - 0.2, high + 0.1 * (high - low) + 0.1)
-            if column == "deadline_miss_pct":
-                panel.axhline(1, color="C3", lw=0.8, ls="--")
-                panel.set_ylim(0)
-            handles, labels = panel.get_legend_handles_labels()
-            panel.get_legend().remove()
-        row[1].set_title(f"{source} operating points")
-    axes[-1, 1].set_xlabel("whisker: standard deviation over seeds")
-    drawn.legend(handles, labels, loc="outside upper center", ncols=len(order))
+        len(points), len(columns), figsize=(9.6, 0.55 * sum(heights) + 0.7 * len(points) + 0.6),
+        sharey="row", squeeze=False, height_ratios=heights,
+    )  # fmt: skip
+    shown = {policy: name for policy, name in _POLICIES.items() if policy in set(table["policy"])}
+    for row, of in zip(axes, points, strict=True):
+        mine = table[table["points"] == of]
+        for panel, (column, label) in zip(row, columns.items(), strict=True):
+            _seeds_and_means(panel, mine, column, names[of], shown)
+            panel.set_xlabel(label if of == points[-1] else "")
+            panel.grid(axis="y", lw=0.4)
+        energy, *_, missed = row
+        energy.set_xlim(0)
+        missed.axvline(1, color="0.3", lw=0.8, ls="--")
+        missed.set_xlim(left=-0.05)
+        energy.set_yticks(range(len(names[of])), names[of])
+        energy.set_ylim(len(names[of]) - 0.4, -0.6)
+        energy.set_ylabel(f"{of}\noperating points")
+    drawn.suptitle(_saved_for(table[table["points"] == points[0]]), fontsize="medium")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    drawn.legend(handles, labels, loc="outside lower left", ncols=len(labels))
     return drawn
+
+
+def _saved_for(table: pd.DataFrame) -> str:
+    """What the manager saves and gives up against the Linux default, over scenarios, in words."""
+    means = table.groupby(["policy", "scenario"]).mean(numeric_only=True)
+    linux, manager = means.loc["linux"], means.loc["manager"]
+    saved_pct = 100 * (1 - manager["energy_per_frame_mj"] / linux["energy_per_frame_mj"])
+    lost = linux["accuracy_mean_pct"] - manager["accuracy_mean_pct"]
+    return (
+        f"for least energy the manager saves {saved_pct.min():.0f} to {saved_pct.max():.0f} % and "
+        f"gives up {max(lost.min(), 0):.1f} to {lost.max():.1f} points of accuracy"
+    )
+
+
+def _seeds_and_means(panel, table: pd.DataFrame, column: str, scenarios, policies) -> None:
+    """A line per scenario and a marker per policy (key -> name): seeds small, their mean large."""
+    for i, (policy, name) in enumerate(policies.items()):
+        mine = table[table["policy"] == policy]
+        shift = 0.2 * (i - (len(policies) - 1) / 2)
+        seeds_y = mine["scenario"].map(scenarios.index) + shift
+        panel.scatter(mine[column], seeds_y, s=7, color=f"C{i}", alpha=0.4, lw=0)
+        means = mine.groupby("scenario")[column].mean()
+        means_y = means.index.map(scenarios.index) + shift
+        panel.scatter(means, means_y, s=22, color=f"C{i}", marker="osD^"[i], label=name)
 
 
 @figure("manage_two_ladder")
@@ -213,6 +292,9 @@ def manage_two_ladder(table: pd.DataFrame) -> Figure:
     axes.axvline(published, color="C3", ls="--", lw=1)
     axes.text(published, -0.75, f"published: {published:.0f} %", color="C3", ha="center")
     axes.set(xlabel="saved against the Linux default (%)", ylabel="", xlim=(0, 108))
+    most_pct = table["reduction_pct"].max()
+    verdict = "reached" if most_pct >= published else "not reached"
+    axes.set_title(f"up to {most_pct:.0f} %; the published {published:.0f} % is {verdict}", pad=14)
     axes.invert_yaxis()
     return drawn
 
@@ -238,14 +320,7 @@ def manage_equal(table: pd.DataFrame) -> Figure:
         rows = rows[rows["scenario"] != "published"]
         for panel, (column, label) in zip(row, columns.items(), strict=True):
             panel.axvline(column == "p95_ratio", color="0.3", lw=0.8, zorder=0)
-            for i, (goal, name) in enumerate(goals.items()):
-                mine = rows[rows["policy"] == goal]
-                shift = 0.2 * (i - (len(goals) - 1) / 2)
-                panel.scatter(mine[column], mine["scenario"].map(names.index) + shift, s=7,
-                              color=f"C{i}", alpha=0.4, lw=0)  # fmt: skip
-                means = mine.groupby("scenario")[column].mean()
-                panel.scatter(means, means.index.map(names.index) + shift, s=22, color=f"C{i}",
-                              marker="osD^"[i], label=name)  # fmt: skip
+            _seeds_and_means(panel, rows, column, names, goals)
             values = published.set_index("policy").get(column, pd.Series(dtype=float)).dropna()
             for who, value in values.items():
                 panel.axvline(value, color="0.3", lw=1, ls="--", zorder=0)
@@ -271,8 +346,16 @@ def manage_equal(table: pd.DataFrame) -> Figure:
     missed.set_xscale("symlog", linthresh=1)
     missed.set_xticks([0, 1, 10], ["0", "1", "10"])
     missed.set_xlim(-0.15, max(10, 1.3 * table["miss_pct"].max()))
+    against, goal = baselines[0], next(iter(goals))
+    mine = table[(table["baseline"] == against) & (table["policy"] == goal)]
+    means = mine.groupby("scenario")[["energy_reduction_pct", "p95_ratio"]].mean().mean()
+    drawn.suptitle(
+        f"{goals[goal]}: {means['energy_reduction_pct']:.0f} % saved against the "
+        f"{_POLICIES.get(against, against)} in the mean, at {means['p95_ratio']:.1f} times its p95",
+        fontsize="medium",
+    )
     handles, labels = axes[0, 0].get_legend_handles_labels()
-    drawn.legend(handles, labels, loc="outside upper center", ncols=len(labels))
+    drawn.legend(handles, labels, loc="outside lower left", ncols=len(labels))
     return drawn
 
 

@@ -1,6 +1,7 @@
 """Figures of the searches: fronts, hypervolumes, the networks found, and the predictor."""
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
@@ -102,6 +103,26 @@ def jetson_families(table: pd.DataFrame) -> Figure:
         panel.set(xlabel=f"sum of the {unit.upper()}'s latency table (ms)", title=unit.upper())
         panel.legend(loc="lower right")
     drawn.axes[0].set_ylabel("predicted accuracy (%)")
+    return drawn
+
+
+@figure("jetson_operations")
+def jetson_operations(table: pd.DataFrame) -> Figure:
+    """Published levels of Dynamic-OFA and of AutoSlim: accuracy over multiply-accumulates."""
+    drawn, axes = plt.subplots()
+    series = table.groupby("series", sort=False)
+    for (name, rows), look in zip(series, ("o-", "s--"), strict=True):
+        axes.plot(rows["macs_m"], rows["accuracy_pct"], look, ms=4, lw=1,
+                  label=f"{name}, {len(rows)} levels")  # fmt: skip
+    (_, levels), (rival, rows) = series
+    best = rows.loc[rows["accuracy_pct"].idxmax()]
+    equal_m = np.interp(best["accuracy_pct"], levels["accuracy_pct"], levels["macs_m"])
+    axes.set(
+        xlabel="multiply-accumulates as published (millions)", ylabel="top-1 accuracy (%)",
+        xlim=(0, None),
+        title=f"as accurate as {rival} with {100 * (1 - equal_m / best['macs_m']):.0f} % fewer",
+    )  # fmt: skip
+    axes.legend(loc="lower right")
     return drawn
 
 

@@ -5,37 +5,43 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from suite.plots.style import WIDE, panels, plain_log
+from suite.plots.style import WIDE, panels, plain_decades, plain_log
 from suite.record.figures import figure
 
 
 @figure("serve_overhead")
 def serve_overhead(table: pd.DataFrame) -> Figure:
-    """Run time of prepared views over that of a static copy, per round, and the limits set."""
+    """Run time of prepared views over that of a static copy, per round."""
     drawn, axes = plt.subplots()
     sns.boxplot(table, x="ratio", y="subnet", color="C0", fliersize=2, width=0.6, ax=axes)
-    for value, style in ((1, "-"), (1.03, "--"), (1.10, ":")):
-        axes.axvline(value, color="0.3" if value == 1 else "C3", lw=0.8, ls=style)
+    axes.axvline(1, color="0.3", lw=0.8)
     axes.set(ylabel="", xlabel="run time in the super-network / run time of the static copy")
-    axes.set_title("dashed: aim for the median, dotted: for the worst")
+    medians = table.groupby("subnet")["ratio"].median()
+    axes.set_title(
+        f"views take {medians.median():.2f} times as long as a copy, at worst {medians.max():.2f}"
+    )
     return drawn
 
 
 @figure("serve_backends")
 def serve_backends(table: pd.DataFrame) -> Figure:
-    """Every engine and precision: latency and accuracy of its points (the darker, the larger the
-    network), and the memory and preparation that a point costs."""
+    """Every engine and precision: latency and accuracy of its points, the darker the larger the
+    network, and the memory and preparation that a point costs."""
     table = table.assign(engine=table["backend"] + " " + table["precision"])
     order = list(dict.fromkeys(table["engine"]))
     drawn, axes = plt.subplots(1, 4, figsize=(11.5, 4.0), sharey=True, width_ratios=(2, 1, 1, 1))
-    height = table["engine"].map(order.index)
+    sizes = table.groupby("macs_m")
     for panel, column, label in (
         (axes[0], "latency_ms", "latency of one frame,\nCPU time (ms)"),
         (axes[1], "accuracy_test_pct", "test accuracy (%)"),
     ):
         span = table.groupby("engine")[column].agg(["min", "max"]).loc[order]
         panel.hlines(range(len(order)), span["min"], span["max"], color="0.8", lw=2, zorder=0)
-        panel.scatter(table[column], height, c=table["macs_m"], cmap="viridis_r", s=30)
+        for (macs_m, rows), colour in zip(
+            sizes, sns.color_palette("viridis_r", len(sizes)), strict=True
+        ):
+            panel.scatter(rows[column], rows["engine"].map(order.index), color=colour, s=30,
+                          label=f"{macs_m:.0f} MMACs")  # fmt: skip
         panel.set_xlabel(label)
     axes[0].set_xscale("log")
     plain_log(axes[0].xaxis)
@@ -51,6 +57,7 @@ def serve_backends(table: pd.DataFrame) -> Figure:
         panel.set_xlabel(label)
     axes[0].set_yticks(range(len(order)), order)
     axes[0].invert_yaxis()
+    drawn.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(sizes))
     large = table[table["macs_m"] == table["macs_m"].max()].set_index("engine")
     fastest = large["latency_ms"].idxmin()
     speedup = large["latency_ms"].iloc[0] / large["latency_ms"].min()
@@ -130,6 +137,31 @@ def switch_times(table: pd.DataFrame) -> Figure:
     return drawn
 
 
+@figure("switch_costs")
+def switch_costs(table: pd.DataFrame) -> Figure:
+    """What it takes until the next frame can start, by what is done for it: timed here, a dot a
+    time, and published for other machines (hollow)."""
+    ways = list(dict.fromkeys(table["way"]))
+    drawn, axes = plt.subplots(figsize=(8.6, 0.45 * len(ways) + 1.3))
+    published = table["source"] == "published"
+    for rows, colour, face in ((table[~published], "C0", "C0"), (table[published], "C3", "none")):
+        axes.scatter(rows["time_ms"], rows["way"].map(ways.index), s=24, alpha=0.7, facecolors=face,
+                     edgecolors=colour)  # fmt: skip
+    axes.set_xscale("log")
+    axes.set_yticks(range(len(ways)), ways)
+    axes.set_ylim(len(ways) - 0.5, -0.5)
+    axes.grid(axis="y", color="0.9", lw=0.6)
+    axes.set(xlabel="until the next frame can start (ms)", ylabel="")
+    plain_decades(axes.xaxis)
+    medians_ms = table.groupby("way")["time_ms"].median()
+    rebound_us = 1000 * medians_ms.pop(ways[0])
+    axes.set_title(
+        f"re-binding takes {rebound_us:.1f} µs, to copy or read weights at least "
+        f"{medians_ms.min():.0f} ms"
+    )
+    return drawn
+
+
 @figure("switch_overhead")
 def switch_overhead(table: pd.DataFrame) -> Figure:
     """Run time of a sub-network in the super-network over that of its static copy, per round."""
@@ -161,8 +193,7 @@ def bundle_costs(table: pd.DataFrame) -> Figure:
     shared = memory[(memory["mode"] == "shared") & (memory["points"] == count)]["shared_pct"]
     times = table[table["what"] == "time"]
     sns.boxplot(times, y="mode", x="ratio", color="C0", fliersize=2, width=0.5, ax=axes[1])
-    for value, style in ((1, "-"), (1.02, "--"), (1.10, ":")):
-        axes[1].axvline(value, color="0.3" if value == 1 else "C3", lw=0.8, ls=style)
+    axes[1].axvline(1, color="0.3", lw=0.8)
     axes[1].set(xlabel="time of a frame / of a plain session", ylabel="")
     axes[1].set_title(f"shared: {shared.iloc[0]:.0f} % of the weights are another point's")
     return drawn

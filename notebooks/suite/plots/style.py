@@ -18,6 +18,12 @@ def plain_log(axis) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
+def plain_decades(axis) -> None:
+    """The same for an axis over so many decades that powers of ten are enough."""
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
 def panels(count: int, **options) -> tuple[Figure, list]:
     """A wide figure with `count` axes beside each other."""
     drawn, axes = plt.subplots(1, count, **{"figsize": WIDE, "squeeze": False} | options)

@@ -8,11 +8,11 @@ from dynlib.source import Source, weakest
 from suite.errors import SuiteError
 from suite.lazy import lazily
 from suite.record.metrics import Metrics
-from suite.record.provenance import NotebookRun, machine, start
+from suite.record.provenance import NotebookRun, machine, start, stored_in
 
 __all__ = [
     "Metrics", "NotebookRun", "Source", "SuiteError", "machine", "repo_root", "sha256", "start",
-    "weakest",
+    "stored_in", "weakest",
 ]  # fmt: skip
 
 __getattr__ = lazily(__name__, {

@@ -189,6 +189,19 @@ def git_state(root: Path) -> dict[str, Any] | None:
     return {"commit": commit, "dirty": bool(changed.strip())}
 
 
+def stored_in(path: Path) -> str:
+    """Digest of a file of earlier results and the commit that brought it, such as ``c7bac5ba of
+    commit 1f0d3c9``: what a number carries that was measured then and not in this run."""
+    try:
+        # A shallow clone would name its only commit.
+        shallow = _git(path.parent, "rev-parse", "--is-shallow-repository").strip() == "true"
+        log = _git(path.parent, "log", "-1", "--format=%h", "--", path.name)
+        commit = "" if shallow else log.strip()
+    except (OSError, subprocess.CalledProcessError):
+        commit = ""
+    return f"{sha256(path)[:8]} of commit {commit or 'unknown'}"
+
+
 def _git(root: Path, *arguments: str) -> str:
     # Reading the state must not take the index lock from somebody who is committing.
     command = ["git", "--no-optional-locks", *arguments]

@@ -3,6 +3,7 @@
 from suite.lazy import lazily
 
 __getattr__ = lazily(__name__, {
+    "adaptation": ["adaptation"],
     "adapt": [
         "Exit", "Exits", "Pair", "Routes", "answers", "cascade_of", "cheapest",
         "difficulty_ranks", "even_sample", "exit_choices", "exits_of", "exits_said",
@@ -41,6 +42,10 @@ __getattr__ = lazily(__name__, {
     "mechanisms": ["MECHANISMS", "most_of_each", "take_out", "what_each_brings"],
     "own_model": [
         "KINDS", "accuracies", "best_within", "find_photos", "lite0", "try_kinds", "user_lines",
+    ],
+    "own_board": [
+        "Capped", "free_of_charge", "judge_clocks", "judge_power", "kept_to", "kill_throttled",
+        "models_drawn", "wrong_files",
     ],
     "own_cost": ["own_memory_mb", "quietest"],
     "panel": ["Panel"],
