@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub as hub  # loads what it offers when it is asked for
+import huggingface_hub as hub
 import pandas as pd
 
 from dynlib.errors import CheckpointError

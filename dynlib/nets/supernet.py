@@ -24,7 +24,6 @@ from dynlib.errors import CheckpointError, ConfigError, DynlibError, ModelError
 from dynlib.files import MALFORMED
 from dynlib.nets.checkpoint import IDENTITY, Checkpoint, Tensors, read_checkpoint, write_checkpoint
 from dynlib.nets.families import BlockLayers, Builder, Family, find_family
-from dynlib.nets.hub import WEIGHTS, find_weights, upload, write_card
 from dynlib.nets.trace import NORMS
 from dynlib.space import LayerSpec, SearchSpace, SubnetConfig
 
@@ -245,13 +244,15 @@ class Supernet(nn.Module):
                 it is not there; without it nothing is sent.
             provenance: as for `save`; the card says it too. ``dataset`` and ``recipe`` belong here.
         """
+        from dynlib.nets.hub import WEIGHTS, upload, write_card  # its package is rarely needed
+
         folder = Path(folder)
         provenance = {"license": license, **provenance}
         self.save(folder / WEIGHTS, half=half, **provenance)
         if table is None:
             work = [(str(c), macs_m(self, c), params_m(self, c)) for c in self.statistics]
             table = pd.DataFrame(work, columns=["subnet", "macs_m", "params_m"])
-        write_card(folder, upload_to or folder.name, provenance, table)
+        write_card(folder, upload_to or folder.resolve().name, provenance, table)
         if upload_to:
             upload(folder, upload_to)
         return folder
@@ -273,7 +274,10 @@ class Supernet(nn.Module):
         >>> Supernet.from_pretrained(folder)[1]
         {'license': 'mit', 'note': 'new'}
         """
-        return cls.from_checkpoint(find_weights(source, revision, download))
+        from dynlib.nets.hub import find_weights
+
+        path = find_weights(source, revision, download)
+        return cls.from_checkpoint(path)
 
     def load(self, path: str | Path) -> dict:
         """Replace weights and statistics by those of a checkpoint; returns its provenance.
