@@ -16,6 +16,7 @@ from suite.studies.search import (
     RankedPopulation,
     compare_archives,
     compare_samplers,
+    compare_stopping,
     gains,
     record_front,
     replayed,
@@ -59,6 +60,24 @@ def test_samplers_are_compared_at_equal_trials_and_a_seed_repeats():
     best = one.pivot(index="seed", columns="sampler", values="hypervolume")
     expected = 100 * (np.exp(np.log(best["guided"] / best["nsga2"]).mean()) - 1)
     assert rivals.loc["nsga2", "gain_pct"] == pytest.approx(expected)
+
+
+def test_stopping_saves_images_and_hardly_any_of_the_front():
+    accuracy = {config: truth(config) - 20 for config in SPACE}
+    one, two = (
+        compare_stopping(SPACE, accuracy, work, images=5000, trials=30, seeds=range(5))
+        for _ in "ab"
+    )
+    assert one.equals(two)
+    table = one.pivot(index=["sampler", "seed"], columns="risk")
+    assert len(table) == 10
+    assert (table["images", 0.0] == 30 * 5000).all()
+    assert (table["stopped", 0.0] == 0).all()
+    assert (table["images", 0.05] < table["images", 0.0]).all()
+    assert (table["stopped", 0.05] < 30).all()
+    by_chance = table.loc["random", "hypervolume"]  # of the same networks
+    assert (by_chance[0.05] <= by_chance[0.0]).all()
+    assert (by_chance[0.05] / by_chance[0.0]).mean() > 0.95
 
 
 def test_archives_are_compared_at_equal_evaluations():

@@ -224,6 +224,61 @@ class Supernet(nn.Module):
         checkpoint = Checkpoint(identity, provenance, weights, statistics)
         return write_checkpoint(path, checkpoint)
 
+    def save_pretrained(
+        self,
+        folder: str | Path,
+        *,
+        license: str,
+        table: pd.DataFrame | None = None,
+        half: bool = False,
+        upload_to: str = "",
+        **provenance,
+    ) -> Path:
+        """Write a folder to share: the checkpoint that `save` writes, and a model card.
+
+        Args:
+            license: of the weights, by the Hub's name for it, such as ``mit``.
+            table: what the card says of the sub-networks, such as an `accuracy_table`; by default
+                MACs and parameters of those that have statistics.
+            upload_to: repository of the Hugging Face Hub, ``owner/name``, made as a private one if
+                it is not there; without it nothing is sent.
+            provenance: as for `save`; the card says it too. ``dataset`` and ``recipe`` belong here.
+        """
+        from dynlib.nets.hub import WEIGHTS, upload, write_card  # its package is rarely needed
+
+        folder = Path(folder)
+        provenance = {"license": license, **provenance}
+        self.save(folder / WEIGHTS, half=half, **provenance)
+        if table is None:
+            work = [(str(c), macs_m(self, c), params_m(self, c)) for c in self.statistics]
+            table = pd.DataFrame(work, columns=["subnet", "macs_m", "params_m"])
+        write_card(folder, upload_to or folder.resolve().name, provenance, table)
+        if upload_to:
+            upload(folder, upload_to)
+        return folder
+
+    @classmethod
+    def from_pretrained(
+        cls, source: str | Path, *, revision: str | None = None, download: bool = False
+    ) -> tuple["Supernet", dict]:
+        """The super-network that `save_pretrained` wrote and its provenance, or `CheckpointError`.
+
+        Args:
+            source: the folder, or a repository of the Hugging Face Hub, ``owner/name``.
+            revision: branch, tag or commit of the repository.
+            download: fetch what the local cache lacks; without it no network is used.
+
+        >>> import tempfile
+        >>> space = SearchSpace(resolution=(32,), depth=((1,),), width=((8, 16),))
+        >>> folder = Supernet(space).save_pretrained(tempfile.mkdtemp(), license="mit", note="new")
+        >>> Supernet.from_pretrained(folder)[1]
+        {'license': 'mit', 'note': 'new'}
+        """
+        from dynlib.nets.hub import find_weights
+
+        path = find_weights(source, revision, download)
+        return cls.from_checkpoint(path)
+
     def load(self, path: str | Path) -> dict:
         """Replace weights and statistics by those of a checkpoint; returns its provenance.
 

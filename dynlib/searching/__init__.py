@@ -2,6 +2,7 @@
 
 from dynlib.searching.lookup import DESIGN_KNOBS, Lookup, exit_outcomes
 from dynlib.searching.predictor import AccuracyPredictor, stratified
+from dynlib.searching.stopping import StopHopeless
 from dynlib.searching.study import best_within, front, search
 from dynlib.searching.two_level import codesign, inner_search
 
@@ -9,6 +10,7 @@ __all__ = [
     "DESIGN_KNOBS",
     "AccuracyPredictor",
     "Lookup",
+    "StopHopeless",
     "best_within",
     "codesign",
     "exit_outcomes",

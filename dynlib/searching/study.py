@@ -125,7 +125,7 @@ def search(
     A proposal that was evaluated before costs nothing and is no trial.
 
     Args:
-        objective: maps a sub-network to its measures.
+        objective: maps a sub-network to its measures; `StopHopeless` is one that saves images.
         directions: which measures are objectives, each "maximize" or "minimize".
         sampler: ``nsga2`` (Deb et al. 2002), ``nsga3``, ``tpe``, ``random``, or one of Optuna's:
             `GPSampler` finds most in few trials, but is slow where it repeats itself often.

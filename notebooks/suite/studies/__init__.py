@@ -60,7 +60,10 @@ __getattr__ = lazily(__name__, {
     ],
     "schedule_energy": ["energy_rows"],
     "schedule_live": ["live_rows"],
-    "search": ["compare_archives", "compare_samplers", "gains", "record_front", "replayed"],
+    "search": [
+        "compare_archives", "compare_samplers", "compare_stopping", "gains", "record_front",
+        "replayed",
+    ],
     "serve_many": [
         "Stage", "accuracy_pct", "ask_many", "board_by_core", "kill_many", "measured_rows", "play",
         "small_images", "train_prefixes",

@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 
 from dynlib.pareto import hypervolume
 from dynlib.searching.predictor import AccuracyPredictor, WorkOf
+from dynlib.searching.stopping import StopHopeless
 from dynlib.searching.study import measured, open_study, params, search
 from dynlib.space import SearchSpace, SubnetConfig
 from suite.papers.evolution import BandArchive, Evaluate, evolve, published_evolution
@@ -115,6 +116,61 @@ def compare_samplers(
     *reached, truth = volumes([*found, pd.DataFrame(everything)], _GOALS)
     rows = pd.DataFrame(rows).assign(hypervolume=reached)
     return rows.assign(share_of_truth=rows["hypervolume"] / truth)
+
+
+def compare_stopping(
+    space: SearchSpace,
+    accuracy: Mapping[SubnetConfig, float],
+    cost: Callable[[SubnetConfig], float],
+    *,
+    images: int,
+    trials: int,
+    seeds: Iterable[int],
+    start: Sequence[SubnetConfig] = (),
+    population: int = 10,
+    looks: int = 20,
+    risks: Sequence[float] = (0.0, 0.05),
+) -> pd.DataFrame:
+    """The same searches with and without `StopHopeless`, on known accuracies (percent).
+
+    No image is shown: of a network that is right about K of N images in random order, the answers
+    to any of the first are draws without putting back, and are drawn here, as `looks` equal parts.
+    Chance proposes the same networks whether trials end early or not; NSGA-II breeds from what it
+    is told.
+
+    Returns a row per sampler, seed and risk (0 is without): ``sampler, seed, risk, images,
+    stopped`` (trials) and ``hypervolume`` of what was shown all images, below the worst corner of
+    the whole space.
+    """
+    number = {config: position for position, config in enumerate(accuracy)}
+
+    def answers(config: SubnetConfig, seed: int) -> list[np.ndarray]:
+        right = round(min(accuracy[config], 100.0) / 100 * images)  # a prediction may be above
+        rng = np.random.default_rng([seed, number[config]])
+        in_random_order = rng.permutation(np.arange(images) < right)
+        return np.array_split(in_random_order, looks)
+
+    def costs(config: SubnetConfig) -> dict[str, float]:
+        return {"cost": cost(config)}
+
+    rows, found = [], []
+    for sampler, seed, risk in tqdm(
+        list(itertools.product(("nsga2", "random"), seeds, risks)), desc="stopping", disable=None
+    ):
+        objective = StopHopeless(partial(answers, seed=seed), costs, images=images, risk=risk)
+        table = search(
+            space, objective, _GOALS, trials=trials, seed=seed, sampler=sampler, start=start,
+            population=population,
+        )  # fmt: skip
+        whole = table["images"] == images
+        rows.append({
+            "sampler": sampler, "seed": seed, "risk": risk,
+            "images": int(table["images"].sum()), "stopped": int((~whole).sum()),
+        })  # fmt: skip
+        found.append(table[whole])
+    everything = [{"accuracy_val_pct": accuracy[config], **costs(config)} for config in accuracy]
+    *reached, _ = volumes([*found, pd.DataFrame(everything)], _GOALS)
+    return pd.DataFrame(rows).assign(hypervolume=reached)
 
 
 class RankedPopulation:
