@@ -2,7 +2,7 @@
 
 from dynlib import load_board
 from suite.papers.dynamic_ofa import PUBLISHED_TRACE, published_tables
-from suite.studies.adaptation import BEFORE_S, COMES_S, SHOWN_S, adaptation, trace_case
+from suite.studies.adaptation import BEFORE_S, COMES_S, SHOWN_S, replay_trace, trace_case
 
 BOARD = load_board("jetson-xavier-nx")
 TABLES = published_tables(BOARD)
@@ -18,7 +18,7 @@ def test_one_competitor_comes_and_stays():
 
 
 def test_the_manager_is_in_time_again_before_the_loop_that_waits_for_twenty_frames():
-    shown, took = adaptation(BOARD, TABLES, [400])
+    shown, took = replay_trace(BOARD, TABLES, [400])
     took = took.set_index("policy")["recovery_s"]
     assert took["manager, for accuracy"] < 1 < took["the public loop, here"] <= SHOWN_S
     assert shown["t_s"].between(0, SHOWN_S).all()

@@ -3,7 +3,7 @@
 from suite.lazy import lazily
 
 __getattr__ = lazily(__name__, {
-    "adaptation": ["adaptation"],
+    "adaptation": ["replay_trace"],
     "adapt": [
         "Exit", "Exits", "Pair", "Routes", "answers", "cascade_of", "cheapest",
         "difficulty_ranks", "even_sample", "exit_choices", "exits_of", "exits_said",

@@ -26,7 +26,7 @@ def trace_case(board: Board, tables: Tables, seed: int) -> Case:
     return plain.under(replace(plain.workload, horizon_s=horizon_s, changes=(comes,)))
 
 
-def adaptation(board: Board, tables: Tables, seeds: Iterable[int]) -> tuple[pd.DataFrame, ...]:
+def replay_trace(board: Board, tables: Tables, seeds: Iterable[int]) -> tuple[pd.DataFrame, ...]:
     """The trace of the first seed for a figure, and what it took over all seeds.
 
     The first has a row per frame, of the published trace one per level: policy, t_s (the
