@@ -244,6 +244,7 @@ def manage_energy(table: pd.DataFrame) -> Figure:
             panel.set_xlabel(label if of == points[-1] else "")
             panel.grid(axis="y", lw=0.4)
         energy, *_, missed = row
+        energy.margins(x=0.15)  # lest the largest marker is cut
         energy.set_xlim(0)
         missed.axvline(1, color="0.3", lw=0.8, ls="--")
         missed.set_xlim(left=-0.05)

@@ -120,7 +120,7 @@ def jetson_operations(table: pd.DataFrame) -> Figure:
     axes.set(
         xlabel="multiply-accumulates as published (millions)", ylabel="top-1 accuracy (%)",
         xlim=(0, None),
-        title=f"as accurate as {rival} with {100 * (1 - equal_m / best['macs_m']):.0f} % fewer",
+        title=f"as accurate as {rival} with {100 * (1 - equal_m / best['macs_m']):.0f} % less work",
     )  # fmt: skip
     axes.legend(loc="lower right")
     return drawn
