@@ -230,3 +230,10 @@ def test_saved_time_by_hand():
 
 def test_slices_of_a_transformer_are_its_masks():
     assert studies.slices_against_masks(12, seed=0) <= 1e-5
+
+
+def test_the_most_accurate_row_within_its_work_is_the_one_with_less_of_equals():
+    table = pd.DataFrame({"accuracy_pct": [80.0, 92.0, 92.0, 95.0], "macs_m": [1.0, 4.0, 3.0, 9.0]})
+    assert studies.most_accurate(table, 5.0).to_dict() == {"accuracy_pct": 92.0, "macs_m": 3.0}
+    assert studies.most_accurate(table, 9.0)["accuracy_pct"] == 95.0
+    assert studies.cheapest(table, 91.0)["macs_m"] == 3.0

@@ -7,7 +7,7 @@ __getattr__ = lazily(__name__, {
     "adapt": [
         "Exit", "Exits", "Pair", "Routes", "answers", "cascade_of", "cheapest",
         "difficulty_ranks", "even_sample", "exit_choices", "exits_of", "exits_said",
-        "gate_macs_m", "gated_of", "knob_case", "paired_drop", "per_image",
+        "gate_macs_m", "gated_of", "knob_case", "most_accurate", "paired_drop", "per_image",
         "portraits", "predicted_ms", "right", "routes_of", "speedup", "time_rounds",
     ],
     "adapt_parts": ["MODES", "part_table", "part_times", "saved_pct"],

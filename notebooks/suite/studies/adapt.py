@@ -66,6 +66,12 @@ def cheapest(table: pd.DataFrame, floor_pct: float) -> pd.Series:
     return kept.loc[kept["macs_m"].idxmin()]
 
 
+def most_accurate(table: pd.DataFrame, most_macs_m: float) -> pd.Series:
+    """The most accurate row with at most so much work; of equal ones that with the least."""
+    kept = table[table["macs_m"] <= most_macs_m].sort_values("macs_m")
+    return kept.loc[kept["accuracy_pct"].idxmax()]
+
+
 # -- cascade ----------------------------------------------------------------------------------
 
 
