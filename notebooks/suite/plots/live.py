@@ -1,6 +1,7 @@
 """Figures of the live runs: frame by frame, and policy by policy."""
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -11,36 +12,52 @@ from suite.record.figures import figure
 _LEAST_PP = -8.0  # what is further below is drawn at the edge
 
 
-@figure("live_timeline")
-def live_timeline(table: pd.DataFrame) -> Figure:
-    """One column per policy; latency with its deadline, sub-network and load over time."""
+def timeline(
+    table: pd.DataFrame, heights: tuple[float, ...], room: float, sizes: tuple[int, int]
+) -> tuple[Figure, np.ndarray, dict[str, tuple[np.ndarray, pd.DataFrame]]]:
+    """A column per policy: latency with its deadline, the network that answered, and a third panel
+    that is left to the caller.
+
+    `heights` are those of the three; `room` is how many deadlines the first one shows; `sizes` are
+    those of its dots and of the second one's. Returns figure, all axes, and by policy its axes and
+    rows.
+    """
     policies = list(dict.fromkeys(table["policy"]))
     drawn, axes = plt.subplots(
         3, len(policies), figsize=(9.6, 5.2), sharex=True, sharey="row", squeeze=False,
-        height_ratios=(2, 1.3, 0.8),
+        height_ratios=heights,
     )  # fmt: skip
-    high_ms = 2.5 * table["deadline_ms"].max()
+    high_ms = room * table["deadline_ms"].max()
+    networks = int(table["networks"].max())
+    found = {}
     for column, policy in zip(axes.T, policies, strict=True):
         mine = table[table["policy"] == policy]
         t_s, late = mine["arrival_s"], ~mine["on_time"].astype(bool)
         shown_ms = mine["latency_ms"].fillna(high_ms).clip(upper=high_ms)
         for rows, colour, label in ((~late, "C0", "in time"), (late, "C3", "late or dropped")):
-            column[0].plot(t_s[rows], shown_ms[rows], ".", ms=3, color=colour, label=label)
+            column[0].plot(t_s[rows], shown_ms[rows], ".", ms=sizes[0], color=colour, label=label)
         column[0].step(t_s, mine["deadline_ms"], color="0.3", lw=0.8, label="deadline")
-        column[1].plot(t_s, mine["network"], ".", ms=3, color="C2")
-        column[2].fill_between(t_s, mine["workers"], step="post", color="0.8", lw=0)
-        column[0].set_title(f"{policy}: {100 * late.mean():.1f} % missed")
+        column[1].plot(t_s, mine["network"], ".", ms=sizes[1], color="C2")
         column[2].set_xlabel("time (s)")
-        column[2].margins(x=0)
+        found[policy] = column, mine
     axes[0, 0].set(ylabel="latency (ms)", ylim=(0, 1.05 * high_ms))
-    axes[1, 0].set(
-        ylabel="sub-network\n(largest on top)", ylim=(0.5, table["networks"].max() + 0.5)
-    )
-    axes[1, 0].set_yticks(range(1, int(table["networks"].max()) + 1))
-    axes[2, 0].set(ylabel="processes\nof the load", ylim=(0, None))
-    axes[2, 0].yaxis.set_major_locator(MaxNLocator(integer=True, nbins=3))
+    axes[1, 0].set(ylabel="sub-network\n(largest on top)", ylim=(0.5, networks + 0.5))
+    axes[1, 0].set_yticks(range(1, networks + 1))
     handles, labels = axes[0, 0].get_legend_handles_labels()
     drawn.legend(handles, labels, loc="outside upper center", ncols=3, markerscale=3)
+    return drawn, axes, found
+
+
+@figure("live_timeline")
+def live_timeline(table: pd.DataFrame) -> Figure:
+    """One column per policy; latency with its deadline, sub-network and load over time."""
+    drawn, axes, found = timeline(table, (2, 1.3, 0.8), 2.5, (3, 3))
+    for policy, ((top, _, load), mine) in found.items():
+        load.fill_between(mine["arrival_s"], mine["workers"], step="post", color="0.8", lw=0)
+        load.margins(x=0)
+        top.set_title(f"{policy}: {100 * (1 - mine['on_time'].mean()):.1f} % missed")
+    axes[2, 0].set(ylabel="processes\nof the load", ylim=(0, None))
+    axes[2, 0].yaxis.set_major_locator(MaxNLocator(integer=True, nbins=3))
     return drawn
 
 
