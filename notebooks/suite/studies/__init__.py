@@ -25,6 +25,7 @@ __getattr__ = lazily(__name__, {
     "code_size": ["manager_tokens"],
     "compare": ["compare_policies", "headline", "published_ladder", "reductions"],
     "contention": ["judged_cases"],
+    "dials": ["Dials"],
     "fuzz": ["try_readers"],
     "judge_boards": ["clock_models", "find_data", "published_grid", "queues", "resolutions"],
     "judge_machine": ["inject_faults", "machine_costs_us", "quota_tracking", "reached"],
@@ -70,6 +71,8 @@ __getattr__ = lazily(__name__, {
     ],
     "served_program": ["PrefixNet"],
     "shared_study": ["kill_searchers", "no_postgres", "postgres"],
+    "static": ["ONE", "load_resnet20"],
     "throughput": ["images_per_s", "reference_step", "sandwich_step"],
+    "whole_space": ["measure_space"],
     "workers": ["trials_per_s"],
 })  # fmt: skip
