@@ -103,7 +103,7 @@ def server(tmp_path_factory):
         yield address
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait(120)  # it stops its kernels first
 
 
 @pytest.fixture
@@ -181,7 +181,8 @@ def test_a_slider_moves_and_the_figure_follows(server, page):
     made = ROOT / "runs" / "lab" / "panel.ipynb"
     cell = {"cell_type": "code", "execution_count": None, "id": "a", "metadata": {}, "outputs": []}
     cell["source"] = PANEL
-    book = {"cells": [cell], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
+    book = {"cells": [cell], "metadata": {"kernelspec": lab.KERNEL}, "nbformat": 4}
+    book["nbformat_minor"] = 5
     made.parent.mkdir(parents=True, exist_ok=True)
     made.write_text(json.dumps(book))
     page.goto(f"{server}/lab/tree/runs/lab/{made.name}?reset")

@@ -37,8 +37,8 @@ __getattr__ = lazily(__name__, {
     "load": ["Burst", "background"],
     "manage": [
         "against_optimum", "contenders", "decision_us", "everybody", "levels", "optimum_rows",
-        "over_linux", "recoveries", "rivals", "sensitivity", "simulate_each", "simulate_many",
-        "simulation_speed", "tables_by_work", "taught",
+        "over_linux", "published_and_own", "recoveries", "rivals", "sensitivity", "simulate_each",
+        "simulate_many", "simulation_speed", "tables_by_work", "taught",
     ],
     "mechanisms": ["MECHANISMS", "most_of_each", "take_out", "what_each_brings"],
     "own_model": [
