@@ -57,9 +57,12 @@ def test_the_largest_alone_is_what_training_a_space_of_one_gives(images):
 
 def test_other_seeds_take_the_rates_of_the_first(images):
     configs = [SPACE.smallest, SPACE.largest]
-    recipes = {"shipped": SHORT}
+    recipes = {"shipped": SHORT, "other": replace(SHORT, teacher="labels")}
     table = compare_alone(recipes, [0.1, 0.2], configs, build, SPACE, images, seeds=(0, 1))
-    assert list(table["seed"]) == [0, 0, 1, 1]
+    assert list(table["seed"]) == [0, 0, 0, 0, 1, 1]
+    assert set(table.loc[table["seed"] == 1, "recipe"]) == {"shipped"}
+    assert (table["distilled_alone_pct"].notna() == (table["seed"] == 0)).all()
     assert (table.groupby("subnet")[["alone_lr", "supernet_lr"]].nunique() == 1).all(axis=None)
-    first, second = (table[table["seed"] == seed] for seed in (0, 1))
+    shipped = table[table["recipe"] == "shipped"]
+    first, second = (shipped[shipped["seed"] == seed] for seed in (0, 1))
     assert list(first["alone_pct"]) != list(second["alone_pct"])

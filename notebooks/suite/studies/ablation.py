@@ -69,12 +69,12 @@ def compare_alone(
     whole, looks for the learning rate that is best on validation images: it begins with `rates` and
     goes on by halves and doubles until the best one lies between two that are worse. Other recipes
     and other seeds take that rate. The teacher of the third kind is the largest network trained
-    alone.
+    alone. Seeds after the first repeat the networks alone and the first recipe.
 
     Returns:
         One row per recipe, sub-network and seed: ``recipe, subnet, seed, accuracy_val_pct``
         (validation, in the super-network), and on the test images ``supernet_pct, alone_pct,
-        distilled_alone_pct``; ``supernet_lr, alone_lr``.
+        distilled_alone_pct`` (first seed); ``supernet_lr, alone_lr``.
     """
     recipe = next(iter(recipes.values()))
     best: dict[object, float] = {}  # what the first seed found, by network
@@ -88,21 +88,20 @@ def compare_alone(
 
     rows = []
     for seed in tqdm(seeds, desc="seeds", disable=None):
-        alone, scores = {}, {}
+        first = seed == seeds[0]
+        alone, apart = {}, {}
         for config in tqdm(dict.fromkeys([*configs, space.largest]), desc="alone", disable=None):
             alone[config] = fit(config, recipe, single(config), [config], seed)
-            scores[config] = _accuracy(alone[config], config, dataset, dataset.test)
+            accuracy = _accuracy(alone[config], config, dataset, dataset.test)
+            apart[config] = {"alone_pct": accuracy, "alone_lr": best[config]}
         guide = alone[space.largest].prepare(space.largest)
-        apart = {}
-        for config in tqdm(configs, desc="taught", disable=None):
+        for config in tqdm(configs if first else (), desc="taught", disable=None):
             taught = replace(recipe, lr=best[config])
             pupil, _ = _trained(build, single(config), dataset, taught, seed, guide)
-            apart[config] = {
-                "alone_pct": scores[config],
-                "distilled_alone_pct": _accuracy(pupil, config, dataset, dataset.test),
-                "alone_lr": best[config],
-            }
-        for name, way in tqdm(recipes.items(), desc="together", disable=None):
+            accuracy = _accuracy(pupil, config, dataset, dataset.test)
+            apart[config]["distilled_alone_pct"] = accuracy
+        tried = recipes if first else dict(list(recipes.items())[:1])
+        for name, way in tqdm(tried.items(), desc="together", disable=None):
             supernet = fit("together", way, space, configs, seed)
             for config in configs:
                 row = {
