@@ -414,7 +414,7 @@ def zoo_below(board: str, seeds: Iterable[int], every: int = 1) -> list[dict]:
 
 def life(board: str, name: str, seeds: Iterable[int]) -> list[dict]:
     """A workload from life by the manager, `JustInTime` and the Linux default: a row per policy and
-    seed, with miss_pct, energy_per_frame_mj and energy_over_linux."""
+    seed, with miss_pct, accuracy_mean_pct, energy_per_frame_mj and energy_over_linux."""
     on, tables = on_board(board)
     case = life_case(name, on, tables)
     policies = {"linux": linux_default(lambda seed: case), "manager": Manager(on, tables),
@@ -428,6 +428,7 @@ def life(board: str, name: str, seeds: Iterable[int]) -> list[dict]:
             rows.append({
                 "workload": name, "seed": seed, "policy": policy,
                 "miss_pct": _missed_pct(done.frames()), "energy_per_frame_mj": frame_mj,
+                "accuracy_mean_pct": done.summary()["accuracy_mean_pct"],
                 "energy_over_linux": frame_mj / base_mj, "source": done.log.header["source"],
             })  # fmt: skip
     return rows
