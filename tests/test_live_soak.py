@@ -20,7 +20,7 @@ from live_cases import (
 from dynlib.runtime.case import Case
 from dynlib.runtime.live import Served
 from suite.studies import live_soak as soaking
-from suite.studies.live_soak import live_soak, trouble_free_minutes
+from suite.studies.live_soak import soak_live, trouble_free_minutes
 
 LOOKS = 10
 SECONDS = 6.0
@@ -119,7 +119,7 @@ def test_a_knob_that_stays_turned_is_a_problem():
 
 def test_the_shipped_network_is_served_here_for_a_second(tmp_path):
     before = psutil.Process().cpu_affinity() if hasattr(psutil.Process, "cpu_affinity") else None
-    found = live_soak(tmp_path, 1.0, 2, "generated")
+    found = soak_live(tmp_path, 1.0, 2, "generated")
     assert found["frames"].sum() > 10
     assert len(found) == 2
     assert found["log_mb"].iloc[-1] > 0

@@ -35,7 +35,7 @@ __getattr__ = lazily(__name__, {
         "Labelled", "bursts", "compare_live", "duty_sweep", "fixed_policies", "harm_points",
         "predict", "serve_all",
     ],
-    "live_soak": ["live_soak", "trouble_free_minutes"],
+    "live_soak": ["soak_live", "trouble_free_minutes"],
     "load": ["Burst", "background"],
     "manage": [
         "against_optimum", "contenders", "decision_us", "everybody", "levels", "optimum_rows",

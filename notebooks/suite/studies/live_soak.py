@@ -36,7 +36,7 @@ ROOM_MB = 20.0  # that memory may grow after the first fifth: arenas of threads,
 STALE_MS = 10_000.0  # a frame without an answer and not given up after that is lost
 
 
-def live_soak(
+def soak_live(
     folder: Path, seconds: float, looks: int, dataset: str = "auto", data_dir: str = ""
 ) -> pd.DataFrame:
     """The manager serves for so long, in a process of its own; the machine is put back.
@@ -44,7 +44,7 @@ def live_soak(
     Columns, a row a look: seconds, since the look before; frames, that came meanwhile; answered and
     given_up, of all so far; rss_mb of the process; log_mb on disk; problems, in words, "" if none.
     """
-    return pd.DataFrame(alone(_live_soak, folder, seconds, looks, dataset, data_dir))
+    return pd.DataFrame(alone(_soak_live, folder, seconds, looks, dataset, data_dir))
 
 
 def trouble_free_minutes(looks: pd.DataFrame) -> float:
@@ -53,7 +53,7 @@ def trouble_free_minutes(looks: pd.DataFrame) -> float:
     return float(looks["seconds"][well].sum() / 60)
 
 
-def _live_soak(
+def _soak_live(
     folder: Path, seconds: float, looks: int, dataset: str, data_dir: str
 ) -> list[dict[str, Any]]:
     board = free_of_charge(load_board("auto"))
@@ -123,7 +123,7 @@ def _shipped(board, dataset: str, data_dir: str):
     with open_machine("auto") as machine:
         points = profile_points(at_full_clock(board), rows, server.switch, answer,
                                 model=images.name, machine=machine, batch=IMAGES_PER_FRAME,
-                                repeats=90, gap_ms=2.0)  # fmt: skip
+                                repeats=90, gap_ms=1.0)  # fmt: skip
     return server, answer, points
 
 
@@ -135,7 +135,7 @@ def watch(
     looks: int,
     machine: Machine | None = None,
 ) -> list[dict[str, Any]]:
-    """Serve a case live and look at it so often; rows of `live_soak`."""
+    """Serve a case live and look at it so often; rows of `soak_live`."""
     run = _Watched(case, policy, networks, journal, looks, machine)
     try:
         log = run.serve().log
