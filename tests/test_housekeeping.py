@@ -8,7 +8,7 @@ import pytest
 from dynlib.files import repo_root
 from suite.errors import SuiteError
 from suite.record.provenance import MANIFEST_FIELDS
-from suite.studies import committed_runs, redraw_committed
+from suite.studies import committed_runs, line_coverage, no_coverage, redraw_committed
 
 
 @pytest.fixture
@@ -46,3 +46,30 @@ def test_committed_runs_are_told_from_their_manifests(root):
     runs = committed_runs().set_index("notebook")
     assert runs["profile"].to_dict() == {"00_a": "quick", "01_b": "full"}
     assert runs["seconds"].to_dict() == {"00_a": 20.5, "01_b": 3000.0}
+
+
+@pytest.mark.skipif(no_coverage() != "", reason=no_coverage())
+def test_lines_of_the_library_are_counted_of_tests_that_fail_too(tmp_path):
+    tests = tmp_path / "test_two.py"
+    tests.write_text(
+        "from dynlib.toml import is_number\n"
+        "def test_holds(): assert is_number(1.0)\n"
+        "def test_fails(): assert is_number('1')\n"
+    )
+    lines, result = line_coverage(tmp_path, [str(tests)])
+    assert result.startswith("1 failed, 1 passed")
+    assert all(file.startswith("dynlib/") for file in lines["file"])
+    of = lines.set_index("file")
+    assert 0 < of.loc["dynlib/toml.py", "covered"] < of.loc["dynlib/toml.py", "lines"]
+    assert of.loc["dynlib/runtime/live.py", "covered"] == 0
+
+
+@pytest.mark.skipif(no_coverage() != "", reason=no_coverage())
+def test_a_run_without_tests_has_no_coverage(tmp_path):
+    with pytest.raises(SuiteError, match="no_such_file"):
+        line_coverage(tmp_path, [str(tmp_path / "no_such_file.py")])
+
+
+def test_without_the_package_it_says_so(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert "coverage" in no_coverage()

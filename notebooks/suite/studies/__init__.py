@@ -26,7 +26,7 @@ __getattr__ = lazily(__name__, {
     "compare": ["compare_policies", "headline", "published_ladder", "reductions"],
     "contention": ["judged_cases"],
     "fuzz": ["try_readers"],
-    "housekeeping": ["committed_runs", "redraw_committed"],
+    "housekeeping": ["committed_runs", "line_coverage", "no_coverage", "redraw_committed"],
     "in_lab": ["no_browser", "try_in_lab"],
     "judge_boards": ["clock_models", "find_data", "published_grid", "queues", "resolutions"],
     "judge_machine": ["inject_faults", "machine_costs_us", "quota_tracking", "reached"],

@@ -1,16 +1,19 @@
 """What the suite itself takes, and how much of the library its tests reach."""
 
-import os
+import importlib.util
+import json
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 
+import dynlib
 from dynlib.files import repo_root
 from suite.errors import SuiteError
-from suite.run.execute import PACKAGES
+from suite.run.execute import outside
 from suite.run.results import read_manifest
 
 
@@ -41,20 +44,48 @@ def redraw_committed(folder: Path) -> tuple[int, float]:
     return len(tables), seconds
 
 
-def _python(*arguments: str) -> str:
+def no_coverage() -> str:
+    """Why lines cannot be counted here; "" where they can."""
+    found = importlib.util.find_spec("coverage")
+    return "" if found else "the package coverage is not installed"
+
+
+def line_coverage(folder: Path, tests: Sequence[str] = ()) -> tuple[pd.DataFrame, str]:
+    """(lines, result): which lines of `dynlib` the tests run, and how pytest sums them up.
+
+    Counted is the process of the tests alone: what they start in others is not. `tests` are
+    pytest's arguments, such as files; none: all tests. Columns: file, lines, covered. Raises
+    `SuiteError` if pytest did not come to its end; tests that fail are told in the result.
+    """
+    counts, told = folder / "coverage", folder / "coverage.json"
+    options = ("--data-file", str(counts))
+    package = str(Path(dynlib.__file__).parent)
+    said = _python(
+        "-m", "coverage", "run", *options, "--source", package,
+        "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests,
+        good=(0, 1),  # 1: a test failed
+    )  # fmt: skip
+    _python("-m", "coverage", "json", *options, "-o", str(told))
+    files = json.loads(told.read_text())["files"]
+    rows = [
+        {"file": Path(name).as_posix(), "lines": of["summary"]["num_statements"],
+         "covered": of["summary"]["covered_lines"]}
+        for name, of in files.items()
+    ]  # fmt: skip
+    return pd.DataFrame(rows), said.splitlines()[-1]
+
+
+def _python(*arguments: str, good: Sequence[int] = (0,)) -> str:
     """What this Python prints in a process of its own; raises `SuiteError` with the end of it."""
-    # A kernel has matplotlib draw into its notebook.
-    packages = os.pathsep.join(map(str, PACKAGES))
-    environment = os.environ | {"MPLBACKEND": "agg", "PYTHONPATH": packages}
     done = subprocess.run(
         [sys.executable, "-P", *arguments],
         cwd=repo_root(),
-        env=environment,
+        env=outside(),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
-    if done.returncode:
+    if done.returncode not in good:
         last = "\n".join(done.stdout.splitlines()[-10:])
         raise SuiteError(f"python {' '.join(arguments)} failed, exit {done.returncode}:\n{last}")
     return done.stdout

@@ -18,6 +18,7 @@ import pandas as pd
 
 from dynlib.files import repo_root
 from suite.errors import SuiteError
+from suite.run.execute import outside
 from suite.run.lab import KERNEL
 from suite.studies.parallel import alone
 
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
 START_S = 120.0  # that the server may take
 PAGE_MS = 120_000  # that anything in the page may take
-OWN = ("JUPYTER", "JPY", "IPYTHON", "MPLBACKEND")  # what a kernel has of its own server
 
 # Runs in the page: cells that show an error, and how many code cells have run to their end.
 STATE = """() => {
@@ -80,7 +80,6 @@ def lab_server(home: Path) -> Iterator[str]:
     """
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    ours = {name: value for name, value in os.environ.items() if not name.startswith(OWN)}
     said = home / "said.txt"
     with said.open("w") as output:
         process = subprocess.Popen(
@@ -89,7 +88,7 @@ def lab_server(home: Path) -> Iterator[str]:
                 f"--ServerApp.port={port}", "--IdentityProvider.token=",
                 "--LabApp.expose_app_in_browser=True",
             ],
-            cwd=repo_root(), env=ours | {"HOME": str(home), "JUPYTER_PREFER_ENV_PATH": "1"},
+            cwd=repo_root(), env=outside() | {"HOME": str(home), "JUPYTER_PREFER_ENV_PATH": "1"},
             stderr=output, stdout=output,
         )  # fmt: skip
     address = f"http://127.0.0.1:{port}"
