@@ -80,7 +80,7 @@ def _python(*arguments: str, good: Sequence[int] = (0,)) -> str:
     done = subprocess.run(
         [sys.executable, "-P", *arguments],
         cwd=repo_root(),
-        env=outside(),
+        env=outside() | {"MPLBACKEND": "agg"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
