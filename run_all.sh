@@ -30,8 +30,7 @@ find_python() {
 }
 
 # The folder is part of it because a virtual environment does not survive being moved.
-files=(requirements.txt constraints.txt pyproject.toml)
-wanted() { echo "$here"; cat "${files[@]/#/$here/}"; }
+wanted() { echo "$here"; cat "$here"/{requirements,constraints}.txt "$here/pyproject.toml"; }
 
 install() {
   if [[ -f $stamp && ! -e $unfinished && -x $python ]] && wanted | cmp -s - "$stamp"; then
