@@ -37,19 +37,32 @@ def test_one_row_per_recipe_and_network(images):
 
 def test_the_largest_alone_is_what_training_a_space_of_one_gives(images):
     """So nothing of the super-network leaks into its rival, and the better rate is taken."""
-    rates = (0.001, 0.1)
     recipes = {"one": SHORT, "other": replace(SHORT, teacher="labels")}
-    both = compare_alone(recipes, rates, [SPACE.largest], build, SPACE, images)
+    both = compare_alone(recipes, [0.001, 0.1], [SPACE.largest], build, SPACE, images)
     assert list(both["recipe"]) == ["one", "other"]
     assert both["alone_pct"].nunique() == both["alone_lr"].nunique() == 1  # trained once
     table = both.iloc[0]
     by_rate = {}
-    for lr in rates:
+    best = table["alone_lr"]
+    for lr in {0.001, 0.1, best / 2, best, best * 2}:
         torch.manual_seed(0)
         net = build(single(SPACE.largest))
         train(net, images, Recipe(epochs=2, batch_size=50, lr=lr), watch=0)
         val, test = (evaluate(net, SPACE.largest, images, part, bf16=bf16_pays())
                      for part in (images.val, images.test))  # fmt: skip
         by_rate[lr] = val, test
-    assert by_rate[table["alone_lr"]][0] == max(val for val, _ in by_rate.values())
-    assert table["alone_pct"] == by_rate[table["alone_lr"]][1]
+    assert by_rate[best][0] == max(val for val, _ in by_rate.values())
+    assert table["alone_pct"] == by_rate[best][1]
+
+
+def test_other_seeds_take_the_rates_of_the_first(images):
+    configs = [SPACE.smallest, SPACE.largest]
+    recipes = {"shipped": SHORT, "other": replace(SHORT, teacher="labels")}
+    table = compare_alone(recipes, [0.1, 0.2], configs, build, SPACE, images, seeds=(0, 1))
+    assert list(table["seed"]) == [0, 0, 0, 0, 1, 1]
+    assert set(table.loc[table["seed"] == 1, "recipe"]) == {"shipped"}
+    assert (table["distilled_alone_pct"].notna() == (table["seed"] == 0)).all()
+    assert (table.groupby("subnet")[["alone_lr", "supernet_lr"]].nunique() == 1).all(axis=None)
+    shipped = table[table["recipe"] == "shipped"]
+    first, second = (shipped[shipped["seed"] == seed] for seed in (0, 1))
+    assert list(first["alone_pct"]) != list(second["alone_pct"])

@@ -33,6 +33,9 @@ def test_a_replay_keeps_what_was_measured_and_is_as_rough():
     unseen = [config for config in SPACE if str(config) not in known]
     errors = np.array([replay[config] - truth(config) for config in unseen])
     assert 0.1 < errors.std() < 0.6
+    everybody = {str(config): accuracy for config, accuracy in reversed(everything.items())}
+    measured = replayed(everybody, SPACE, work, rng)
+    assert list(measured.items()) == list(everything.items())  # in the order of the space
 
 
 def test_samplers_are_compared_at_equal_trials_and_a_seed_repeats():

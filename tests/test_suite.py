@@ -12,9 +12,13 @@ import matplotlib
 import nbformat.v4 as v4
 import psutil
 import pytest
+from matplotlib.figure import Figure
 
+from dynlib.files import sha256
 from suite.errors import SuiteError
+from suite.record import figures
 from suite.record.metrics import read_metrics
+from suite.record.provenance import MANIFEST_FIELDS
 from suite.run import execute
 from suite.run.cli import main
 from suite.run.execute import PACKAGES
@@ -205,6 +209,44 @@ def test_only_the_clean_default_run_is_promoted(root, capsys):
     assert "not promoted" in capsys.readouterr().out
     assert (root / "figures").read_text() == "no folder"
     assert not files(root / "data")
+
+
+def test_a_new_look_is_promoted_without_a_run(root, capsys, monkeypatch):
+    """Pictures and their hashes change; tables, metrics and all else that was computed do not."""
+    table = root / "figures" / "look.csv"
+    table.parent.mkdir()
+    table.write_text("x,source,profile\n1,measured,quick\n")
+    for picture in ("look.png", "look.pdf"):
+        (table.parent / picture).write_text("as it was drawn once")
+    promises = {"writes": ["01_make_table/table.csv"], "figures": ["look"]}
+    write_notebook(root / "notebooks", "01_make_table", [PARAMETERS], **promises)
+    folder = root / "data" / "results" / "01_make_table"
+    folder.mkdir(parents=True)
+    hashes = {f"figures/{path.name}": sha256(path) for path in table.parent.iterdir()}
+    old = dict.fromkeys(MANIFEST_FIELDS, "kept") | {"parameters": {}, "outputs": hashes}
+    (folder / "manifest.json").write_text(json.dumps(old))
+    monkeypatch.setitem(figures._drawings, "look", lambda table: Figure())
+    command = ["--figures", "--promote", "--only", "1"]
+    before = files(root / "figures")
+
+    assert main(command, root) == 2  # no git here
+    assert "not committed" in capsys.readouterr().out
+    rewrite(table, "1,", "2,")
+    assert main([*command, "--force"], root) == 2
+    assert "look.csv is not the table of" in capsys.readouterr().out
+    rewrite(table, "2,", "1,")
+    assert files(root / "figures") == before
+
+    assert main([*command, "--force"], root) == 0
+    assert table.read_bytes() == before["look.csv"]
+    manifest = json.loads((folder / "manifest.json").read_text())
+    for picture in ("look.png", "look.pdf"):
+        path = table.with_name(picture)
+        assert path.read_bytes() != before[picture]
+        assert manifest["outputs"].pop(f"figures/{picture}") == sha256(path)
+    assert manifest.pop("drawn") is None  # the state of the code, which git would know
+    del old["outputs"]["figures/look.png"], old["outputs"]["figures/look.pdf"]
+    assert manifest == old
 
 
 def test_figures_are_never_drawn_over_the_committed_ones(root, capsys, monkeypatch):

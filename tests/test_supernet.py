@@ -375,6 +375,36 @@ def test_any_loader_calibrates_and_is_told_how_many_images_are_safe(caplog):
         calibrate(net, SPACE.smallest, ["cat.jpg"])
 
 
+@pytest.mark.parametrize(("channels", "kernel", "stride", "padding", "size"), [
+    (48, 5, 2, 2, (1, 1)), (48, 3, 2, 1, (3, 1)), (24, (3, 1), 2, 0, (4, 1)),
+    (16, 7, (1, 2), 3, (1, 1)),
+])  # fmt: skip
+def test_a_strided_convolution_of_one_column_has_the_gradient_of_single_precision(
+    channels, kernel, stride, padding, size
+):
+    """oneDNN leaves unwritten what places of the kernel learn that see no pixel."""
+
+    def build(config, classes):
+        conv = nn.Conv2d(channels, channels, kernel, stride, padding, groups=channels, bias=False)
+        head = nn.Linear(channels, classes)
+        return nn.Sequential(conv, nn.AdaptiveAvgPool2d(1), nn.Flatten(), head)
+
+    torch.manual_seed(0)
+    net = Supernet(SearchSpace((8,)), build=build)
+    images = torch.randn(4, channels, *size).contiguous(memory_format=torch.channels_last)
+    gradients = []
+    for bf16 in (False, True):
+        poison = [torch.full((2**n,), float("nan")) for n in range(8, 19) for _ in range(20)]
+        del poison  # what is not written is NaN now
+        net.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            answer = net(images, net.space.largest)
+        answer.float().sum().backward()
+        gradients.append(net.net[0].weight.grad.clone())
+        assert torch.isfinite(gradients[-1]).all()
+    torch.testing.assert_close(*gradients, rtol=0.05, atol=0.05)
+
+
 def test_a_strided_1x1_convolution_of_few_channels_is_trained_without_stride():
     """oneDNN's weight gradient of it in channels_last writes past its buffer (issue 6035)."""
 

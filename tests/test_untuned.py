@@ -6,19 +6,32 @@ import pandas as pd
 import pytest
 
 from dynlib.machine.bind import load_board
+from dynlib.points import make_table
 from dynlib.runtime.oracle import offered
 from dynlib.runtime.rivals import linux_default
 from suite.papers.dynamic_ofa import published_tables
 from suite.studies import untuned
 from suite.studies.code_size import manager_tokens, tokens
 from suite.studies.life import largest_loads
-from suite.studies.manage import as_accurate
+from suite.studies.manage import as_accurate, published_and_own
 from suite.studies.parallel import in_parallel
 from suite.studies.scenarios import scenario
 
 NAME = "jetson-xavier-nx"
 BOARD = load_board(NAME)
 TABLES = published_tables(BOARD)
+
+
+def test_own_points_are_those_of_this_board_s_gpu():
+    row = {"model": "own", "batch": 1, "latency_ms": 5.0, "accuracy_val_pct": 70.0,
+           "source": "estimated", "subnet": "n"}  # fmt: skip
+    gpu = BOARD.gpu.name
+    where = [(BOARD.name, gpu), (BOARD.name, BOARD.cpus[0].name), ("another board", gpu)]
+    points = make_table(row | {"board": board, "unit": unit} for board, unit in where)
+    tables = published_and_own(BOARD, points)
+    assert tables["published"].keys() == TABLES.keys()
+    assert tables["own"]["own"].units == (gpu,)
+    assert published_and_own(BOARD, points.iloc[1:]).keys() == {"published"}
 
 
 def number(value: int) -> list[dict]:

@@ -164,11 +164,6 @@ def edf(ready: Sequence[Ready], now_ms: float) -> Ready:
     return min(ready, key=_DEADLINE)
 
 
-def by_priority(ready: Sequence[Ready], now_ms: float) -> Ready:
-    """The most important app first, then the earliest deadline."""
-    return min(ready, key=lambda job: (-job.priority, job.deadline_at_ms, job.app, job.frame))
-
-
 _ARRIVAL = attrgetter("arrival_ms", "app", "frame")
 _DEADLINE = attrgetter("deadline_at_ms", "arrival_ms", "app", "frame")
 

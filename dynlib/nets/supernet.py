@@ -19,6 +19,7 @@ import pandas as pd
 import torch
 from torch import nn
 from torch.func import functional_call
+from torch.nn import functional as F
 
 from dynlib.errors import CheckpointError, ConfigError, DynlibError, ModelError
 from dynlib.files import MALFORMED
@@ -417,22 +418,37 @@ def _without_statistics(net: nn.Module) -> nn.Module:
 
 
 def _keep_safe(net: nn.Module) -> None:
-    """Train around oneDNN's issue 6035: the weight gradient of a strided 1 x 1 convolution of fewer
-    than 16 channels in channels_last is written past its buffer (RepVGG, MobileOne, FastViT).
+    """Train around two faults in oneDNN's weight gradients of strided convolutions, channels_last.
 
-    The same without stride, on the pixels that it would have looked at, is right."""
+    That of a 1 x 1 convolution of fewer than 16 channels is written past its buffer (issue 6035;
+    RepVGG, MobileOne, FastViT). The same without stride, on the pixels that it would have looked
+    at, is right. In bfloat16 on a map of one column, what belongs to places of the kernel that see
+    no pixel is never written (NaN by chance, where images are small for a network). With a column
+    of zeros beside it, as the padding has them anyway, it is right.
+    """
     for conv in net.modules():
-        if not isinstance(conv, nn.Conv2d) or conv.in_channels >= 16:
+        if type(conv) is not nn.Conv2d or conv.stride == (1, 1):  # others pad on their own
             continue
-        if (conv.kernel_size, conv.padding) == ((1, 1), (0, 0)) and conv.stride != (1, 1):
+        if conv.in_channels < 16 and (conv.kernel_size, conv.padding) == ((1, 1), (0, 0)):
             conv.register_forward_pre_hook(functools.partial(_every, conv.stride))
             conv.stride = (1, 1)
+        else:
+            conv.register_forward_pre_hook(_widened)
 
 
-def _every(stride: tuple[int, int], conv: nn.Module, args: tuple[torch.Tensor]) -> torch.Tensor:
+def _every(stride: tuple[int, int], conv: nn.Conv2d, args: tuple[torch.Tensor]) -> torch.Tensor:
     (images,) = args
     rows, columns = stride
     return images[..., ::rows, ::columns]
+
+
+def _widened(conv: nn.Conv2d, args: tuple[torch.Tensor]) -> torch.Tensor | None:
+    (images,) = args
+    reach = conv.dilation[1] * (conv.kernel_size[1] - 1)
+    spare = images.shape[-1] + 2 * conv.padding[1] - 1 - reach  # columns to stride over
+    if images.shape[-1] > 1 or spare % conv.stride[1] == conv.stride[1] - 1:
+        return None  # another column would make the answer wider
+    return F.pad(images, (0, 1))
 
 
 def _norms(net: nn.Module) -> dict[str, nn.Module]:

@@ -185,7 +185,7 @@ def provenance(kernel: str) -> str:
 
 
 def report(outcomes: dict[str, str], said: str, kernel: str, beside: str, folder: Path) -> Path:
-    """Write what ``data/boards`` keeps for notebook 02: the outcomes, each with the `provenance`
+    """Write what ``data/boards`` keeps for notebook 17: the outcomes, each with the `provenance`
     `beside` it, and the clocks that the guest printed."""
     rows = "".join(f'{kernel},"{case}",{what},{beside}\n' for case, what in outcomes.items())
     clocks = re.findall(r"^CLOCK (.*)$", said, re.MULTILINE)

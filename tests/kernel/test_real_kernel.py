@@ -38,7 +38,7 @@ def test_real_kernel(tmp_path, kernel):
 
 @pytest.mark.parametrize("kernel", guest.KERNELS)
 def test_the_report_is_of_this_code(kernel):
-    """What notebook 02 says of a real kernel was seen with these files, not with earlier ones."""
+    """What notebook 17 says of a real kernel was seen with these files, not with earlier ones."""
     report = pd.read_csv(guest.REPORTS / f"real_kernel-{kernel}.csv", dtype=str)
     assert set(report["machine"]) == {guest.measured_on()}, (
         f"dynlib/machine has changed since it ran on Linux {kernel}; run again: {guest.COMMAND}"

@@ -189,6 +189,35 @@ def searchfront(table: pd.DataFrame) -> Figure:
     return drawn
 
 
+@figure("search_dials")
+def search_dials(table: pd.DataFrame) -> Figure:
+    """Every sub-network, the front, the one that was picked, and what would be better for it."""
+    drawn, by_cost = panels_by(table, "cost", sharey=True)
+    for cost, (panel, rows) in by_cost.items():
+        by_role = dict(list(rows.groupby("role")))
+        (mine,) = by_role["picked"].itertuples()
+        best = rows[rows["role"].ne("space")]
+        best = best[
+            best["accuracy_val_pct"] >= best.sort_values("value")["accuracy_val_pct"].cummax()
+        ]
+        panel.scatter(
+            rows["value"], rows["accuracy_val_pct"], s=4, color="0.8", label="sub-network"
+        )
+        draw_front(panel, best, "value", "accuracy_val_pct", color="C0", lw=1, label="front")
+        panel.scatter(mine.value, mine.accuracy_val_pct, s=60, color="C1", label="picked", zorder=3)
+        said = f"picked: {mine.accuracy_val_pct:.1f} % for {mine.value:.3g}"
+        for other in by_role.get("better", rows[:0]).itertuples():
+            more = other.accuracy_val_pct - mine.accuracy_val_pct
+            panel.scatter(
+                other.value, other.accuracy_val_pct, s=60, marker="D", color="C0", zorder=3,
+                label="most accurate for no more",
+            )  # fmt: skip
+            said += f"\n{other.subnet}: {more:+.1f} points for {other.value:.3g}"
+        panel.set(xlabel=cost, ylabel="validation accuracy (%)", title=said)
+    drawn.axes[0].legend(loc="lower right")
+    return drawn
+
+
 @figure("search_hypervolume")
 def search_hypervolume(table: pd.DataFrame) -> Figure:
     """Hypervolume over trials: mean over seeds, and the band of one standard error."""

@@ -36,13 +36,17 @@ def recipe_ablation(table: pd.DataFrame) -> Figure:
 
 @figure("alone_gap")
 def alone_gap(table: pd.DataFrame) -> Figure:
-    """Test accuracy of sub-networks inside a super-network and of their twins trained alone."""
+    """Test accuracy of sub-networks inside a super-network and of their twins trained alone: a
+    line through the means, a dot a seed."""
     drawn, by_recipe = panels_by(table, "recipe", sharey=True)
+    looks = {
+        "supernet_pct": ("in the super-network", "o-"), "alone_pct": ("trained alone", "s-"),
+        "distilled_alone_pct": ("trained alone by a teacher", "D-"),
+    }  # fmt: skip
     for recipe, (panel, rows) in by_recipe.items():
-        series(panel, rows.sort_values("macs_m"), "macs_m", {
-            "supernet_pct": ("in the super-network", "o-"), "alone_pct": ("trained alone", "s-"),
-            "distilled_alone_pct": ("trained alone by a teacher", "D-"),
-        })  # fmt: skip
+        series(panel, rows.groupby("macs_m")[list(looks)].mean().reset_index(), "macs_m", looks)
+        for place, column in enumerate(looks):
+            panel.plot(rows["macs_m"], rows[column], ".", color=f"C{place}", markersize=3)
         panel.set(xlabel="work (MMACs)", ylabel="test accuracy (%)", title=recipe)
     return drawn
 
@@ -63,12 +67,18 @@ def training_curve(table: pd.DataFrame) -> Figure:
 
 @figure("supernet_accuracy")
 def supernet_accuracy(table: pd.DataFrame) -> Figure:
-    """Accuracy of the shipped sub-networks on validation and test images over MACs."""
+    """Accuracy of the shipped sub-networks on validation and test images over MACs, and of a
+    static network."""
     drawn, axes = plt.subplots()
-    series(axes, table, "macs_m", {
+    by_net = dict(list(table.groupby("net")))
+    series(axes, by_net.pop("super-network"), "macs_m", {
         "accuracy_val_pct": ("validation (used for choosing)", "s--"),
         "accuracy_test_pct": ("test (never used for choosing)", "o-"),
     })  # fmt: skip
+    for name, rows in by_net.items():
+        label = f"{name}, test"
+        axes.plot(rows["macs_m"], rows["accuracy_test_pct"], "D", color="C2", label=label)
+    axes.legend(loc="lower right")
     axes.set(xlabel="work (MMACs)", ylabel="accuracy (%)", xscale="log")
     plain_log(axes.xaxis)
     return drawn

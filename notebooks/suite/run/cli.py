@@ -13,11 +13,17 @@ from dynlib.files import MALFORMED, atomic_write, repo_root
 from suite.errors import SuiteError
 from suite.record.headlines import write_headlines
 from suite.record.metrics import PROFILES
-from suite.record.provenance import find_input
+from suite.record.provenance import find_input, git_state
 from suite.run.execute import execute
 from suite.run.keep import locked, replacing
 from suite.run.notebooks import Notebook, discover, select
-from suite.run.results import check_complete, compare_with_committed, promote, proofs
+from suite.run.results import (
+    check_complete,
+    compare_with_committed,
+    promote,
+    promote_pictures,
+    proofs,
+)
 
 EPILOG = """\
 also:
@@ -46,7 +52,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--promote", action="store_true", help="then copy the results over the committed ones")
     add("--no-run", action="store_true", help="check or promote the run that is there")
     add("--force", action="store_true", help="promote results of uncommitted code too")
-    add("--figures", action="store_true", help="only draw the figures again from their tables")
+    add(
+        "--figures",
+        action="store_true",
+        help="only draw the figures again from their tables; with --promote the committed ones",
+    )
     add("--site", action="store_true", help="only make a static site of the run that is there")
     add("--list", action="store_true", help="only list the notebooks")
     return parser
@@ -66,7 +76,7 @@ def main(
     root = root or repo_root()
     out_dir = (args.out or root / "runs" / args.profile).resolve()
     try:
-        if args.figures:
+        if args.figures and not args.promote:
             return _figures(out_dir, root)
         notebooks = discover(root / "notebooks")
         if args.site:
@@ -74,6 +84,10 @@ def main(
         if args.list:
             return _list(notebooks)
         chosen = select(notebooks, args.only, args.first)
+        if args.figures:
+            count = promote_pictures(chosen, root, git_state(root), args.force)
+            print(f"drew {count} committed figures of {len(chosen)} notebooks again")
+            return 0
         parameters = _parameters(chosen, args, out_dir, root)
         with locked(out_dir):
             failed = False

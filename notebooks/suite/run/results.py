@@ -133,6 +133,48 @@ def promote(
     return [target for _, target in copies], left
 
 
+def promote_pictures(
+    notebooks: Sequence[Notebook], root: Path, git: Mapping[str, Any] | None, force: bool = False
+) -> int:
+    """Draw the committed figures again from their committed tables; returns how many.
+
+    What was computed stays, so a look that has changed needs no run. The manifests get the hashes
+    of the new pictures and, as ``drawn``, the state `git` of the code that drew them. Raises
+    `SuiteError`, having replaced nothing, if a table is not the one that its manifest names, or
+    (without `force`) if there is code that is not committed.
+    """
+    from suite.record.figures import draw_again
+
+    if not force and (git is None or git["dirty"]):
+        raise SuiteError("not promoted: code is not committed; commit, or give --force")
+    copies: dict[Path, Path] = {}
+    count = 0
+    with tempfile.TemporaryDirectory(prefix=".figures-", dir=root) as place:
+        for notebook in notebooks:
+            target = root / "data" / "results" / notebook.name / "manifest.json"
+            manifest = read_manifest(target) | {"drawn": git}
+            for name in notebook.figures:
+                table = root / "figures" / f"{name}.csv"
+                if manifest["outputs"].get(f"figures/{table.name}") != sha256(table):
+                    raise SuiteError(f"not promoted: {table} is not the table of {target}")
+                scratch = Path(place) / table.name
+                shutil.copyfile(table, scratch)
+                draw_again(scratch)
+                for suffix in set(FIGURE_SUFFIXES) - {table.suffix}:
+                    picture = scratch.with_suffix(suffix)
+                    manifest["outputs"][f"figures/{picture.name}"] = sha256(picture)
+                    copies[picture] = root / "figures" / picture.name
+                count += 1
+            written = Path(place) / f"{notebook.name}.json"
+            written.write_text(json.dumps(manifest, indent=2) + "\n")
+            copies[written] = target
+        try:
+            _replace_all(copies, root)
+        except OSError as error:
+            raise SuiteError(f"not promoted, nothing was replaced: {error}") from error
+    return count
+
+
 def proofs(notebook: Notebook, out_dir: Path) -> dict[str, str]:
     """Hashes of the two files that prove a run: its manifest and its executed notebook."""
     folder = out_dir / notebook.name

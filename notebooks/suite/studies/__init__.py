@@ -25,6 +25,7 @@ __getattr__ = lazily(__name__, {
     "code_size": ["manager_tokens"],
     "compare": ["compare_policies", "headline", "published_ladder", "reductions"],
     "contention": ["judged_cases"],
+    "dials": ["Dials"],
     "fuzz": ["try_readers"],
     "housekeeping": ["committed_runs", "line_coverage", "no_coverage", "redraw_committed"],
     "in_lab": ["no_browser", "try_in_lab"],
@@ -39,8 +40,8 @@ __getattr__ = lazily(__name__, {
     "load": ["Burst", "background"],
     "manage": [
         "against_optimum", "contenders", "decision_us", "everybody", "levels", "optimum_rows",
-        "over_linux", "recoveries", "rivals", "sensitivity", "simulate_each", "simulate_many",
-        "simulation_speed", "tables_by_work", "taught",
+        "over_linux", "published_and_own", "recoveries", "rivals", "sensitivity", "simulate_each",
+        "simulate_many", "simulation_speed", "tables_by_work", "taught",
     ],
     "mechanisms": ["MECHANISMS", "most_of_each", "take_out", "what_each_brings"],
     "own_model": [
@@ -73,6 +74,8 @@ __getattr__ = lazily(__name__, {
     ],
     "served_program": ["PrefixNet"],
     "shared_study": ["kill_searchers", "no_postgres", "postgres"],
+    "static": ["ONE", "load_resnet20"],
     "throughput": ["images_per_s", "reference_step", "sandwich_step"],
+    "whole_space": ["measure_space"],
     "workers": ["trials_per_s"],
 })  # fmt: skip

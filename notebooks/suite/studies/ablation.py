@@ -60,58 +60,76 @@ def compare_alone(
     space: SearchSpace,
     dataset: Dataset,
     *,
-    seed: int = 0,
+    seeds: Sequence[int] = (0,),
 ) -> pd.DataFrame:
     """Each sub-network inside the super-network, trained alone, and trained alone by a teacher.
 
     All see the same images for the same epochs with the same augmentation, those of the first
-    recipe. Each network alone, and each super-network as a whole, takes the learning rate of
-    `rates` that is best on validation images; the teacher of the third kind is the largest network
-    trained alone.
+    recipe. With the first seed each network alone, and the super-network of the first recipe as a
+    whole, looks for the learning rate that is best on validation images: it begins with `rates` and
+    goes on by halves and doubles until the best one lies between two that are worse. Other recipes
+    and other seeds take that rate. The teacher of the third kind is the largest network trained
+    alone. Seeds after the first repeat the networks alone and the first recipe.
 
     Returns:
-        One row per recipe and sub-network: ``recipe, subnet, accuracy_val_pct`` (validation, in the
-        super-network), and on the test images ``supernet_pct, alone_pct, distilled_alone_pct``;
-        ``supernet_lr, alone_lr``.
+        One row per recipe, sub-network and seed: ``recipe, subnet, seed, accuracy_val_pct``
+        (validation, in the super-network), and on the test images ``supernet_pct, alone_pct,
+        distilled_alone_pct`` (first seed); ``supernet_lr, alone_lr``.
     """
     recipe = next(iter(recipes.values()))
-    largest = [space.largest]
-    teacher, _ = _best(recipe, rates, single(space.largest), largest, build, dataset, seed)
-    guide = teacher.prepare(space.largest)
-    apart = {}
-    for config in tqdm(configs, desc="alone", disable=None):
-        alone, lr = _best(recipe, rates, single(config), [config], build, dataset, seed)
-        taught, _ = _trained(build, single(config), dataset, replace(recipe, lr=lr), seed, guide)
-        apart[config] = {
-            "alone_pct": _accuracy(alone, config, dataset, dataset.test),
-            "distilled_alone_pct": _accuracy(taught, config, dataset, dataset.test),
-            "alone_lr": lr,
-        }
+    best: dict[object, float] = {}  # what the first seed found, by network
+
+    def fit(name, recipe, space, configs, seed) -> Supernet:
+        if name in best:
+            recipe = replace(recipe, lr=best[name])
+            return _trained(build, space, dataset, recipe, seed)[0]
+        net, best[name] = best_rate(recipe, rates, space, configs, build, dataset, seed)
+        return net
+
     rows = []
-    for name, recipe in tqdm(recipes.items(), desc="together", disable=None):
-        supernet, lr = _best(recipe, rates, space, configs, build, dataset, seed)
-        for config in configs:
-            row = {
-                "recipe": name,
-                "subnet": str(config),
-                "accuracy_val_pct": _accuracy(supernet, config, dataset, dataset.val),
-                "supernet_pct": _accuracy(supernet, config, dataset, dataset.test),
-                **apart[config],
-                "supernet_lr": lr,
-            }
-            rows.append(row)
+    for seed in tqdm(seeds, desc="seeds", disable=None):
+        first = seed == seeds[0]
+        alone, apart = {}, {}
+        for config in tqdm(dict.fromkeys([*configs, space.largest]), desc="alone", disable=None):
+            alone[config] = fit(config, recipe, single(config), [config], seed)
+            accuracy = _accuracy(alone[config], config, dataset, dataset.test)
+            apart[config] = {"alone_pct": accuracy, "alone_lr": best[config]}
+        guide = alone[space.largest].prepare(space.largest)
+        for config in tqdm(configs if first else (), desc="taught", disable=None):
+            taught = replace(recipe, lr=best[config])
+            pupil, _ = _trained(build, single(config), dataset, taught, seed, guide)
+            accuracy = _accuracy(pupil, config, dataset, dataset.test)
+            apart[config]["distilled_alone_pct"] = accuracy
+        tried = recipes if first else dict(list(recipes.items())[:1])
+        for name, way in tqdm(tried.items(), desc="together", disable=None):
+            supernet = fit("together", way, space, configs, seed)
+            for config in configs:
+                row = {
+                    "recipe": name,
+                    "subnet": str(config),
+                    "seed": seed,
+                    "accuracy_val_pct": _accuracy(supernet, config, dataset, dataset.val),
+                    "supernet_pct": _accuracy(supernet, config, dataset, dataset.test),
+                    **apart[config],
+                    "supernet_lr": best["together"],
+                }
+                rows.append(row)
     return pd.DataFrame(rows)
 
 
-def _best(recipe, rates, space, configs, build, dataset, seed) -> tuple[Supernet, float]:
+def best_rate(recipe, rates, space, configs, build, dataset, seed) -> tuple[Supernet, float]:
     """The (super-)network whose `configs` do best on validation images on average, and its rate."""
-    tried = []
-    for lr in rates:
-        net, _ = _trained(build, space, dataset, replace(recipe, lr=lr), seed)
-        accuracies = [_accuracy(net, config, dataset, dataset.val) for config in configs]
-        tried.append((sum(accuracies), lr, net))
-    _, lr, net = max(tried, key=lambda entry: entry[0])
-    return net, lr
+    tried: dict[float, tuple[float, Supernet]] = {}
+    ahead = list(rates)
+    while ahead:
+        for lr in ahead:
+            net, _ = _trained(build, space, dataset, replace(recipe, lr=lr), seed)
+            accuracies = [_accuracy(net, config, dataset, dataset.val) for config in configs]
+            tried[lr] = sum(accuracies), net
+        best = max(tried, key=lambda lr: tried[lr][0])
+        # Inside the grid, not on its edge: its neighbours are tried too.
+        ahead = [lr for lr in (best / 2, best * 2) if lr not in tried]
+    return tried[best][1], best
 
 
 def _trained(build, space, dataset, recipe, seed, guide=None):

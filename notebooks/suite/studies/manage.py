@@ -20,7 +20,7 @@ from dynlib.runtime.case import Case
 from dynlib.runtime.oracle import optimum
 from dynlib.runtime.rivals import TRIAL_SEEDS, Static, best_static, linux_default
 from dynlib.workload import App, Change, Workload
-from suite.papers.dynamic_ofa import GPU_LEVELS, PUBLISHED_MODEL, Reactive
+from suite.papers.dynamic_ofa import GPU_LEVELS, PUBLISHED_MODEL, Reactive, published_tables
 from suite.papers.ztt import train_agent
 from suite.studies.compare import compare_policies, recovery_frames
 from suite.studies.foresight import foresight
@@ -74,6 +74,16 @@ def tables_by_work(board: Board) -> Tables:
         for name, accuracy_pct, _, macs_m, params_m in GPU_LEVELS
     ]  # fmt: skip
     return {PUBLISHED_MODEL: PointTable(make_table(rows), board)}
+
+
+def published_and_own(board: Board, points: pd.DataFrame) -> dict[str, Tables]:
+    """Two sets of operating points on a board: "published", the networks of Dynamic-OFA, and "own",
+    the rows of `points` (an operating-point table) for its GPU; left out where there are none."""
+    own = points[(points["board"] == board.name) & (points["unit"] == board.gpu.name)]
+    tables = {"published": published_tables(board)}
+    if len(own):
+        tables["own"] = PointTable.of_models(own, board)
+    return tables
 
 
 def simulate_many(

@@ -5,9 +5,10 @@ sliders, and a competitor comes that nobody announces.
 """
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from types import ModuleType
 from typing import NamedTuple
 
 import pandas as pd
@@ -98,13 +99,7 @@ class Panel:
 
     def widget(self):
         """The sliders above the figure, which is drawn again when one of them has moved."""
-        try:
-            import ipywidgets
-        except ImportError as error:
-            raise SuiteError("the sliders need ipywidgets: pip install ipywidgets") from error
-        from suite.record.figures import save
-
-        image = ipywidgets.Image(format="png")
+        ipywidgets = widgets()
         look = {"style": {"description_width": "14em"}, "layout": {"width": "40em"}}
         sliders = {
             name: ipywidgets.FloatSlider(
@@ -113,13 +108,31 @@ class Panel:
             )
             for name, (low, high, value) in self.sliders.items()
         }  # fmt: skip
+        return above_figure(sliders, FIGURE, self.react)
 
-        def redraw(_=None):
-            table = self.react(**{name: slider.value for name, slider in sliders.items()})
-            with tempfile.TemporaryDirectory() as folder:
-                image.value = save(FIGURE, table, folder, profile="full").path.read_bytes()
 
-        for slider in sliders.values():
-            slider.observe(redraw, "value")
-        redraw()
-        return ipywidgets.VBox([*sliders.values(), image])
+def widgets() -> ModuleType:
+    """ipywidgets; raises `SuiteError` where it is not installed."""
+    try:
+        import ipywidgets
+    except ImportError as error:
+        raise SuiteError("the sliders need ipywidgets: pip install ipywidgets") from error
+    return ipywidgets
+
+
+def above_figure(sliders: Mapping, figure: str, table: Callable[..., pd.DataFrame]):
+    """The sliders above a figure of what `table` makes of their values, passed by name."""
+    from suite.record.figures import save
+
+    ipywidgets = widgets()
+    image = ipywidgets.Image(format="png")
+
+    def redraw(_=None):
+        rows = table(**{name: slider.value for name, slider in sliders.items()})
+        with tempfile.TemporaryDirectory() as folder:
+            image.value = save(figure, rows, folder, profile="full").path.read_bytes()
+
+    for slider in sliders.values():
+        slider.observe(redraw, "value")
+    redraw()
+    return ipywidgets.VBox([*sliders.values(), image])

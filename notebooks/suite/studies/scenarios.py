@@ -155,8 +155,8 @@ SCENARIOS = tuple(sorted({*_ONE, *_BOARD}, key=lambda name: int(name[1:]))) + tu
 def scenario(name: str, board: Board, tables: Mapping[str, PointTable], seed: int = 0) -> Case:
     """A scenario, S1 to S11 with one app, T1 to T6 with several, made for these tables.
 
-    Scenarios with one app use the first table; with several, the tables in turn. Notebooks 05
-    and 06 describe them. `seed` draws what is random in a scenario (S4: when the competitor
+    Scenarios with one app use the first table; with several, the tables in turn. Notebooks 05,
+    06 and 19 describe them. `seed` draws what is random in a scenario (S4: when the competitor
     returns). Raises `WorkloadError` for an unknown name, and where the board lacks what it takes
     (S6: heat, S11: a memory clock).
     """

@@ -2,7 +2,7 @@
 evaluations; and a front that a study of Optuna should show.
 
 The samplers are compared on a replay, because what they cost is evaluations: accuracy as measured
-where there is a row, and for the others as predicted from those.
+where there is a row, and for the others, if there are any, as predicted from those.
 """
 
 import itertools
@@ -38,6 +38,8 @@ def replayed(
     spread that measured ones have about their prediction, so that no search meets a smooth world.
     """
     rows = {SubnetConfig.parse(subnet): accuracy for subnet, accuracy in known.items()}
+    if len(rows) == space.size:
+        return {config: rows[config] for config in space}
     predictor = AccuracyPredictor(space, work).fit(list(rows), list(rows.values()))
     fitted, _ = predictor.predict(list(rows))
     spread = np.std(np.array(list(rows.values())) - fitted)
