@@ -30,7 +30,7 @@ find_python() {
 }
 
 # The folder is part of it because a virtual environment does not survive being moved.
-wanted() { echo "$here"; cat "$here/requirements.txt" "$here/pyproject.toml"; }
+wanted() { echo "$here"; cat "$here"/{requirements,constraints}.txt "$here/pyproject.toml"; }
 
 install() {
   if [[ -f $stamp && ! -e $unfinished && -x $python ]] && wanted | cmp -s - "$stamp"; then
@@ -56,7 +56,7 @@ install() {
   touch "$unfinished"
   echo "run_all.sh: installing requirements.txt into .venv (a few minutes, once)"
   local pip=("$python" -m pip --disable-pip-version-check install -qq)
-  "${pip[@]}" -r "$here/requirements.txt"
+  "${pip[@]}" -r "$here/requirements.txt" -c "$here/constraints.txt"
   "${pip[@]}" --no-deps --no-build-isolation -e "$here"
   wanted >"$stamp"
   rm "$unfinished"

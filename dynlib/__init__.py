@@ -13,6 +13,9 @@ from typing import Any
 
 __version__ = "0.1.0"
 
+if sys.platform == "win32":  # files are opened, locked and watched as POSIX has it
+    raise ImportError("dynlib: this is win32; expected Linux or macOS, and WSL 2 is a Linux")
+
 # Where each name lives.
 _HOMES = {
     "dynlib.data": ("load_dataset",),

@@ -7,32 +7,20 @@ needs Playwright's Python package and a Chromium, see `DYNLIB_BROWSER` in `test_
 
 import json
 import os
-import shutil
-import socket
 import subprocess
-import sys
-import time
-import urllib.request
 
 import pytest
 
 from dynlib.files import repo_root
+from suite.errors import SuiteError
 from suite.run import lab
+from suite.studies import in_lab
 
 ROOT = repo_root()
 PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 ASKED = os.environ.get("DYNLIB_LAB", "")
 real = pytest.mark.skipif(not ASKED, reason="DYNLIB_LAB is not set")
 SHOTS = ROOT / "runs" / "lab"
-# Runs in the page: cells that show an error, and how many code cells have run to their end.
-STATE = """() => {
-  const model = window.jupyterapp.shell.currentWidget.content.model;
-  const cells = [...model.cells].map(cell => cell.toJSON()).filter(c => c.cell_type == "code");
-  const errors = cells.flatMap(c => c.outputs.filter(o => o.output_type == "error"));
-  const shown = cells.flatMap(c => c.outputs.map(o => Object.keys(o.data ?? {stream: 1})).flat());
-  return {code: cells.length, run: cells.filter(c => c.execution_count).length,
-          errors: errors.map(e => e.evalue), shown: shown};
-}"""
 
 
 def committed() -> str:
@@ -73,86 +61,48 @@ def test_it_opens_on_a_page_that_is_there():
     assert json.loads((lab.SETTINGS / "overrides.json").read_text())
 
 
+def test_no_browser_says_what_is_missing(monkeypatch):
+    monkeypatch.setattr(in_lab.importlib.util, "find_spec", lambda name: None)
+    assert "Playwright" in in_lab.no_browser()
+    with pytest.raises(SuiteError, match="Playwright"):
+        in_lab.try_in_lab(ROOT)
+    monkeypatch.setattr(in_lab.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setenv("DYNLIB_BROWSER", "no-such-browser")
+    assert "DYNLIB_BROWSER" in in_lab.no_browser()
+
+
+def test_what_goes_wrong_in_a_page_is_one_row_of_the_table():
+    def fail():
+        raise SuiteError("a dialog\nis in the way")
+
+    row = in_lab.attempt("opens", "00_a", fail)
+    assert row["error"] == "SuiteError: a dialog"
+    assert row["seconds"] >= 0
+    assert in_lab.attempt("runs", "00_a", lambda: 59.0) == {
+        "what": "runs", "notebook": "00_a", "seconds": 59.0, "error": ""}  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     """The address of JupyterLab as `run_all.sh lab` starts it, with nobody's settings."""
-    home = tmp_path_factory.mktemp("home")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    environment = {name: value for name, value in os.environ.items() if name != "MPLBACKEND"}
-    environment |= {"HOME": str(home), "JUPYTER_PREFER_ENV_PATH": "1"}
-    said = (home / "said.txt").open("w")
-    process = subprocess.Popen(
-        [
-            sys.executable, "-P", "-m", "suite.run.lab", "--no-browser", "--allow-root",
-            f"--ServerApp.port={port}", "--IdentityProvider.token=",
-            "--LabApp.expose_app_in_browser=True",
-        ],
-        cwd=ROOT, env=environment, stderr=said, stdout=said,
-    )  # fmt: skip
-    address = f"http://127.0.0.1:{port}"
-    try:
-        for _ in range(240):
-            time.sleep(0.5)
-            assert process.poll() is None, (home / "said.txt").read_text()
-            try:
-                urllib.request.urlopen(f"{address}/api", timeout=1)
-            except OSError:
-                continue
-            break
+    with in_lab.lab_server(tmp_path_factory.mktemp("home")) as address:
         yield address
-    finally:
-        process.terminate()
-        process.wait(120)  # it stops its kernels first
 
 
 @pytest.fixture
 def page(server):
-    """A page of a browser on the server, and the errors that its console shows."""
-    from playwright.sync_api import sync_playwright
-
-    browser = shutil.which(os.environ.get("DYNLIB_BROWSER", "") or "chromium")
-    assert browser, "no Chromium; set DYNLIB_BROWSER"
+    """A page of a browser."""
+    assert not in_lab.no_browser()
     SHOTS.mkdir(parents=True, exist_ok=True)
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=browser, args=["--no-sandbox"])
-        page = chromium.new_page(viewport={"width": 1400, "height": 1000})
-        page.set_default_timeout(120_000)
+    with in_lab.lab_page() as page:
         yield page
-        chromium.close()
-
-
-def run_all(page, seconds: float) -> dict:
-    """Run all cells of the notebook in front; its state once all have run or one has failed."""
-    page.evaluate("() => { window.jupyterapp.commands.execute('notebook:run-all-cells'); }")
-    until_s = time.monotonic() + seconds
-    while time.monotonic() < until_s:
-        state = page.evaluate(STATE)
-        if state["errors"] or state["run"] == state["code"]:
-            break
-        page.wait_for_timeout(1000)
-    return state
 
 
 @real
 @pytest.mark.timeout(900)
 def test_from_the_table_of_contents_to_a_quickstart_that_has_run(server, page):
     before = committed()
-    page.goto(server)
-    link = page.locator(".jp-MarkdownViewer a", has_text="00_quickstart").first
-    link.wait_for()
-    page.screenshot(path=SHOTS / "contents.png")
-    assert page.locator(".jp-MarkdownViewer a", has_text="_").count() >= len(PATHS)
-    link.click()
-    page.locator(".jp-NotebookPanel:visible .jp-Cell").first.wait_for()
-    page.wait_for_function("() => window.jupyterapp.shell.currentWidget.sessionContext?.isReady")
-    began_s = time.monotonic()
-    state = run_all(page, 500)
-    seconds = time.monotonic() - began_s
-    assert state["errors"] == []
-    assert state["run"] == state["code"]
-    assert sum(kind in ("image/png", "text/html") for kind in state["shown"]) >= 3
-    page.screenshot(path=SHOTS / "quickstart.png")
+    seconds = in_lab.run_quickstart(page, server, SHOTS)
     page.evaluate("() => window.jupyterapp.commands.execute('docmanager:save')")
     page.wait_for_function("() => !window.jupyterapp.shell.currentWidget.context.model.dirty")
     assert committed() == before
@@ -163,60 +113,13 @@ def test_from_the_table_of_contents_to_a_quickstart_that_has_run(server, page):
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 def test_every_notebook_opens(server, page, path):
-    """Cells, headings and links show; nothing runs."""
     if ASKED != "all":
         pytest.skip("DYNLIB_LAB is not all")
-    page.goto(f"{server}/lab/tree/notebooks/{path.name}?reset")
-    page.locator(".jp-NotebookPanel:visible .jp-RenderedMarkdown h1").first.wait_for()
-    cells = page.evaluate("() => window.jupyterapp.shell.currentWidget.content.model.cells.length")
-    assert cells == len(json.loads(path.read_text())["cells"])
+    in_lab.open_notebook(page, server, path)
     page.screenshot(path=SHOTS / f"{path.stem}.png")
-    assert page.locator(".jp-Dialog").count() == 0
 
 
 @real
 @pytest.mark.timeout(900)
 def test_a_slider_moves_and_the_figure_follows(server, page):
-    """The panel of notebook 06, on a small case."""
-    made = ROOT / "runs" / "lab" / "panel.ipynb"
-    cell = {"cell_type": "code", "execution_count": None, "id": "a", "metadata": {}, "outputs": []}
-    cell["source"] = PANEL
-    book = {"cells": [cell], "metadata": {"kernelspec": lab.KERNEL}, "nbformat": 4}
-    book["nbformat_minor"] = 5
-    made.parent.mkdir(parents=True, exist_ok=True)
-    made.write_text(json.dumps(book))
-    page.goto(f"{server}/lab/tree/runs/lab/{made.name}?reset")
-    page.locator(".jp-NotebookPanel:visible .jp-Cell").first.wait_for()
-    page.wait_for_function("() => window.jupyterapp.shell.currentWidget.sessionContext?.isReady")
-    state = run_all(page, 120)
-    assert state["errors"] == []
-    picture = page.locator(
-        ".jp-OutputArea img.widget-image, .jp-OutputArea .widget-image img"
-    ).first
-    picture.wait_for()
-    before = picture.get_attribute("src")
-    readout = page.locator(".widget-readout").first
-    readout.click()
-    readout.fill("20")
-    readout.press("Enter")
-    page.wait_for_function(
-        "before => [...document.querySelectorAll('img')].some(i => i.classList.contains("
-        "'widget-image') && i.src != before)",
-        arg=before,
-    )
-    page.screenshot(path=SHOTS / "panel.png")
-
-
-PANEL = """\
-from dynlib import App, Case, Workload, load_board
-from dynlib.points import PointTable, make_table
-from suite.studies import Panel
-board = load_board("jetson-nano")
-row = {"model": "net", "board": board.name, "unit": "gpu", "batch": 1, "source": "estimated"}
-table = make_table([
-    row | {"subnet": "small", "latency_ms": 10.0, "accuracy_val_pct": 70.0},
-    row | {"subnet": "large", "latency_ms": 25.0, "accuracy_val_pct": 80.0}])
-apps = tuple(App(n, "net", deadline_ms=90.0, period_ms=90.0) for n in ("camera", "door"))
-panel = Panel(Case(Workload("two", 10.0, apps), board, {"net": PointTable(table, board)}))
-panel.widget()
-"""
+    in_lab.move_slider(page, server, SHOTS)

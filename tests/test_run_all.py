@@ -2,10 +2,12 @@
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import subprocess
 import time
+from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,9 @@ import pytest
 from dynlib.files import repo_root
 
 pytestmark = pytest.mark.faults
+PIN = r"([\w.-]+)(?:\[\w+\])?==([\w.]+)(?:; .+)?"
+# What is installed by; a change of any of them brings an update.
+INSTALLED = ("requirements.txt", "constraints.txt", "pyproject.toml")
 # Stands for an installed Python: says what it is called with.
 PYTHON = '#!/bin/sh\necho "python $*"\n'
 
@@ -22,11 +27,11 @@ def checkout(tmp_path) -> Path:
     """A checkout, blanks in its name, with an environment that run_all.sh seems to have made."""
     root = tmp_path / "a check out"
     (root / ".venv" / "bin").mkdir(parents=True)
-    for name in ("run_all.sh", "requirements.txt", "pyproject.toml"):
+    for name in ("run_all.sh", *INSTALLED):
         shutil.copy(repo_root() / name, root / name)
     (root / ".venv" / "bin" / "python").write_text(PYTHON)
     (root / ".venv" / "bin" / "python").chmod(0o755)
-    texts = [(root / name).read_text() for name in ("requirements.txt", "pyproject.toml")]
+    texts = [(root / name).read_text() for name in INSTALLED]
     (root / ".venv" / ".installed").write_text(f"{root}\n" + "".join(texts))
     return root
 
@@ -66,6 +71,37 @@ def test_an_update_that_fails_keeps_the_environment_that_was_there(checkout):
     for _ in range(2):
         assert run("bash", str(checkout / "run_all.sh"), "--list").returncode == 1
         assert python.exists()
+
+
+@pytest.mark.parametrize("changed", INSTALLED)
+def test_what_is_installed_keeps_to_the_constraints(checkout, changed):
+    with (checkout / changed).open("a") as file:
+        file.write("# changed\n")
+    done = run("bash", str(checkout / "run_all.sh"), "--list")
+    pins, limits = checkout / "requirements.txt", checkout / "constraints.txt"
+    assert f"install -qq -r {pins} -c {limits}\n" in done.stdout
+    assert "pip" not in run("bash", str(checkout / "run_all.sh"), "--list").stdout  # once
+
+
+def pins(path: Path) -> dict[str, str]:
+    """Package, as pip compares names, -> its version; every line has to be a pin."""
+    lines = [line.partition("#")[0].strip() for line in path.read_text().splitlines()]
+    found = [re.fullmatch(PIN, line).groups() for line in lines if line]
+    return {re.sub("[-_.]+", "-", name).lower(): version for name, version in found}
+
+
+def test_the_constraints_agree_with_the_pins_and_have_all_that_these_bring():
+    wanted = pins(repo_root() / "requirements.txt")
+    within = pins(repo_root() / "constraints.txt")
+    assert {name: within.get(name) for name in wanted} == wanted
+    brought = set()
+    for name in wanted:
+        with contextlib.suppress(PackageNotFoundError):
+            words = [
+                re.match(r"[\w.-]+", line)[0] for line in requires(name) or () if ";" not in line
+            ]
+            brought |= {re.sub("[-_.]+", "-", word).lower() for word in words}
+    assert brought <= set(within)
 
 
 @pytest.mark.skipif(shutil.which("flock") is None, reason="no flock")

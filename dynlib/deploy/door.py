@@ -14,6 +14,7 @@ import selectors
 import socket
 import stat
 import struct
+import sys
 import threading
 import time
 from collections.abc import Mapping
@@ -238,6 +239,11 @@ class Door:
 
 def _listen(path: Path, group: str) -> socket.socket:
     """A socket there that nobody else could have made, nor reach; raises `ServiceError`."""
+    if not hasattr(socket, "SO_PEERCRED"):
+        raise ServiceError(
+            f"{sys.platform} does not say which program is at the other end of a socket; "
+            "expected Linux"
+        )
     folder = path.parent
     folder.mkdir(0o750 if group else 0o700, parents=True, exist_ok=True)
     found = folder.lstat()

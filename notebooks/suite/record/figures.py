@@ -141,10 +141,16 @@ def redraw(folder: str | Path) -> list[str]:
 
     Raises `SuiteError` for a table that no figure is registered for.
     """
+    from suite.studies.parallel import in_parallel
+
     tables = sorted(Path(folder).glob("*.csv"))
-    for csv in tables:
-        draw_again(csv)
+    in_parallel(_draw_again, [(csv,) for csv in tables])
     return [csv.stem for csv in tables]
+
+
+def _draw_again(csv: Path) -> list[dict]:
+    draw_again(csv)
+    return []
 
 
 def _check(name: str, table: pd.DataFrame) -> None:

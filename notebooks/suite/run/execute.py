@@ -21,6 +21,8 @@ ANSI = re.compile(r"\x1b\[[0-9;]*m")
 SHOWN_LINES = 12
 # Where a kernel finds the packages `suite` and `dynlib`.
 PACKAGES = (Path(__file__).parents[2], Path(dynlib.__file__).parents[1])
+# How the names of variables begin that only a kernel has, and what it starts should not.
+KERNELS_OWN = ("JUPYTER", "JPY", "IPYTHON", "MPLBACKEND")
 
 
 def execute(
@@ -93,6 +95,13 @@ def _environment(folder: Path, root: Path) -> dict[str, str]:
         **{f"JUPYTER_{kind}_DIR": str(folder / kind) for kind in ("CONFIG", "DATA", "RUNTIME")},
         "IPYTHONDIR": str(folder / "ipython"),
     }
+
+
+def outside() -> dict[str, str]:
+    """The environment for what a notebook starts, as it is in a shell where ours are found."""
+    kept = {name: text for name, text in os.environ.items() if not name.startswith(KERNELS_OWN)}
+    paths = filter(None, [*map(str, PACKAGES), kept.get("PYTHONPATH")])
+    return kept | {"PYTHONPATH": os.pathsep.join(paths)}
 
 
 def _cells(executed: Path) -> Iterator[tuple[int, dict]]:

@@ -27,6 +27,8 @@ __getattr__ = lazily(__name__, {
     "contention": ["judged_cases"],
     "dials": ["Dials"],
     "fuzz": ["try_readers"],
+    "housekeeping": ["committed_runs", "line_coverage", "no_coverage", "redraw_committed"],
+    "in_lab": ["no_browser", "try_in_lab"],
     "judge_boards": ["clock_models", "find_data", "published_grid", "queues", "resolutions"],
     "judge_machine": ["inject_faults", "machine_costs_us", "quota_tracking", "reached"],
     "life": ["LIFE", "life_case", "life_workload"],
@@ -34,6 +36,7 @@ __getattr__ = lazily(__name__, {
         "Labelled", "bursts", "compare_live", "duty_sweep", "fixed_policies", "harm_points",
         "predict", "serve_all",
     ],
+    "live_soak": ["soak_live", "trouble_free_minutes"],
     "load": ["Burst", "background"],
     "manage": [
         "against_optimum", "contenders", "decision_us", "everybody", "levels", "optimum_rows",

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
+from typing import Any
 
 import pandas as pd
 
@@ -25,8 +26,18 @@ def in_parallel(
     if processes < 2:
         found = [work(*job) for job in jobs]
     else:
-        context = get_context("forkserver")  # forking a process with threads may hang
-        context.set_forkserver_preload([work.__module__])
-        with ProcessPoolExecutor(processes, context) as pool:
+        with ProcessPoolExecutor(processes, _processes(work)) as pool:
             found = list(pool.map(work, *zip(*jobs, strict=True)))
     return pd.DataFrame([row for rows in found for row in rows])
+
+
+def alone(work: Callable[..., Any], *arguments: Any) -> Any:
+    """What ``work(*arguments)`` returns, in a process of its own, as its main thread."""
+    with ProcessPoolExecutor(1, _processes(work)) as pool:
+        return pool.submit(work, *arguments).result()
+
+
+def _processes(work: Callable):
+    context = get_context("forkserver")  # forking a process with threads may hang
+    context.set_forkserver_preload([work.__module__])
+    return context

@@ -3,7 +3,6 @@
 import multiprocessing
 import signal
 import time
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +24,7 @@ from dynlib.workload import App, Change, Workload
 from suite.errors import SuiteError
 from suite.run.child import kill_tree
 from suite.studies.judge_machine import cpu_files, write_tree
+from suite.studies.parallel import alone
 from suite.studies.serve_many import in_time, read_tree, wait_for
 
 GOALS = {"latency_ms": "minimize", "width": "maximize"}
@@ -154,8 +154,7 @@ def soak(folder: Path, decisions: int, seed: int, looks: int = 50) -> pd.DataFra
     Columns, at each of so many looks: decisions, t_s (simulated), rss_mb of the process, log_mb on
     disk. Raises `SuiteError` if the log that is on disk does not end with the events in memory.
     """
-    with ProcessPoolExecutor(1, _processes()) as alone:
-        return pd.DataFrame(alone.submit(_soak, folder, decisions, seed, looks).result())
+    return pd.DataFrame(alone(_soak, folder, decisions, seed, looks))
 
 
 def rss_growth_mb(looks: pd.DataFrame) -> float:
