@@ -15,6 +15,7 @@ TABLE = pd.DataFrame(ROWS, columns=["subnet", "accuracy_val_pct", "latency_ms", 
 TABLE["source"] = "estimated"
 BAD = str(SPACE.decode([1, 0, 0, 1, 0]))
 TABLE.loc[TABLE["subnet"] == BAD, "accuracy_val_pct"] = 50.0
+TABLE = TABLE.sample(frac=1, random_state=0, ignore_index=True)  # in no order
 DIALS = Dials(SPACE, TABLE)
 
 

@@ -196,13 +196,9 @@ def search_dials(table: pd.DataFrame) -> Figure:
     for cost, (panel, rows) in by_cost.items():
         by_role = dict(list(rows.groupby("role")))
         (mine,) = by_role["picked"].itertuples()
-        best = rows[rows["role"].ne("space")]
-        best = best[
-            best["accuracy_val_pct"] >= best.sort_values("value")["accuracy_val_pct"].cummax()
-        ]
-        panel.scatter(
-            rows["value"], rows["accuracy_val_pct"], s=4, color="0.8", label="sub-network"
-        )
+        best = rows[rows["role"].ne("space")].sort_values("value")
+        best = best[best["accuracy_val_pct"] >= best["accuracy_val_pct"].cummax()]
+        panel.scatter(rows["value"], rows["accuracy_val_pct"], s=4, color="0.8", label="all")
         draw_front(panel, best, "value", "accuracy_val_pct", color="C0", lw=1, label="front")
         panel.scatter(mine.value, mine.accuracy_val_pct, s=60, color="C1", label="picked", zorder=3)
         said = f"picked: {mine.accuracy_val_pct:.1f} % for {mine.value:.3g}"
