@@ -377,7 +377,7 @@ def test_any_loader_calibrates_and_is_told_how_many_images_are_safe(caplog):
 
 @pytest.mark.parametrize(("channels", "kernel", "stride", "padding", "size"), [
     (48, 5, 2, 2, (1, 1)), (48, 3, 2, 1, (3, 1)), (24, (3, 1), 2, 0, (4, 1)),
-    (16, 7, (1, 2), 3, (1, 1)),
+    (16, 7, (1, 2), 3, (1, 1)), (24, (3, 1), 2, "valid", (4, 1)), (24, (3, 2), 2, "valid", (4, 4)),
 ])  # fmt: skip
 def test_a_strided_convolution_of_one_column_has_the_gradient_of_single_precision(
     channels, kernel, stride, padding, size

@@ -427,12 +427,12 @@ def _keep_safe(net: nn.Module) -> None:
     of zeros beside it, as the padding has them anyway, it is right.
     """
     for conv in net.modules():
-        if type(conv) is not nn.Conv2d or conv.stride == (1, 1):  # others pad on their own
+        if not isinstance(conv, nn.Conv2d) or conv.stride == (1, 1):
             continue
         if conv.in_channels < 16 and (conv.kernel_size, conv.padding) == ((1, 1), (0, 0)):
             conv.register_forward_pre_hook(functools.partial(_every, conv.stride))
             conv.stride = (1, 1)
-        else:
+        elif type(conv) is nn.Conv2d:  # others pad on their own
             conv.register_forward_pre_hook(_widened)
 
 
@@ -444,9 +444,12 @@ def _every(stride: tuple[int, int], conv: nn.Conv2d, args: tuple[torch.Tensor]) 
 
 def _widened(conv: nn.Conv2d, args: tuple[torch.Tensor]) -> torch.Tensor | None:
     (images,) = args
+    if images.shape[-1] > 1:
+        return None
+    padding = 0 if conv.padding == "valid" else conv.padding[1]
     reach = conv.dilation[1] * (conv.kernel_size[1] - 1)
-    spare = images.shape[-1] + 2 * conv.padding[1] - 1 - reach  # columns to stride over
-    if images.shape[-1] > 1 or spare % conv.stride[1] == conv.stride[1] - 1:
+    spare = 2 * padding - reach  # columns to stride over
+    if spare % conv.stride[1] == conv.stride[1] - 1:
         return None  # another column would make the answer wider
     return F.pad(images, (0, 1))
 
