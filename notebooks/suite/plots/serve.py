@@ -156,7 +156,7 @@ def switch_costs(table: pd.DataFrame) -> Figure:
     medians_ms = table.groupby("way")["time_ms"].median()
     rebound_us = 1000 * medians_ms.pop(ways[0])
     axes.set_title(
-        f"re-binding takes {rebound_us:.1f} µs, to copy or read weights at least "
+        f"medians: re-binding takes {rebound_us:.1f} µs, to copy or read weights at least "
         f"{medians_ms.min():.0f} ms"
     )
     return drawn
