@@ -4,14 +4,12 @@ import numpy as np
 import pytest
 import test_evolve as evolution
 import test_search as small
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from test_predictor import SPACE, truth, work
 
-from dynlib.pareto import hypervolume, pareto_mask
+from dynlib.pareto import pareto_mask
 from dynlib.searching import front, search
-from suite.record.statistics import volumes
-from suite.studies.guided import GuidedSampler, added_area
 from suite.studies.search import (
     RankedPopulation,
     compare_archives,
@@ -132,33 +130,3 @@ def test_a_front_found_elsewhere_becomes_a_study(tmp_path):
         name="mine",
     )
     assert list(more["subnet"][: len(table)]) == list(table["subnet"])
-
-
-@settings(max_examples=40)
-@given(st.integers(0, 2**32))
-def test_the_gain_of_a_point_is_the_hypervolume_that_it_adds(seed):
-    rng = np.random.default_rng(seed)
-    seen, new = rng.random((8, 2)), rng.uniform(-0.2, 1.2, (10, 2))
-    reference = seen.max(axis=0)
-    before = hypervolume(seen, reference)
-    after = [hypervolume(np.vstack([seen, point]), reference) for point in new]
-    gains = added_area(seen[pareto_mask(seen)], new, reference)
-    np.testing.assert_allclose(gains, np.array(after) - before, atol=1e-12)
-
-
-def test_a_guided_search_beats_chance():
-    goals = {"accuracy": "maximize", "cost": "minimize"}
-
-    def objective(config):
-        return {"accuracy": truth(config), "cost": work(config)}
-
-    tables = []
-    for seed in range(3):
-        guided = GuidedSampler(SPACE, work, work, seed=seed)
-        tables.append(search(SPACE, objective, goals, trials=25, seed=seed, sampler=guided))
-        tables.append(search(SPACE, objective, goals, trials=25, seed=seed, sampler="random"))
-    ours, chance = volumes(tables, goals).reshape(3, 2).T
-    assert (ours > chance).all()
-    again = GuidedSampler(SPACE, work, work, seed=2)
-    repeat = search(SPACE, objective, goals, trials=25, seed=2, sampler=again)
-    assert list(repeat["subnet"]) == list(tables[4]["subnet"])

@@ -1,5 +1,6 @@
 """Search for the sub-networks worth keeping."""
 
+from dynlib.searching.guided import GuidedSampler
 from dynlib.searching.lookup import DESIGN_KNOBS, Lookup, exit_outcomes
 from dynlib.searching.predictor import AccuracyPredictor, stratified
 from dynlib.searching.stopping import StopHopeless
@@ -9,6 +10,7 @@ from dynlib.searching.two_level import codesign, inner_search
 __all__ = [
     "DESIGN_KNOBS",
     "AccuracyPredictor",
+    "GuidedSampler",
     "Lookup",
     "StopHopeless",
     "best_within",

@@ -127,8 +127,9 @@ def search(
     Args:
         objective: maps a sub-network to its measures; `StopHopeless` is one that saves images.
         directions: which measures are objectives, each "maximize" or "minimize".
-        sampler: ``nsga2`` (Deb et al. 2002), ``nsga3``, ``tpe``, ``random``, or one of Optuna's:
-            `GPSampler` finds most in few trials, but is slow where it repeats itself often.
+        sampler: ``nsga2`` (Deb et al. 2002), ``nsga3``, ``tpe``, ``random``, or a sampler:
+            `GuidedSampler` finds most in few trials where costs are known, Optuna's `GPSampler`
+            where they are not.
         population: of NSGA-II and III; random trials before TPE.
         limits: the worst values allowed of some objectives; a sampler prefers what keeps them.
         storage: file of an Optuna journal, or URL of a database that several machines share, such

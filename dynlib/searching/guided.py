@@ -1,19 +1,19 @@
-"""A sampler that asks an accuracy predictor where the front would grow most, knowing all costs.
-
-The library does not offer it: `studies.search` finds it no better than Optuna's Gaussian process,
-which has to learn the costs too.
-"""
+"""A sampler that asks an accuracy predictor where the front would grow most, knowing all costs."""
 
 from collections.abc import Callable
 
 import numpy as np
 import optuna
+from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
+from dynlib.errors import SearchError
 from dynlib.pareto import pareto_mask
 from dynlib.searching.predictor import AccuracyPredictor, WorkOf
 from dynlib.searching.study import params
 from dynlib.space import SearchSpace, SubnetConfig
+
+DIRECTIONS = [StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE]
 
 
 class GuidedSampler(optuna.samplers.BaseSampler):
@@ -28,6 +28,19 @@ class GuidedSampler(optuna.samplers.BaseSampler):
         work: what the predictor knows of a sub-network, such as its MACs.
         startup: random trials before the predictor is asked.
         candidates: sub-networks drawn to choose from, half random, half mutants of the front.
+
+    Proposing raises `SearchError` in a study of other objectives.
+
+    >>> space = SearchSpace((32,), ((1, 2, 3),) * 2, ((16, 32, 64),) * 2)
+    >>> def work(config):
+    ...     return float(sum(config.depth) * sum(config.width))
+    >>> def objective(config):
+    ...     return {"accuracy_pct": 90 - 100 / work(config), "cost": work(config)}
+
+    >>> guided = GuidedSampler(space, work, work, seed=0)
+    >>> goals = {"accuracy_pct": "maximize", "cost": "minimize"}
+    >>> len(search(space, objective, goals, trials=12, seed=0, sampler=guided))
+    12
     """
 
     def __init__(
@@ -54,6 +67,11 @@ class GuidedSampler(optuna.samplers.BaseSampler):
 
     def sample_relative(self, study, trial, search_space):
         """The candidate of greatest predicted gain; nothing while starting up."""
+        if study.directions != DIRECTIONS:
+            names = [direction.name.lower() for direction in study.directions]
+            raise SearchError(
+                f"objectives to {names}; expected accuracy to maximize, then a cost to minimize"
+            )
         done = study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
         seen = {SubnetConfig.parse(t.user_attrs["subnet"]): t.values for t in done}
         if len(seen) < max(5, self._startup):
