@@ -65,3 +65,8 @@ def test_turning_a_dial_draws_the_figure_again():
     assert second != first
     dials[0].value = 32
     assert bytes(image.value) == first
+
+
+def test_costs_are_called_what_one_says():
+    said = {"latency_ms": "latency of 4 images (ms)", "energy_mj": "energy of 4 images (mJ)"}
+    assert set(Dials(SPACE, TABLE, said).show()["cost"]) == set(said.values())

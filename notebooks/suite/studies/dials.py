@@ -1,7 +1,8 @@
 """Turn the choices of a search space by hand and see what the sub-network is and costs."""
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
@@ -30,11 +31,13 @@ class Dials:
     """A dial for every axis of `space` on which there is a choice.
 
     `table` has a row per sub-network of the space: ``subnet, accuracy_val_pct, latency_ms,
-    energy_mj, source``. Raises `SuiteError` in `show` for a dial or a value that is not there.
+    energy_mj, source``. `costs` says in words what these two are, such as of how many images.
+    Raises `SuiteError` in `show` for a dial or a value that is not there.
     """
 
     space: SearchSpace
     table: pd.DataFrame
+    costs: Mapping[str, str] = field(default_factory=lambda: COSTS)
 
     @property
     def choices(self) -> dict[str, tuple[int, ...]]:
@@ -62,7 +65,7 @@ class Dials:
         """
         picked = self.subnet(**values)
         parts = []
-        for cost, words in COSTS.items():
+        for cost, words in self.costs.items():
             rows = self.table[["subnet", "accuracy_val_pct", "source"]].assign(
                 cost=words, value=self.table[cost], role="space"
             )
