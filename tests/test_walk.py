@@ -107,6 +107,16 @@ def test_exits_shrink_the_batch():
     torch.testing.assert_close(walk(IMAGES)[[0, 2]], NETS[1](IMAGES[[0, 2]]))
 
 
+@pytest.mark.parametrize("count", [1, 5])
+def test_exits_on_an_engine_say_the_same(count):
+    ways = [NETS[1], [BEHIND], [pooled_head(8)], [Given(torch.tensor([1, 0, 1, 0, 0]))], EXAMPLE]
+    plain, folded = (with_exits(*ways, 0.2, engine) for engine in ("torch", "torch-folded"))
+    images = IMAGES[:count]
+    torch.testing.assert_close(folded(images), plain(images), rtol=1e-5, atol=1e-5)
+    with pytest.raises(ModelError, match="no engine 'fast'"):
+        with_exits(*ways, engine="fast")
+
+
 @pytest.mark.parametrize("count", [0, 1])
 def test_an_empty_batch_and_one_of_one_keep_their_shape(count):
     for walk in (

@@ -18,8 +18,10 @@ from torch import nn
 
 from dynlib.errors import ModelError
 from dynlib.nets.chain import Chain, chain
+from dynlib.nets.engines import NetEngine, find_engine
 
 STOP = -1
+_FIRST = torch.arange(1)  # the numbers of a batch of one
 
 
 class Seen(NamedTuple):
@@ -97,8 +99,26 @@ class Walk:
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         """Run on each image only what it needs."""
+        if len(images) == 1:
+            return self._follow_one(images)
         logits, _ = self._follow(images)
         return logits
+
+    @torch.inference_mode()
+    def _follow_one(self, image: torch.Tensor) -> torch.Tensor:
+        """Logits (1, classes): as `_follow`, without the book-keeping that one image needs not."""
+        number, x, before = 0, image, None
+        while number != STOP:
+            step = self.steps[number]
+            seen, choice = step.run(_FIRST, x, before)
+            route = int(choice)
+            self._check(number, {route})
+            number = step.routes[route]
+            if number != STOP:
+                after = self.steps[number]
+                x = image if after.from_images else seen.features
+                before = seen.said if after.recall else None
+        return seen.said
 
     def visits(self, images: torch.Tensor) -> torch.Tensor:
         """By which steps each image comes, (N, steps) bool."""
@@ -138,8 +158,6 @@ class Walk:
                 said = seen.said[part] if after.recall else None
                 waiting[target].append((mine, goes_on, said))
         rows, said = _joined(answers)
-        if len(images) <= 1:  # nothing to put in order
-            return said, trail
         logits = torch.empty_like(said)
         logits[rows] = said
         return logits, trail
@@ -147,12 +165,15 @@ class Walk:
     def _parted(self, number: int, choice: torch.Tensor) -> dict:
         """The routes that are taken, and which of the images take each of them."""
         taken = set(choice.tolist()) or {0}  # an empty batch goes the first way
+        self._check(number, taken)
+        if len(taken) == 1:  # nothing to look for
+            return dict.fromkeys(taken, slice(None))
+        return {route: (choice == route).nonzero()[:, 0] for route in sorted(taken)}
+
+    def _check(self, number: int, taken: set[int]) -> None:
         routes = range(len(self.steps[number].routes))
         if not taken <= set(routes):
             raise ModelError(f"step {number} has {len(routes)} routes; decided {sorted(taken)}")
-        if len(taken) == 1:  # as with one image: nothing to look for
-            return dict.fromkeys(taken, slice(None))
-        return {route: (choice == route).nonzero()[:, 0] for route in sorted(taken)}
 
     @torch.inference_mode()
     def masked(self, images: torch.Tensor) -> torch.Tensor:
@@ -224,20 +245,52 @@ def with_exits(
     rules: Sequence[Decide],
     example: torch.Tensor,
     recall: float = 0.0,
+    engine: str = "torch",
 ) -> Walk:
     """A prepared network with exits behind the named blocks, each with its rule: 0 leave, 1 go on.
 
     Each exit, and the network's end, recalls with that weight what was said before it.
 
-    Raises `ModelError` as `cut` and `Walk` do.
+    Args:
+        engine: what runs pieces and exits, by name as in `dynlib.nets.engines`; all but ``torch``
+            make copies of the weights.
+
+    Raises `ModelError` as `cut`, `Walk` and the engine do.
     """
-    *pieces, rest = chain(net).cut(behind)
+    pieces = chain(net).cut(behind)
+    if engine != "torch":
+        pieces, heads = _on_engine(find_engine(engine), net, pieces, heads, example)
+    *pieces, rest = pieces
     steps = []
     exits = zip(pieces, heads, rules, strict=True)
     for number, (piece, head, rule) in enumerate(exits, start=1):
         remembers = recall if steps else 0.0
         steps.append(Step(piece, (STOP, number), rule, head, recall=remembers))
     return Walk([*steps, Step(rest, recall=recall)], example)
+
+
+class _Piece(nn.Module):
+    """A piece that owns the parameters of its network, as an engine wants them."""
+
+    def __init__(self, net: nn.Module, piece: Chain):
+        super().__init__()
+        self.net = net
+        self.piece = piece
+
+    def forward(self, x):
+        return self.piece(x)
+
+
+def _on_engine(engine: NetEngine, net: nn.Module, pieces, heads, example: torch.Tensor):
+    """The pieces of a network and the exits behind them, as callables of an engine."""
+    ran, said = [], []
+    with torch.no_grad():
+        for piece, head in zip(pieces, [*heads, None], strict=True):
+            ran.append(engine.prepare(_Piece(net, piece).eval(), example))
+            example = piece(example)
+            if head is not None:
+                said.append(engine.prepare(head, example))
+    return ran, said
 
 
 def gated(

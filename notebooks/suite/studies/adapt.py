@@ -244,13 +244,17 @@ def exit_choices(places: Sequence[str], most: int = 3) -> list[tuple]:
 
 
 def exits_of(
-    net: nn.Module, row: Mapping, heads: Mapping[str, nn.Module], example: torch.Tensor
+    net: nn.Module,
+    row: Mapping,
+    heads: Mapping[str, nn.Module],
+    example: torch.Tensor,
+    engine: str = "torch",
 ) -> Walk:
     """A walk through `net` with the choice that is a row of `Exits.table`; `heads` by place."""
     places = row["places"].split()
     chosen = [heads[place] for place in places]
     rules = [Sure(row["threshold"])] * len(places)
-    return with_exits(net, places, chosen, rules, example, row["recall"])
+    return with_exits(net, places, chosen, rules, example, row["recall"], engine)
 
 
 # -- width gate -------------------------------------------------------------------------------
