@@ -254,6 +254,27 @@ def test_the_root_is_the_repository(monkeypatch):
 # Figures
 
 
+def test_chance_in_a_figure_is_the_same_each_time_and_its_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(figures, "_drawings", dict(figures._drawings))
+
+    @figures.figure("scattered")
+    def draw(table: pd.DataFrame) -> Figure:
+        """Some dots."""
+        drawn = Figure()
+        drawn.subplots().plot(np.random.rand(5), "o")  # noqa: NPY002
+        return drawn
+
+    np.random.seed(5)  # noqa: NPY002
+    expected = np.random.rand(2)  # noqa: NPY002
+    np.random.seed(5)  # noqa: NPY002
+    pictures = []
+    for number in expected:
+        picture = figures.save("scattered", table(), tmp_path, profile="full")
+        pictures.append(picture.path.read_bytes())
+        assert np.random.rand() == number  # noqa: NPY002
+    assert pictures[0] == pictures[1]
+
+
 def test_a_figure_drawn_again_is_the_same(tmp_path, line):
     picture = figures.save("line", table(name="None"), tmp_path, profile="quick")
     first = {path.name: path.read_bytes() for path in tmp_path.iterdir()}

@@ -5,12 +5,14 @@ figure. `save` writes the table first and draws from the file it wrote, so that 
 later is the same picture.
 """
 
+import contextlib
 import difflib
 import io
 from collections.abc import Callable
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
@@ -119,7 +121,7 @@ def draw_again(csv: str | Path) -> Picture:
     # Only an empty field is missing: "None" and "NA" may well be names.
     table = pd.read_csv(csv, keep_default_na=False, na_values=[""])
     _check(name, table)
-    with plt.rc_context():
+    with plt.rc_context(), _same_chance():
         set_style()
         drawn = draw(table)
         try:
@@ -134,6 +136,17 @@ def draw_again(csv: str | Path) -> Picture:
         finally:
             plt.close(drawn)
     return Picture(csv.with_suffix(".png"))
+
+
+@contextlib.contextmanager
+def _same_chance():
+    """Let numpy's common generator begin anew: seaborn's jitter and bootstraps draw from it."""
+    before = np.random.get_state()  # noqa: NPY002
+    np.random.seed(0)  # noqa: NPY002
+    try:
+        yield
+    finally:
+        np.random.set_state(before)  # noqa: NPY002
 
 
 def redraw(folder: str | Path) -> list[str]:
