@@ -12,6 +12,7 @@ from fake_tree import (
     POLICY,
     FakeKernel,
     FaultyKernel,
+    devfreq_files,
     ina3221,
     jetson,
     make_machine,
@@ -104,6 +105,32 @@ def test_knobs_of_a_jetson_turn_by_the_names_of_its_board(machine, tree):
         assert bound.set("memory", "clock_mhz", 1331.2).in_force == 1331.2
         assert (tree / EMC / "rate").read_text() == "1331200000"
     assert tree_state(tree) == before
+
+
+def test_a_thor_is_bound_by_the_names_that_jetpack_7_gives(tmp_path):
+    board = load_board("jetson-agx-thor")
+    khz = [round(1000 * mhz) for mhz in board.cpus[0].freqs]
+    emc = {"rate": 4_266_000_000, "min_rate": 665_600_000, "max_rate": 4_266_000_000}
+    modes = "".join(f"< POWER_MODEL ID={i} NAME={m.name} >\n" for i, m in enumerate(board.modes))
+    write_tree(tmp_path, {
+        **cpu_files([(cluster.cpus, khz) for cluster in board.cpus]),
+        **devfreq_files(GPU_PATHS["thor-jp7"], range(54, 1576, 9)),
+        **devfreq_files("sys/class/devfreq/gpu-nvd-0", range(54, 1693, 9)),  # video
+        **{f"{EMC}/{name}": hz for name, hz in emc.items()},
+        **ina3221("sys/class/hwmon/hwmon5", {
+            "VDD_GPU": (12040, 640), "VDD_CPU_SOC_MSS": (12040, 960), "VIN_SYS_5V0": (5088, 1740)}),
+        "sys/class/hwmon/hwmon6/name": "ina238",
+        "sys/class/hwmon/hwmon6/power1_input": 40_000_000,
+        "etc/nvpmodel.conf": modes, "var/lib/nvpmodel/status": "pmode:0001",
+    })  # fmt: skip
+    with make_machine(FakeKernel(tmp_path), tmp_path / "lease") as machine:
+        bound = bind(board, machine)
+        assert bound.lacks == []
+        assert bound.units["v3ae-6"] == ("policy12",)
+        assert bound.sensors == tuple(f"{rail}.power" for rail in board.sensors[0].total)
+        assert bound.caps() == {"gpu": 1386}  # of the mode 120W
+        assert bound.set("gpu", "clock_mhz", 1386).problem == ""
+        assert (tmp_path / GPU_PATHS["thor-jp7"] / "cur_freq").read_text().strip() == "1386000000"
 
 
 def test_the_whole_board_is_the_rails_that_its_file_names(tmp_path):

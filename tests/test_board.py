@@ -41,7 +41,7 @@ def write(tmp_path, text):
 
 
 def test_the_boards_load():
-    assert len(list_boards()) == 12
+    assert len(list_boards()) == 13
     for name in list_boards():
         board = load_board(name)
         assert board.digest == load_board(BOARD_DIR / f"{name}.toml").digest
@@ -76,6 +76,36 @@ def test_xavier_nx_units_and_clocks():
     assert board.memory.settle_ms == 8.0
     assert all(u.stall_ms <= 0.1 for u in board.units)
     assert dict(board.modes[-1].cores) == {"carmel0": 2, "carmel1": 2, "carmel2": 2}
+
+
+def test_the_published_clocks_and_modes_of_thor():
+    board = load_board("jetson-agx-thor")
+    assert [u.cpus for u in board.cpus] == [(cpu, cpu + 1) for cpu in range(0, 14, 2)]
+    for cluster in board.cpus:  # as many levels as the cooling device has, and what was read
+        assert (len(cluster.opps), cluster.max_mhz, cluster.governor) == (49, 2601, "schedutil")
+        assert {972, 1998} < set(cluster.freqs)
+    assert (board.gpu.max_mhz, board.gpu.governor) == (1575, "nvhost_podgov")
+    assert {315, 1386, 1530} < set(board.gpu.freqs)
+    assert all(mhz % 9 == 0 for unit in board.units for mhz in unit.freqs)
+    assert [board.memory.opps[i].freq_mhz for i in (0, -1)] == [665.6, 4266]
+    modes = {m.name: (m.gpu_mhz, m.cpu_mhz, sum(dict(m.cores).values())) for m in board.modes}
+    assert modes == {
+        "MAXN": (1575, 2601, 14), "120W": (1386, 2601, 14), "90W": (1530, 2601, 12),
+        "70W": (1530, 1998, 12)}  # fmt: skip
+    assert (board.thermal.passive_c, board.thermal.critical_c) == ((109,), 114.5)
+
+
+def test_power_and_times_of_thor_are_near_the_two_measured_runs():
+    """The GPU worked for 67 and 68 % of them, one core fed it, and clocks were locked."""
+    board = load_board("jetson-agx-thor")
+    (rows,) = board.measured
+    clocks = {unit.name: unit.max_mhz for unit in board.cpus}
+    for (mhz, *rails, _, _), busy in zip(rows.rows, (0.68, 0.67), strict=True):
+        power_mw = board.power_mw(clocks | {"gpu": mhz}, {"gpu": busy, "v3ae-0": 1})
+        assert power_mw == pytest.approx(sum(rails), rel=0.05)
+    slow_ms, fast_ms = rows.column("conv_ms")
+    assert board.gpu.clock_scale(1386) == pytest.approx(slow_ms / fast_ms, rel=1e-3)
+    assert board.power_source == "estimated"
 
 
 @pytest.mark.parametrize(("name", "bound"), [(NX, 0.03), ("jetson-nano", 0.04)])
