@@ -67,16 +67,17 @@ def training_curve(table: pd.DataFrame) -> Figure:
 
 @figure("supernet_accuracy")
 def supernet_accuracy(table: pd.DataFrame) -> Figure:
-    """Accuracy of the shipped sub-networks on validation and test images over MACs, and of
-    static networks."""
+    """Accuracy of the shipped sub-networks on validation and test images over MACs, and of a
+    static network."""
     drawn, axes = plt.subplots()
     by_net = dict(list(table.groupby("net")))
     series(axes, by_net.pop("super-network"), "macs_m", {
         "accuracy_val_pct": ("validation (used for choosing)", "s--"),
         "accuracy_test_pct": ("test (never used for choosing)", "o-"),
     })  # fmt: skip
-    for (name, rows), look in zip(sorted(by_net.items()), ("C2D", "C3^"), strict=False):
-        axes.plot(rows["macs_m"], rows["accuracy_test_pct"], look, ls="", label=f"{name}, test")
+    for name, rows in by_net.items():
+        label = f"{name}, test"
+        axes.plot(rows["macs_m"], rows["accuracy_test_pct"], "D", color="C2", label=label)
     axes.legend(loc="lower right")
     axes.set(xlabel="work (MMACs)", ylabel="accuracy (%)", xscale="log")
     plain_log(axes.xaxis)
