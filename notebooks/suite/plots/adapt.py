@@ -17,6 +17,7 @@ _LOOKS = {
     "cascade": ("C0", "o"),
     "cascade, shared weights": ("C9", "o"),
     "exits": ("C1", "^"),
+    "joint exits": ("C2", "v"),
     "width gate": ("C3", "D"),
 }
 
@@ -145,4 +146,87 @@ def adapt_parts(table: pd.DataFrame) -> Figure:
     right.legend(fontsize="small", title="half of all patches")
     for panel in (left, right):
         panel.axhline(1, color="0.3", lw=0.8, ls="--")
+    return drawn
+
+
+@figure("decide_gate")
+def decide_gate(table: pd.DataFrame) -> Figure:
+    """Accuracy lost over work: gates, exits, the cascade, frozen and trained; a line a seed."""
+    drawn, axes = plt.subplots(figsize=WIDE)
+    looks = {"gate": ("C3", "D"), "exits": ("C1", "^"), "cascade": ("C0", "o")}
+    for (kind, _), rows in table.groupby(["kind", "seed"], sort=False):
+        color, marker = looks[kind.split(",")[0]]
+        rows = rows.sort_values("macs_ratio")
+        style = {"frozen": ":", "slices": "-.", "cascade": "-", "trained": "-", "anew": "--"}[
+            kind.split(", ")[-1]
+        ]
+        axes.plot(rows["macs_ratio"], -rows["drop_pp"], color=color, marker=marker, ls=style,
+                  markersize=4, lw=1, label=kind, mfc="none" if style == ":" else None)  # fmt: skip
+    axes.axhline(0, color="0.7", lw=0.8, zorder=0)
+    axes.axhline(-0.3, color="0.7", lw=0.8, ls=":", zorder=0)
+    axes.set(xlabel="work (share of the largest network's)",
+             ylabel="test accuracy against\nthe largest network (points)")  # fmt: skip
+    handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+    axes.legend(handles.values(), handles, loc="center left", bbox_to_anchor=(1, 0.5))
+    return drawn
+
+
+@figure("decide_masks")
+def decide_masks(table: pd.DataFrame) -> Figure:
+    """Accuracy over measured time: what maskers skip, and static networks that lack it always."""
+    drawn, by_set = panels_by(table, "dataset")
+    for name, (panel, rows) in by_set.items():
+        control = rows[rows["kind"] == "control"]
+        for family, color, said in (("depth", "0.35", "blocks taken away"),
+                                    ("width", "0.65", "channels taken away")):  # fmt: skip
+            static = pd.concat([control, rows[rows["kind"].str.startswith(family)]])
+            static = static.sort_values("latency_ms")
+            panel.plot(static["latency_ms"], static["accuracy_test_pct"], "s-", color=color,
+                       markersize=4, lw=1, label=f"static, {said}")  # fmt: skip
+        for mode, look in (("layer", "C0o"), ("channel", "C1^")):
+            mine = rows[rows["kind"] == mode]
+            panel.plot(mine["latency_ms"], mine["accuracy_test_pct"], look, ls="", markersize=8,
+                       label=f"maskers, {mode}")  # fmt: skip
+        panel.plot(control["latency_ms"], control["accuracy_test_pct"], "kx", ls="", markersize=8,
+                   label="control, all runs")  # fmt: skip
+        panel.set(xlabel="measured time of an image (ms, one thread)", title=name)
+    drawn.axes[0].set_ylabel("test accuracy (%)")
+    handles = drawn.axes[0].get_legend_handles_labels()
+    drawn.legend(*handles, loc="outside upper center", ncols=3, fontsize="small")
+    return drawn
+
+
+@figure("decide_work")
+def decide_work(table: pd.DataFrame) -> Figure:
+    """What share of the work images take: were all alike, the network would be a static one."""
+    drawn, by_set = panels_by(table, "dataset", sharey=True)
+    for name, (panel, rows) in by_set.items():
+        for mode, color in (("layer", "C0"), ("channel", "C1")):
+            work = rows.loc[rows["mode"] == mode, "work"]
+            panel.hist(work, bins=25, range=(0, 1), color=color, alpha=0.6, density=True,
+                       label=f"{mode}: {work.mean():.2f} ± {work.std():.2f}")  # fmt: skip
+        panel.set(xlabel="work of an image (share of the dense network's)", title=name)
+        panel.legend(title="mean ± spread")
+    drawn.axes[0].set_ylabel("images (density)")
+    return drawn
+
+
+@figure("decide_vit")
+def decide_vit(table: pd.DataFrame) -> Figure:
+    """Accuracy over work of a transformer's routes, and of what chooses among them."""
+    drawn, axes = plt.subplots()
+    looks = {"route": ("0.5", "s", "-"), "gate": ("C3", "D", ""), "cascade": ("C0", "o", ""),
+             "exit": ("C1", "^", "")}  # fmt: skip
+    names = {
+        "route": "a route for all images",
+        "gate": "gate, one dot a seed",
+        "cascade": "cascade, smallest to largest",
+        "exit": "exit behind the first block",
+    }
+    for method, (color, marker, style) in looks.items():
+        rows = table[table["method"] == method].sort_values("macs_m")
+        axes.plot(rows["macs_m"], rows["accuracy_pct"], color=color, marker=marker, ls=style,
+                  label=names[method])  # fmt: skip
+    axes.set(xlabel="mean work of an image (MMACs)", ylabel="test accuracy (%)")
+    axes.legend(loc="lower right")
     return drawn
