@@ -11,8 +11,8 @@ __getattr__ = lazily(__name__, {
         "portraits", "predicted_ms", "right", "routes_of", "speedup", "time_rounds",
     ],
     "adapt_joint": [
-        "choose", "joint_path", "joint_rows_path", "joint_table", "load_joint_exits",
-        "train_exits_jointly", "train_gate_jointly", "ways_of",
+        "choose", "joint_path", "joint_rows_path", "load_joint_exits", "train_exits_jointly",
+        "train_gate_jointly", "ways_of",
     ],
     "adapt_parts": ["MODES", "part_table", "part_times", "saved_pct"],
     "adapt_peer": ["ABSENT", "earlyon_installed", "earlyon_of"],
