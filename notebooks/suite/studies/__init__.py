@@ -10,6 +10,10 @@ __getattr__ = lazily(__name__, {
         "gate_macs_m", "gated_of", "knob_case", "most_accurate", "paired_drop", "per_image",
         "portraits", "predicted_ms", "right", "routes_of", "speedup", "time_rounds",
     ],
+    "adapt_joint": [
+        "choose", "joint_path", "joint_rows_path", "load_joint_exits", "train_exits_jointly",
+        "train_gate_jointly", "ways_of",
+    ],
     "adapt_parts": ["MODES", "part_table", "part_times", "saved_pct"],
     "adapt_peer": ["ABSENT", "earlyon_installed", "earlyon_of"],
     "adapt_train": [
