@@ -5,14 +5,21 @@
 to `data/checkpoints/laud.csv` and ships the networks of seed 0.
 
 The network is small, but nearly all of its work lies in residual branches, which is what maskers
-can save. What differs from the paper, because with its loss alone maskers soon decide the same for
-every image: no block has a bound of its own; they start at keeping a part with probability 0.73;
-each image has a target of work of its own, by how hard the dense network finds it (`wanted`); and
-in the last part of the training decisions are those of the test time, so that the weights get used
-to them. Groups of channels are nested: one is kept if all before it are, so that what is kept are
-views of the weights.
+can save. With the paper's loss alone maskers soon decide the same for every image, so here
+
+* no block has a bound of its own, only the network;
+* maskers see standardised features, and start from a regression on them of how hard the dense
+  network finds an image (`start`), at a mean probability of about 0.7 to keep a part;
+* an image's work costs the more the easier the dense network finds it (`learn_masked`);
+* in the last part of the training decisions are those of the test time, so that the weights get
+  used to them.
+
+Groups of channels are nested: one is kept if all before it are, so that what is kept are views of
+the weights.
 """
 
+import copy
+import itertools
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -61,9 +68,10 @@ STEM = 32  # channels
 SHIPPED = repo_root() / "data" / "checkpoints"
 GROUPS = 4  # of inner channels
 TARGET = 0.55  # of the network's work
-SPREAD = 0.3  # by which the targets of the easiest and the hardest image lie around it
-LAMBDA = 10.0  # weight of each loss on work
+LAMBDA, GUIDE = 10.0, 3.0  # weights of the losses on how much work is done, and on which images
 DISTILL, TEMPERATURE = 0.5, 4.0
+MASKER_RATE = 3e-3
+FIRST = 40  # steps whose views maskers start from
 SETTLED = 0.7  # share of the training after which nothing is drawn any more
 
 
@@ -80,8 +88,8 @@ class Plan:
 
 
 PLANS = {
-    "cifar10": Plan(2, 250, 200, 100, 0.02),
-    "imagenette": Plan(14, 100, 250, 50, 0.01),
+    "cifar10": Plan(2, 250, 200, 100, 0.05),
+    "imagenette": Plan(12, 100, 200, 50, 0.02),
 }
 
 
@@ -189,10 +197,7 @@ class Masked(nn.Module):
                 masker = PatchMasker(channels, 1)
             else:
                 masker = ChannelMasker(channels, GROUPS)
-            keep, drop = masker.logits.bias.data.chunk(2)
-            keep.fill_(1.0)
-            drop.fill_(0.0)
-            maskers.append(masker)
+            maskers.append(Scaled(masker, channels))
         self.maskers = nn.ModuleList(maskers)
 
     def forward(self, images, decide: Callable | None = None):
@@ -220,6 +225,77 @@ class Masked(nn.Module):
         return self.net.head(x), 1 + left / self.total
 
 
+class Scaled(nn.Module):
+    """A masker that is given standardised means of the maps; shapes as the masker's."""
+
+    def __init__(self, masker: nn.Module, channels: int):
+        super().__init__()
+        self.masker = masker
+        self.first = "logits" if isinstance(masker, PatchMasker) else "hidden"
+        self.register_buffer("mean", torch.zeros(channels))
+        self.register_buffer("std", torch.ones(channels))
+
+    def forward(self, x):
+        """As in the class."""
+        means = (x.mean((2, 3)) - self.mean) / self.std
+        return self.masker(means[..., None, None])
+
+    @torch.no_grad()
+    def start(self, means: torch.Tensor, hard: torch.Tensor) -> None:
+        """Standardise as these means (N, C), and keep parts where a regression says hard (N,).
+
+        Logits to keep and to drop differ by 1 +- 1.5, in the mean and standard deviation.
+        """
+        self.mean.copy_(means.mean(0))
+        self.std.copy_(means.std(0) + 1e-3)
+        scaled = (means - self.mean) / self.std
+        ridge = 1e-2 * torch.eye(scaled.shape[1])
+        weight = torch.linalg.solve(scaled.T @ scaled / len(hard) + ridge, scaled.T @ hard)
+        weight /= (scaled @ weight).std()
+        bias_keep, bias_drop = self.masker.logits.bias.chunk(2)
+        keep, drop = self.masker.logits.weight.flatten(1).chunk(2)
+        bias_drop.fill_(0.0)
+        if self.first == "logits":
+            bias_keep.fill_(1.0)
+            keep.copy_(1.5 * weight)
+            drop.zero_()
+        else:  # one hidden unit says how hard, and is nearly always positive
+            self.masker.hidden.weight[0] = weight
+            self.masker.hidden.bias[0] = 3.0
+            bias_keep.fill_(1.0 - 1.5 * 3.0)
+            keep[:, 0] = 1.5
+            drop[:, 0] = 0.0
+
+    @torch.no_grad()
+    def folded(self) -> nn.Module:
+        """The masker with the scale in its first layer."""
+        masker = copy.deepcopy(self.masker)
+        layer = getattr(masker, self.first)
+        scale = 1 / self.std
+        layer.bias -= layer.weight.flatten(1) @ (self.mean * scale)
+        layer.weight *= scale.view(-1, *layer.weight.shape[2:])
+        return masker
+
+
+@torch.no_grad()
+def start(net: Masked, lessons) -> None:
+    """Let all maskers start from what the means of their maps say of how hard images are.
+
+    Args:
+        lessons: of (progress, view, labels, what the dense network says).
+    """
+    means = [[] for _ in net.maskers]
+    hard = []
+    for _, view, labels, said in lessons:
+        hard.append(harder(said, labels))
+        x = net.net.stem(view)
+        for found, (_, block) in zip(means, net.net.blocks(), strict=True):
+            found.append(x.mean((2, 3)))
+            x = block(x)
+    for found, masker in zip(means, net.maskers, strict=True):
+        masker.start(torch.cat(found), torch.cat(hard))
+
+
 def masked_branch(block: nn.Module, x, mask=None):
     """The residual branch, its inner channels multiplied by a mask (N, 2, groups)."""
     scales = [1, 1]
@@ -245,15 +321,11 @@ def nested(mask: torch.Tensor) -> torch.Tensor:
     return torch.cat([first, mask[..., 1:]], 2).cumprod(2)
 
 
-def wanted(said: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Share of the work that each image of a batch should take, (N,): more for a harder one.
-
-    An image is the harder the larger the dense network's loss; targets are evenly spaced by rank,
-    `TARGET` - `SPREAD` to `TARGET` + `SPREAD`.
-    """
+def harder(said: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """How hard the dense network finds each image of a batch, (N,): ranks of its loss, -1 to 1."""
     loss = F.cross_entropy(said, labels, reduction="none")
     rank = loss.argsort().argsort()
-    return TARGET + SPREAD * (2 * rank / max(1, len(rank) - 1) - 1)
+    return 2 * rank / max(1, len(rank) - 1) - 1
 
 
 # -- training ---------------------------------------------------------------------------------
@@ -271,31 +343,28 @@ def views(images: Dataset, steps: int, batch: int, seed: int):
             order = torch.randperm(count, generator=draws)
         index, order = order[:batch], order[batch:]
         part = images.train.take(index)
-        yield (
-            step / steps,
-            images.normalise(augment(part.images, draws, pad=size // 16)),
-            part.labels,
-        )
+        view = images.normalise(augment(part.images, draws, pad=size // 16))
+        yield step / steps, view, part.labels
 
 
-def fit(net: nn.Module, steps, peak: float, loss: Callable) -> float:
-    """Train in place, weights by SGD and maskers by Adam; the mean loss of the last 20 steps.
+def fit(net: nn.Module, steps, peak: float, loss: Callable) -> None:
+    """Train in place, weights by SGD and maskers by Adam.
 
     Args:
         steps: of (progress, view, labels, ...).
         peak: learning rate of the weights.
         loss: (net, *step) -> scalar.
     """
-    free = dict(net.named_parameters())
-    maskers = [p for name, p in free.items() if name.startswith("maskers.")]
-    weights = [p for name, p in free.items() if not name.startswith("maskers.") and p.ndim > 1]
-    rest = [p for name, p in free.items() if not name.startswith("maskers.") and p.ndim == 1]
+    maskers = list(net.maskers.parameters()) if isinstance(net, Masked) else []
+    free = (net.net if maskers else net).parameters()
+    weights, rest = [], []
+    for parameter in free:
+        (weights if parameter.ndim > 1 else rest).append(parameter)
     groups = [{"params": weights, "weight_decay": 5e-4}, {"params": rest}]
     solvers = [(torch.optim.SGD(groups, peak, momentum=0.9, nesterov=True), peak)]
     if maskers:
-        solvers.append((torch.optim.Adam(maskers, 0.01), 0.01))
+        solvers.append((torch.optim.Adam(maskers, MASKER_RATE), MASKER_RATE))
     net.train()
-    last = []
     for progress, *step in steps:
         value = loss(net, progress, *step)
         for solver, highest in solvers:
@@ -305,9 +374,7 @@ def fit(net: nn.Module, steps, peak: float, loss: Callable) -> float:
         for solver, _ in solvers:
             solver.step()
             solver.zero_grad()
-        last = [*last[-19:], value.item()]
     net.eval()
-    return float(np.mean(last))
 
 
 def taught(logits, labels, said):
@@ -323,12 +390,15 @@ def learn_static(net, progress, view, labels, said):
 
 
 def learn_masked(net: Masked, progress, view, labels, said):
-    """Loss of a dynamic network: of the labels, of all images' work, and of each image's."""
+    """Loss of a dynamic network: of the labels, of its work, and of who works.
+
+    `10 (F / F_full - t)^2 - 3 mean_i(z_i F_i / F_full)`, z_i of image i as in `harder`
+    """
     decide = partial(drawn, tau=tau_at(progress)) if progress < SETTLED else kept
     logits, work = net(view, decide)
-    both = bounds_loss(torch.zeros(1), work.mean(), TARGET, 1.0)
-    each = ((work - wanted(said, labels)) ** 2).mean()
-    return taught(logits, labels, said) + LAMBDA * (both + each)
+    whole = bounds_loss(torch.zeros(1), work.mean(), TARGET, 1.0)
+    who = -(harder(said, labels) * work).mean()
+    return taught(logits, labels, said) + LAMBDA * whole + GUIDE * who
 
 
 def dense_of(images: Dataset, seed: int = 0) -> Net:
@@ -354,7 +424,6 @@ def dense_of(images: Dataset, seed: int = 0) -> Net:
     return net
 
 
-@torch.no_grad()
 def tuned(kind: str, dense: Net, said: Sequence[torch.Tensor], images: Dataset, seed: int):
     """One of `KINDS`, a `Net` or `Masked`, fine-tuned from the dense network, weights rounded.
 
@@ -364,14 +433,17 @@ def tuned(kind: str, dense: Net, said: Sequence[torch.Tensor], images: Dataset, 
     plan = PLANS[images.name]
     torch.manual_seed(seed)
     net = new(kind, len(images.classes), images.train.images.shape[-1], dense)
-    loss = learn_masked if kind in MODES else learn_static
-    steps = views(images, plan.finetune, plan.batch, seed)
-    lessons = ((*step, some) for step, some in zip(steps, said, strict=True))
-    with torch.enable_grad():
-        fit(net, lessons, plan.rate, loss)
+
+    def lessons():
+        steps = views(images, plan.finetune, plan.batch, seed)
+        return ((*step, some) for step, some in zip(steps, said, strict=True))
+
+    if kind in MODES:
+        start(net, itertools.islice(lessons(), FIRST))
+    fit(net, lessons(), plan.rate, learn_masked if kind in MODES else learn_static)
     for parameter in net.parameters():  # what is reported is what is shipped
         if parameter.ndim > 1:
-            parameter.copy_(parameter.half())
+            parameter.data = parameter.data.half().float()
     return net
 
 
@@ -487,7 +559,7 @@ def executed(net: nn.Module, example: torch.Tensor) -> Chain:
         whole = Bottleneck(block)
         blocks[name] = whole
         if net is not static:
-            masker = net.maskers[number]
+            masker = net.maskers[number].folded()
             if net.mode == "layer":
                 blocks[name] = one_of([whole.bypass, whole], masker, Kept(), x)
             else:
