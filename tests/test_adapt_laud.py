@@ -203,6 +203,7 @@ def test_accuracy_is_held_to_the_static_network_of_equal_time():
     times = pd.DataFrame(
         {
             "run": ["layer", "channel", "control", "depth 2 3", "depth 1 2", "width 2/3"],
+            "part": 0,
             "latency_ms": [1.5, 9.0, 4.0, 2.0, 1.0, 2.0],
         }
     )
@@ -220,3 +221,6 @@ def test_accuracy_is_held_to_the_static_network_of_equal_time():
     assert gain["time"] == pytest.approx(1.5 / 4)
     # Slower than the largest static one: held to that.
     assert adapt_laud.against_static(times, answered, "channel")["value"] == pytest.approx(-50)
+    rows = pd.DataFrame({"mode": answered, "seed": 3}).reset_index(drop=True)
+    rows["accuracy_test_pct"] = [75, 50, 100, 50, 0, 25]
+    assert adapt_laud.over_seeds(times, rows, "layer").to_dict() == pytest.approx({3: 50})

@@ -11,7 +11,7 @@ can save. With the paper's loss alone maskers soon decide the same for every ima
 * maskers see standardised features, and start from a regression on them of how hard the dense
   network finds an image (`start`), at a mean probability of about 0.7 to keep a part;
 * an image's work costs the more the easier the dense network finds it (`learn_masked`);
-* in the last part of the training decisions are those of the test time, so that the weights get
+* after the first third of the training decisions are those of the test time, so that the weights get
   used to them.
 
 Groups of channels are nested: one is kept if all before it are, so that what is kept are views of
@@ -47,7 +47,7 @@ from dynlib.nets.supernet import Supernet, calibrate
 from dynlib.nets.trace import layers_of
 from dynlib.training import Recipe, calibration_batches, train
 from dynlib.training.step import rate
-from suite.studies.adapt import BATCH, answers, paired_drop, right, time_rounds
+from suite.studies.adapt import BATCH, answers, paired_drop, per_image, right, time_rounds
 from suite.studies.adapt_train import read_exits, write_exits
 from suite.studies.own_model import find_photos
 from suite.studies.static import ONE
@@ -68,11 +68,11 @@ STEM = 32  # channels
 SHIPPED = repo_root() / "data" / "checkpoints"
 GROUPS = 4  # of inner channels
 TARGET = 0.55  # of the network's work
-LAMBDA, GUIDE = 10.0, 3.0  # weights of the losses on how much work is done, and on which images
+LAMBDA, GUIDE = 10.0, 2.0  # weights of the losses on how much work is done, and on which images
 DISTILL, TEMPERATURE = 0.5, 4.0
 MASKER_RATE = 3e-3
 FIRST = 40  # steps whose views maskers start from
-SETTLED = 0.7  # share of the training after which nothing is drawn any more
+SETTLED = 0.3  # share of the training after which nothing is drawn any more
 
 
 @dataclass(frozen=True)
@@ -88,8 +88,8 @@ class Plan:
 
 
 PLANS = {
-    "cifar10": Plan(2, 250, 200, 100, 0.05),
-    "imagenette": Plan(12, 100, 200, 50, 0.02),
+    "cifar10": Plan(2, 250, 200, 100, 0.02),
+    "imagenette": Plan(8, 100, 100, 50, 0.02),
 }
 
 
@@ -392,7 +392,7 @@ def learn_static(net, progress, view, labels, said):
 def learn_masked(net: Masked, progress, view, labels, said):
     """Loss of a dynamic network: of the labels, of its work, and of who works.
 
-    `10 (F / F_full - t)^2 - 3 mean_i(z_i F_i / F_full)`, z_i of image i as in `harder`
+    `10 (F / F_full - t)^2 - 2 mean_i(z_i F_i / F_full)`, z_i of image i as in `harder`
     """
     decide = partial(drawn, tau=tau_at(progress)) if progress < SETTLED else kept
     logits, work = net(view, decide)
@@ -581,34 +581,58 @@ def times_of(
         return time_rounds(runs, images.normalise(part.images), batch, rounds)
 
 
+def static_at(taken: pd.Series, answered: Mapping, mode: str):
+    """What the static network of equal time answers, of the mode's own kind.
+
+    That is blocks taken away (layer) or inner channels (channel). It lies between two measured ones
+    and answers as either with the probability that makes the times equal; beyond the slowest or the
+    fastest it is that one.
+
+    Args:
+        taken: time by kind.
+        answered: accuracy by kind, or whether each image is answered rightly, (N,).
+        mode: one of `MODES`.
+    """
+    own = "depth" if mode == "layer" else "width"
+    curve = [name for name in RIVALS if name == "control" or name.startswith(own)]
+    curve = sorted(set(curve) & set(taken.index) & set(answered), key=taken.get)
+    place = np.interp(taken[mode], taken[curve], np.arange(len(curve)))
+    below, above = curve[int(place)], curve[min(int(place) + 1, len(curve) - 1)]
+    share = place - int(place)
+    return (1 - share) * answered[below] + share * answered[above]
+
+
 def against_static(
     times: pd.DataFrame, answered: Mapping[str, np.ndarray], mode: str, column: str = "latency_ms"
 ) -> dict[str, float]:
     """Points of accuracy that a dynamic network gains on the static one of equal time.
 
-    That one lies between two measured ones of its own kind, blocks taken away (layer) or channels
-    (channel), and answers as either with the probability that makes the times equal; beyond the
-    largest or the smallest it is that one.
-
     Args:
-        times: of all runs, as of `times_of`.
-        answered: whether each image is answered rightly, (N,), by kind.
-        mode: one of `MODES`.
+        times: of all runs on the same images, as of `times_of`: means over images of medians over
+            rounds count.
+        answered, mode: as of `static_at`.
 
     Returns:
         value, low and high (95 %, paired by image), n; and time, that of the dynamic network over
         the control's.
     """
-    taken = times.groupby("run")[column].mean()
-    kind = "depth" if mode == "layer" else "width"
-    curve = [name for name in RIVALS if name == "control" or name.startswith(kind)]
-    curve = sorted(set(curve) & set(taken.index), key=taken.get)
-    place = np.interp(taken[mode], taken[curve], np.arange(len(curve)))
-    below, above = curve[int(place)], curve[min(int(place) + 1, len(curve) - 1)]
-    share = place - int(place)
-    static = (1 - share) * answered[below] + share * answered[above]
-    gain = paired_drop(answered[mode].astype(float), static)
+    taken = per_image(times, column)["mean_ms"]
+    gain = paired_drop(answered[mode].astype(float), static_at(taken, answered, mode))
     return gain | {"time": taken[mode] / taken["control"]}
+
+
+def over_seeds(times: pd.DataFrame, rows: pd.DataFrame, mode: str) -> pd.Series:
+    """The same by seed, of test accuracies that are rows of `laud.csv` for one data set.
+
+    The time is that of the shipped networks, of one seed.
+    """
+    taken = per_image(times)["mean_ms"]
+    gains = {}
+    for seed, mine in rows.groupby("seed"):
+        accuracy = dict(zip(mine["mode"], mine["accuracy_test_pct"], strict=True))
+        if mode in accuracy and "control" in accuracy:
+            gains[seed] = accuracy[mode] - static_at(taken, accuracy, mode)
+    return pd.Series(gains)
 
 
 if __name__ == "__main__":
