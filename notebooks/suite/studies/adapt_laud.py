@@ -11,8 +11,8 @@ can save. With the paper's loss alone maskers soon decide the same for every ima
 * maskers see standardised features, and start from a regression on them of how hard the dense
   network finds an image (`start`), at a mean probability of about 0.7 to keep a part;
 * an image's work costs the more the easier the dense network finds it (`learn_masked`);
-* after the first third of the training decisions are those of the test time, so that the weights get
-  used to them.
+* after the first third of the training decisions are those of the test time, so that the weights
+  get used to them.
 
 Groups of channels are nested: one is kept if all before it are, so that what is kept are views of
 the weights.
