@@ -147,6 +147,6 @@ def test_a_transformers_layers_are_moved_by_muon_and_the_rest_by_adamw():
     step(lambda: images, labels, step=0, progress=0.0, rng=np.random.default_rng(0))
     moved = {p: p.detach() - old for p, old in before.items()}
     spread = torch.linalg.svdvals(moved[layer])
-    assert spread.max() / spread.min() < 3  # an orthogonal step moves all directions alike
+    assert spread.median() > 0.8 * spread.max()  # an orthogonal step: all directions alike
     for p in (bias, net.net.head.weight):  # the first step of AdamW is of the size of its rate
         assert moved[p].abs().median().item() == pytest.approx(1e-3, rel=0.05)
