@@ -41,8 +41,9 @@ def gate_rows(
     """Gates, and how many times less than the largest route each works on test images.
 
     Args:
-        routes: of the parts val and test.
-        lost_pp: points that the gate may lose on the half on which its knob is chosen.
+        routes: of the parts val and test. Gates learn from one half of val and the other one
+            chooses their knobs, or they learn from the part train, if it is there.
+        lost_pp: points that a gate may lose on the images on which its knob is chosen.
 
     Returns:
         A row of each seed: seed, knob, reduction_ratio, macs_m, accuracy_pct, the paired drop of
@@ -54,6 +55,8 @@ def gate_rows(
     rows, gates = [], []
     for seed in seeds:
         learn, held = halves(routes["val"], seed)
+        if "train" in routes:
+            learn, held = routes["train"], routes["val"]
         gate = train_gate(
             learn.features, learn.losses, learn.right[:, 0], learn.macs_m, seed=seed
         )  # fmt: skip

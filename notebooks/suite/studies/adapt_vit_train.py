@@ -1,5 +1,6 @@
 """The small transformer that the study of adaptive networks ships, and how it was trained."""
 
+from dataclasses import asdict
 from pathlib import Path
 
 import pandas as pd
@@ -33,7 +34,10 @@ def train_vit(
 
 
 def load_vit(path: Path) -> Supernet:
-    """The transformer that `ship_vit` wrote; raises `CheckpointError` where the file is none."""
+    """The transformer that `ship_vit` wrote; raises `CheckpointError` where the file is none.
+
+    It can be read once its family is registered, as by the import of this module.
+    """
     supernet, _ = Supernet.from_checkpoint(path)
     return supernet
 
@@ -43,6 +47,9 @@ def ship_vit(
 ) -> None:
     """Write the transformer, and its history as a table beside it."""
     minutes = history["seconds"].sum() / 60
-    trained = f"{len(history)} epochs on labels, largest to smaller, {minutes:.0f} min, seed {seed}"
-    supernet.save(path, half=True, dataset=images.name, trained=trained)
+    trained = (
+        f"{len(history)} epochs (schedule of {RECIPE.epochs}) on labels, smaller sub-networks on "
+        f"the largest, {minutes:.0f} min, seed {seed}"
+    )
+    supernet.save(path, half=True, dataset=images.name, trained=trained, recipe=asdict(RECIPE))
     history.to_csv(path.with_suffix(".history.csv"), index=False, float_format="%.5g")
