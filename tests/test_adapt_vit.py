@@ -122,8 +122,8 @@ def test_static_rows_end_with_the_largest(supernet, routes):
 
 
 def test_training_teaches_and_the_shipped_file_says_the_same(tmp_path):
-    images = load_dataset("generated", generated=(400, 100))
-    recipe = replace(adapt_vit_train.RECIPE, epochs=2, batch_size=50)
+    images = load_dataset("generated", generated=(200, 100))
+    recipe = replace(adapt_vit_train.RECIPE, epochs=2, batch_size=100)
     supernet, history = studies.train_vit(images, recipe, watch=0)
     assert history["loss_max"].iloc[-1] < history["loss_max"].iloc[0]
     path = tmp_path / "generated.vit.safetensors"
@@ -137,7 +137,7 @@ def test_training_teaches_and_the_shipped_file_says_the_same(tmp_path):
 
 
 def test_a_seed_says_what_is_learned():
-    images = load_dataset("generated", generated=(400, 100))
+    images = load_dataset("generated", generated=(200, 100))
     recipe = replace(adapt_vit_train.RECIPE, epochs=1, batch_size=200)
     runs = [studies.train_vit(images, recipe, seed=seed, watch=0)[1] for seed in (0, 0, 1)]
     losses = [run["loss_max"].item() for run in runs]

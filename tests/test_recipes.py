@@ -148,5 +148,6 @@ def test_a_transformers_layers_are_moved_by_muon_and_the_rest_by_adamw():
     moved = {p: p.detach() - old for p, old in before.items()}
     spread = torch.linalg.svdvals(moved[layer])
     assert spread.median() > 0.8 * spread.max()  # an orthogonal step: all directions alike
-    for p in (bias, net.net.head.weight):  # the first step of AdamW is of the size of its rate
-        assert moved[p].abs().median().item() == pytest.approx(1e-3, rel=0.05)
+    for p in (bias, net.net.head.weight):  # AdamW's first step is as large for every weight
+        sizes = moved[p].abs()
+        assert sizes.quantile(0.1) > 0.95 * sizes.max()

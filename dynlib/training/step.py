@@ -65,7 +65,10 @@ def optimisers(supernet: Supernet, recipe: Recipe) -> list[torch.optim.Optimizer
 
 
 def _of_matrices(net: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """Muon for the hidden layers, at AdamW's size of step (arXiv 2502.16982, 2.2), else AdamW."""
+    """Muon for the hidden layers, at AdamW's size of step (arXiv 2502.16982, 2.2), else AdamW.
+
+    Both look ahead by Nesterov's momentum.
+    """
     from dynlib._vision import timm
 
     layers = [m.weight for m in net.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
