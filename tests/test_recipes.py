@@ -9,7 +9,7 @@ from small_nets import fresh, weights
 
 from dynlib.data import load_dataset
 from dynlib.errors import RecipeError
-from dynlib.nets.supernet import macs_m
+from dynlib.nets.supernet import Supernet, macs_m
 from dynlib.space import SearchSpace, SubnetConfig
 from dynlib.training.recipes import PUBLISHED, Average, Recipe, draw_configs
 from dynlib.training.step import Step, normalise_
@@ -134,3 +134,20 @@ def test_normalising_changes_no_direction():
 def test_an_unknown_choice_is_refused(field):
     with pytest.raises(RecipeError, match=f"{field}: 'magic', expected one of"):
         Recipe(**{field: "magic"})
+
+
+def test_a_transformers_layers_are_moved_by_muon_and_the_rest_by_adamw():
+    space = SearchSpace((16,), ((1, 2),), ((32,),), expand=((32, 64),) * 2, heads=((1, 2),) * 2)
+    torch.manual_seed(0)
+    net = Supernet(space, family="ViT")
+    step = Step(net, Recipe(solver="muon+adamw", lr=1e-3, warmup=0.0, decay=0.0))
+    layer, bias = net.net.blocks[0].up.weight, net.net.blocks[0].up.bias
+    before = {p: p.detach().clone() for p in (layer, bias, net.net.head.weight)}
+    images, labels = torch.randn(8, 3, 16, 16), torch.arange(8)
+    step(lambda: images, labels, step=0, progress=0.0, rng=np.random.default_rng(0))
+    moved = {p: p.detach() - old for p, old in before.items()}
+    spread = torch.linalg.svdvals(moved[layer])
+    assert spread.median() > 0.8 * spread.max()  # an orthogonal step: all directions alike
+    for p in (bias, net.net.head.weight):  # AdamW's first step is as large for every weight
+        sizes = moved[p].abs()
+        assert sizes.quantile(0.1) > 0.95 * sizes.max()

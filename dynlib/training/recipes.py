@@ -15,7 +15,7 @@ from dynlib.space import DIMENSIONS, SearchSpace, SubnetConfig
 
 SAMPLINGS = ("sandwich", "ladder", "shrink", "best-up")
 TEACHERS = ("labels", "live", "ema", "ensemble", "frozen")
-SOLVERS = ("muon", "adamw")
+SOLVERS = ("muon", "adamw", "muon+adamw")
 # Progressive shrinking unlocks one group after the other, in equal parts of the training
 # (Once-for-All, arXiv 1908.09791, section 3.3); before the first only the largest is trained.
 PHASES = (("resolution", "kernel"), ("depth",), ("width", "expand", "heads"))
@@ -43,8 +43,10 @@ class Recipe:
         batch_size: images per step.
         solver: ``muon`` trains from scratch: convolutions by Muon, each kept at a fixed norm, the
             rest by SGD. ``adamw`` moves all weights from where they are (`Recipe.finetune`).
-        lr: peak learning rate of the convolutions (Muon), or of all (AdamW); warmed up, then linear
-            to zero.
+            ``muon+adamw`` trains transformers from scratch: all layers but the last by Muon, the
+            rest by AdamW.
+        lr: peak learning rate of the convolutions (Muon), or of all (with AdamW); warmed up, then
+            linear to zero.
         lr_head, lr_bias: beside Muon, peak learning rates of the classifier, tokens and scales, and
             of the biases (SGD) for batches of 500, in proportion for others; the biases' small
             gradients bear large rates (arXiv 2404.00498, 3.4).

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from dynlib.nets.supernet import Supernet, macs_m
@@ -22,9 +23,12 @@ def bf16_pays() -> bool:
 
 
 def optimisers(supernet: Supernet, recipe: Recipe) -> list[torch.optim.Optimizer]:
-    """Of all weights that are free: AdamW, or Muon for the convolutions and SGD for the rest."""
+    """Of all weights that are free: AdamW, Muon for the convolutions and SGD for the rest, or Muon
+    for all matrices and AdamW for the rest."""
     from dynlib._vision import timm
 
+    if recipe.solver == "muon+adamw":
+        return [_of_matrices(supernet.net, recipe)]
     from_scratch = recipe.solver == "muon"
     for module in supernet.net.modules():
         if from_scratch and isinstance(module, NORMS) and bool((module.weight == 1).all()):
@@ -58,6 +62,26 @@ def optimisers(supernet: Supernet, recipe: Recipe) -> list[torch.optim.Optimizer
         lr = rate_of_500 * recipe.batch_size / 500
         groups.append({"params": params, "lr": lr, "weight_decay": decay / lr})
     return [muon, torch.optim.SGD(groups, lr=0.0, momentum=0.85, nesterov=True)]
+
+
+def _of_matrices(net: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """Muon for the hidden layers, at AdamW's size of step (arXiv 2502.16982, 2.2), else AdamW.
+
+    Both look ahead by Nesterov's momentum.
+    """
+    from dynlib._vision import timm
+
+    layers = [m.weight for m in net.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    *hidden, classifier = [weight for weight in layers if weight.requires_grad]
+    known = {id(weight) for weight in layers}
+    others = [p for p in net.parameters() if p.requires_grad and id(p) not in known]
+    decay = recipe.decay / recipe.lr
+    groups = [
+        {"params": hidden, "weight_decay": decay},
+        {"params": [classifier], "weight_decay": decay, "use_fallback": True},
+        {"params": others, "weight_decay": 0.0, "use_fallback": True},
+    ]
+    return timm.optim.Muon(groups, recipe.lr, adjust_lr_fn="match_rms_adamw", nesterov=True)
 
 
 @torch.no_grad()

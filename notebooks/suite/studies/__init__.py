@@ -20,6 +20,10 @@ __getattr__ = lazily(__name__, {
         "exits_path", "features_of", "first_path", "load_exits", "ship_exits", "train_first",
     ],
     "adapt_vit": ["slices_against_masks"],
+    "adapt_vit_routes": [
+        "LOST_PP", "confidence_rows", "exit_of", "gate_rows", "static_rows", "vit_routes",
+    ],
+    "adapt_vit_train": ["load_vit", "ship_vit", "train_vit", "vit_path"],
     "ablation": ["compare_alone", "compare_recipes", "single"],
     "across": ["can_link", "ddp_losses", "drop_link", "kill_some", "learn", "learn_text",
                "time_grid"],

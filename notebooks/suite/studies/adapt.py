@@ -323,7 +323,7 @@ def routes_of(
     logits = []
     for batch in part.images.split(BATCH):
         x = trunk(images.normalise(batch))
-        features.append(x.mean((2, 3)))
+        features.append(x.mean((2, 3) if x.ndim == 4 else 1))
         logits.append(torch.stack([rest(x) for _, rest in ends], 1))
     features = torch.cat(features)
     extra = gate_macs_m(features.shape[1], len(configs))
