@@ -223,4 +223,6 @@ def test_accuracy_is_held_to_the_static_network_of_equal_time():
     assert adapt_laud.against_static(times, answered, "channel")["value"] == pytest.approx(-50)
     rows = pd.DataFrame({"mode": answered, "seed": 3}).reset_index(drop=True)
     rows["accuracy_test_pct"] = [75, 50, 100, 50, 0, 25]
-    assert adapt_laud.over_seeds(times, rows, "layer").to_dict() == pytest.approx({3: 50})
+    gains = adapt_laud.over_seeds(times, rows, "layer")
+    assert gains["accuracy_vs_static"].to_dict() == pytest.approx({3: 50})
+    assert gains["accuracy_vs_control"].to_dict() == pytest.approx({3: 75 - 100})

@@ -527,6 +527,11 @@ def ship(nets: Mapping[str, nn.Module], images: Dataset, folder: Path) -> None:
 # -- what is shipped --------------------------------------------------------------------------
 
 
+def is_shipped(images: Dataset, folder: Path = SHIPPED) -> bool:
+    """Whether networks are shipped for these images."""
+    return (folder / f"{images.name}.laud.safetensors").is_file()
+
+
 def shipped(images: Dataset, folder: Path = SHIPPED) -> dict[str, nn.Module]:
     """The shipped networks by kind: `Masked` ones of `MODES`, and static ones, in evaluation.
 
@@ -621,18 +626,22 @@ def against_static(
     return gain | {"time": taken[mode] / taken["control"]}
 
 
-def over_seeds(times: pd.DataFrame, rows: pd.DataFrame, mode: str) -> pd.Series:
-    """The same by seed, of test accuracies that are rows of `laud.csv` for one data set.
+def over_seeds(times: pd.DataFrame, rows: pd.DataFrame, mode: str) -> dict[str, pd.Series]:
+    """Points of accuracy that a dynamic network gains, by seed, of rows of `laud.csv`.
 
-    The time is that of the shipped networks, of one seed.
+    Args:
+        times: as of `against_static`, of the shipped networks, which are of one seed.
+        rows: of one data set.
+        mode: one of `MODES`.
+
+    Returns:
+        ``accuracy_vs_static``, of equal time, and ``accuracy_vs_control``.
     """
     taken = per_image(times)["mean_ms"]
-    gains = {}
-    for seed, mine in rows.groupby("seed"):
-        accuracy = dict(zip(mine["mode"], mine["accuracy_test_pct"], strict=True))
-        if mode in accuracy and "control" in accuracy:
-            gains[seed] = accuracy[mode] - static_at(taken, accuracy, mode)
-    return pd.Series(gains)
+    table = rows.pivot(index="seed", columns="mode", values="accuracy_test_pct").dropna()
+    static = [static_at(taken, accuracy, mode) for accuracy in table.to_dict("records")]
+    rivals = {"accuracy_vs_static": static, "accuracy_vs_control": table["control"]}
+    return {key: table[mode] - rival for key, rival in rivals.items()}
 
 
 if __name__ == "__main__":
