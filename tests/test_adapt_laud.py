@@ -226,3 +226,22 @@ def test_accuracy_is_held_to_the_static_network_of_equal_time():
     gains = adapt_laud.over_seeds(times, rows, "layer")
     assert gains["accuracy_vs_static"].to_dict() == pytest.approx({3: 50})
     assert gains["accuracy_vs_control"].to_dict() == pytest.approx({3: 75 - 100})
+
+
+@pytest.mark.parametrize("name", ["cifar10", "imagenette"])
+def test_the_shipped_networks_open_and_have_their_rows(name, images):
+    size = 128 if name == "imagenette" else 32
+    pixels = images.train.images[:2].repeat_interleave(size // 32, 2)
+    pixels = pixels.repeat_interleave(size // 32, 3)
+    some = dataclasses.replace(images.train.take(slice(0, 2)), images=pixels)
+    held = dataclasses.replace(images, name=name, train=some)
+    nets = adapt_laud.shipped(held)
+    assert list(nets) == list(adapt_laud.KINDS)
+    rows = pd.read_csv(adapt_laud.SHIPPED / "laud.csv").set_index(["dataset", "seed", "mode"])
+    assert set(rows.loc[name, 0].index) == set(nets)
+    assert (rows.loc[name, 0].loc[list(MODES), "macs_share_sd"] > 0.05).all()
+    with torch.inference_mode():
+        x = held.normalise(pixels)
+        expected, _ = nets["layer"](x)
+        got = adapt_laud.executed(nets["layer"], x[:1])(x)
+    assert (got - expected).abs().max() <= 1e-4 * expected.abs().max()
