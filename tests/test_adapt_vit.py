@@ -122,7 +122,7 @@ def test_static_rows_end_with_the_largest(supernet, routes):
 
 
 def test_training_teaches_and_the_shipped_file_says_the_same(tmp_path):
-    images = load_dataset("generated", generated=(200, 100))
+    images = load_dataset("generated", generated=(400, 100))
     recipe = replace(adapt_vit_train.RECIPE, epochs=2, batch_size=100)
     supernet, history = studies.train_vit(images, recipe, watch=0)
     assert history["loss_max"].iloc[-1] < history["loss_max"].iloc[0]
