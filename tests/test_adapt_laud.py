@@ -35,23 +35,21 @@ def dense():
 
 
 @pytest.fixture(scope="module")
-def masked(dense):
+def batch(images):
+    return images.normalise(images.test.images[:24])
+
+
+@pytest.fixture(scope="module")
+def masked(dense, batch):
     """In each mode a dynamic network whose maskers keep one thing here and another there."""
     work = adapt_laud.work_of(CLASSES, SIZE)
     nets = {}
     for mode in MODES:
         torch.manual_seed(1)
         nets[mode] = net = Masked(dense, mode, work).eval()
-        with torch.no_grad():
-            for masker in net.maskers:
-                masker.start(torch.rand(50, len(masker.mean)), torch.rand(50))
-                masker.std.mul_(2)
+        labels = torch.randint(CLASSES, (len(batch),))
+        adapt_laud.start(net, [(0.0, batch, labels, torch.randn(len(batch), CLASSES))])
     return nets
-
-
-@pytest.fixture(scope="module")
-def batch(images):
-    return images.normalise(images.test.images[:24])
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -144,17 +142,17 @@ def test_views_are_the_same_for_a_seed(images):
 @pytest.fixture(scope="module")
 def trained(images, tmp_path_factory):
     """Some kinds after a short training: the images, and where they were written."""
-    patch = pytest.MonkeyPatch()
     home = tmp_path_factory.mktemp("laud")
-    plan = adapt_laud.Plan(1, 60, 2, 20, 0.01)
-    patch.setitem(adapt_laud.PLANS, images.name, plan)
-    patch.setattr(adapt_laud, "work_dir", lambda: home)
-    patch.setattr(adapt_laud, "KINDS", TRIED)
     parts = {"train": images.train.take(slice(0, 60)), "test": images.test.take(slice(0, 40))}
     fewer = dataclasses.replace(images, **parts)
-    adapt_laud.train_all(fewer, [0], home)
-    yield fewer, home
-    patch.undo()
+    plan = adapt_laud.Plan(1, 60, 2, 20, 0.01)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(adapt_laud.PLANS, images.name, plan)
+        with patch.context() as some:
+            some.setattr(adapt_laud, "work_dir", lambda: home)
+            some.setattr(adapt_laud, "KINDS", TRIED)
+            adapt_laud.train_all(fewer, [0], home)
+        yield fewer, home
 
 
 def test_what_is_shipped_answers_as_its_row_says(trained):
@@ -221,7 +219,7 @@ def test_accuracy_is_held_to_the_static_network_of_equal_time():
     assert gain["time"] == pytest.approx(1.5 / 4)
     # Slower than the largest static one: held to that.
     assert adapt_laud.against_static(times, answered, "channel")["value"] == pytest.approx(-50)
-    rows = pd.DataFrame({"mode": answered, "seed": 3}).reset_index(drop=True)
+    rows = pd.DataFrame({"mode": list(answered), "seed": 3})
     rows["accuracy_test_pct"] = [75, 50, 100, 50, 0, 25]
     gains = adapt_laud.over_seeds(times, rows, "layer")
     assert gains["accuracy_vs_static"].to_dict() == pytest.approx({3: 50})
