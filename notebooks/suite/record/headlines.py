@@ -49,7 +49,7 @@ def _shown(entry: dict) -> str:
         return "unknown" if "why" in entry else "not promoted yet"
     ends = [entry.get("low"), entry.get("high")]
     interval = "" if None in ends else " [{}, {}]".format(*map(_number, ends))
-    unit = {"1": "x", "%": " %"}.get(entry["unit"], f" {entry['unit']}")
+    unit = {"1": "x", "%": " %", "pp": " points"}.get(entry["unit"], f" {entry['unit']}")
     return f"**{_number(entry['value'])}{unit}**{interval}"
 
 
