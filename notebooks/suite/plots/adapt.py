@@ -204,10 +204,13 @@ def decide_work(table: pd.DataFrame) -> Figure:
     for name, (panel, rows) in by_set.items():
         for mode, color in (("layer", "C0"), ("channel", "C1")):
             work = rows.loc[rows["mode"] == mode, "work"]
+            if work.empty:
+                continue
             panel.hist(work, bins=25, range=(0, 1), color=color, alpha=0.6, density=True,
                        label=f"{mode}: {work.mean():.2f} ± {work.std():.2f}")  # fmt: skip
         panel.set(xlabel="work of an image (share of the dense network's)", title=name)
-        panel.legend(title="mean ± spread")
+        if panel.has_data():
+            panel.legend(title="mean ± spread")
     drawn.axes[0].set_ylabel("images (density)")
     return drawn
 
