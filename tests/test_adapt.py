@@ -199,7 +199,7 @@ def test_composed_times_are_of_the_steps_that_images_come_to(supernet, images):
     nets = [supernet.prepare(config) for config in (SPACE.smallest, SPACE.largest)]
     example = images.images[:1]
     walks = {str(level): cascade(nets, [Sure(level)], example) for level in (0.0, 1.0)}
-    composed = studies.predicted_ms(walks, images.images, {"whole": nets[1]}, rounds=5)
+    composed = studies.predicted_share(walks, images.images, {"whole": nets[1]}, "whole", rounds=5)
     assert 0 < composed["0.0"] < composed["1.0"]
 
 

@@ -10,7 +10,7 @@ from optuna.trial import TrialState
 from dynlib.errors import SearchError
 from dynlib.pareto import pareto_mask
 from dynlib.searching.predictor import AccuracyPredictor, WorkOf
-from dynlib.searching.study import params
+from dynlib.searching.study import distributions, params
 from dynlib.space import SearchSpace, SubnetConfig
 
 DIRECTIONS = [StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE]
@@ -101,15 +101,6 @@ class GuidedSampler(optuna.samplers.BaseSampler):
             parent = best[self._rng.integers(len(best))]
             drawn.append(self._space.mutate(parent, self._rng, 0.3))
         return list(dict.fromkeys(drawn))
-
-
-def distributions(space: SearchSpace) -> dict[str, optuna.distributions.IntDistribution]:
-    """What Optuna draws from: the index of a choice, for every axis that has one."""
-    free = {axis: choices for axis, choices in space.axes() if len(choices) > 1}
-    return {
-        axis: optuna.distributions.IntDistribution(0, len(choices) - 1)
-        for axis, choices in free.items()
-    }
 
 
 def added_area(front: np.ndarray, points: np.ndarray, reference: np.ndarray) -> np.ndarray:

@@ -259,6 +259,15 @@ def params(space: SearchSpace, config: SubnetConfig) -> dict[str, int]:
     return {axis: index for (axis, choices), index in indices if len(choices) > 1}
 
 
+def distributions(space: SearchSpace) -> dict[str, optuna.distributions.IntDistribution]:
+    """What Optuna draws from: the index of a choice, for every axis that has one."""
+    free = {axis: choices for axis, choices in space.axes() if len(choices) > 1}
+    return {
+        axis: optuna.distributions.IntDistribution(0, len(choices) - 1)
+        for axis, choices in free.items()
+    }
+
+
 def measured(study: optuna.Study) -> dict[str, dict[str, float]]:
     """Measures of every sub-network that a finished trial evaluated, in the order of trials."""
     found: dict[str, dict[str, float]] = {}

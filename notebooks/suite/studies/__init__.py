@@ -7,8 +7,8 @@ __getattr__ = lazily(__name__, {
     "adapt": [
         "Exit", "Exits", "Pair", "Routes", "answers", "cascade_of", "cheapest",
         "difficulty_ranks", "even_sample", "exit_choices", "exits_of", "exits_said",
-        "gate_macs_m", "gated_of", "knob_case", "most_accurate", "paired_drop", "per_image",
-        "portraits", "predicted_ms", "right", "routes_of", "speedup", "time_rounds",
+        "gate_macs_m", "gated_of", "halves", "knob_case", "most_accurate", "paired_drop",
+        "per_image", "portraits", "predicted_share", "right", "routes_of", "speedup", "time_rounds",
     ],
     "adapt_joint": [
         "choose", "joint_path", "joint_rows_path", "load_joint_exits", "train_exits_jointly",

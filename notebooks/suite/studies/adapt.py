@@ -226,9 +226,19 @@ def exits_said(
     )
 
 
-def macs_at(supernet: Supernet, config: SubnetConfig, places: Sequence[str]) -> list[float]:
-    """Work of an image that leaves at each of the places, or at the end."""
+def macs_at(
+    supernet: Supernet,
+    config: SubnetConfig,
+    places: Sequence[str],
+    own: Mapping[str, Sequence[LayerSpec]] | None = None,
+) -> list[float]:
+    """Work of an image that leaves at each of the places, or at the end, in MMACs.
+
+    `own`: layers of the exits, by place, if they are not those of `exit_head`.
+    """
     segments, heads = exit_layers(supernet, config, places)
+    if own is not None:
+        heads = [*(own[place] for place in places), heads[-1]]
     spent = 0.0
     macs = []
     for segment, head in zip(segments, heads, strict=True):
@@ -310,6 +320,12 @@ class Routes:
             }
             rows.append(row)
         return pd.DataFrame(rows)
+
+
+def halves(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Numbers of two random halves of `count` images: one to train a gate on, one to turn it on."""
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    return order.chunk(2)
 
 
 @torch.inference_mode()
@@ -404,19 +420,22 @@ def per_image(times: pd.DataFrame, column: str = "latency_ms") -> pd.DataFrame:
 
 
 @torch.inference_mode()
-def predicted_ms(
+def predicted_share(
     walks: Mapping[str, Walk],
     images: torch.Tensor,
     others: Mapping[str, Callable],
+    base: str,
     rounds: int = 30,
 ) -> dict[str, float]:
-    """Mean time of an image by itself in each walk, composed: each step's time x who comes to it.
+    """Mean time of an image by itself in each walk, composed: each step's time x who comes to it,
+    over the time of the run called `base`. (A machine's speed changes; of one run both change.)
 
     The steps take turns with `others`: what a network finds in the cache decides a good part of its
     time, and by itself again and again it finds all of it.
 
     Args:
         images: normalised; the first one is timed, all decide who comes where.
+        base: one of the `others`.
     """
     example = images[:1]
     runs = dict(others)
@@ -430,7 +449,7 @@ def predicted_ms(
     medians = times.groupby("run")["latency_ms"].median()
     total = dict.fromkeys(walks, 0.0)
     for (name, number), share in shares.items():
-        total[name] += share * medians[name, number]
+        total[name] += share * medians[name, number] / medians[base]
     return total
 
 

@@ -22,10 +22,10 @@ from dynlib.decide import Walk, train_gate
 from dynlib.decide.gate import Gate
 from dynlib.files import atomic_write, repo_root
 from dynlib.images import Dataset, Images
-from dynlib.nets.chain import chain, cut
+from dynlib.nets.chain import chain
 from dynlib.nets.resnet import Stage
 from dynlib.nets.supernet import Supernet, calibrate, crop, macs_m
-from dynlib.space import LayerSpec, SearchSpace, SubnetConfig
+from dynlib.space import LayerSpec, SubnetConfig
 from dynlib.training import calibration_batches
 from suite.studies.adapt import (
     BATCH,
@@ -37,11 +37,13 @@ from suite.studies.adapt import (
     cheapest,
     exit_choices,
     exits_of,
+    halves,
+    macs_at,
     paired_drop,
     right,
     routes_of,
 )
-from suite.studies.adapt_train import read_exits, write_exits
+from suite.studies.adapt_train import read_exits, restricted, round_to_halves, write_exits
 
 PLACES = ("stages.0.blocks.0", "stages.1.blocks.0")  # ends of narrow sub-networks fit there
 ALLOWED = (1.5, 0.6, 0.3, 0.1, 0.0)  # points that a choice may lose on validation images
@@ -133,16 +135,8 @@ class JointExits:
 
     def macs_at(self, places: Sequence[str]) -> list[float]:
         """Millions of multiply-accumulates of an image that leaves at each place, or at the end."""
-        blocks = self.trunk.blocks(self.trunk.space.largest)
-        *segments, rest = cut(blocks, places)
-        spent = 0.0
-        macs = []
-        for place, segment in zip(places, segments, strict=True):
-            layers = [layer for layers in segment.values() for layer in layers]
-            spent += sum(layer.macs for layer in layers + self.heads[place].layers) / 1e6
-            macs.append(spent)
-        spent += sum(layer.macs for layers in rest.values() for layer in layers) / 1e6
-        return [*macs, spent]
+        own = {place: head.layers for place, head in self.heads.items()}
+        return macs_at(self.trunk, self.trunk.space.largest, places, own)
 
     @torch.inference_mode()
     def said(self, images: Dataset, part: Images) -> Exits:
@@ -175,27 +169,6 @@ def _as_shipped(supernet: Supernet, places: Sequence[str]) -> JointExits:
     """A copy of the largest network, and exits that are slices of it."""
     trunk = restricted(supernet, [supernet.space.largest])
     return JointExits(trunk, {place: NarrowExit(supernet, place) for place in places})
-
-
-def restricted(supernet: Supernet, configs: Sequence[SubnetConfig]) -> Supernet:
-    """A copy whose space holds these sub-networks, with weights of its own; the stem stays fixed.
-
-    The largest of `configs` is that of `supernet`. Statistics are not taken over.
-    """
-
-    def choices(dimension: str) -> tuple:
-        places = zip(*(getattr(config, dimension) for config in configs), strict=True)
-        return tuple(tuple(sorted(set(place))) for place in places)
-
-    resolution = tuple(sorted({config.resolution for config in configs}))
-    space = SearchSpace(resolution, depth=choices("depth"), width=choices("width"))
-    copy = Supernet(space, supernet.classes, family=supernet.family)
-    slices = supernet.slices(space.largest)
-    with torch.no_grad():
-        for name, parameter in copy.net.named_parameters():
-            parameter.copy_(slices[name])
-    copy.net.stem.requires_grad_(False)
-    return copy
 
 
 def _say(pieces: Sequence, heads, x: torch.Tensor) -> torch.Tensor:
@@ -247,7 +220,7 @@ def train_exits_jointly(
 
     _learn(images, groups, losses, lr=lr, epochs=epochs, batch_size=batch_size, seed=seed)
     for net in (joint.trunk.net, heads):
-        _round(net)
+        round_to_halves(net)
     calibrate(joint.trunk, joint.trunk.space.largest, calibration_batches(images, CALIBRATION))
     _calibrate_heads(joint, heads, images)
     return joint
@@ -309,13 +282,6 @@ def _orders(images: int, batch_size: int, count: int, draws) -> Iterator[torch.T
     for epoch in range(math.ceil(count / per_epoch)):
         order = torch.randperm(images, generator=draws)
         yield from order.split(batch_size)[: min(per_epoch, count - epoch * per_epoch)]
-
-
-@torch.no_grad()
-def _round(net: nn.Module) -> None:
-    """Weights as they are stored: statistics must belong to these."""
-    for parameter in net.parameters():
-        parameter.copy_(parameter.half())
 
 
 @torch.no_grad()
@@ -457,7 +423,7 @@ def train_gate_jointly(
         return [torch.stack(taught).mean(), expected, sandwich, spent, helped]
 
     _learn(images, groups, losses, lr=lr, epochs=epochs, batch_size=batch_size, seed=seed)
-    _round(own.net)
+    round_to_halves(own.net)
     for config in ways:
         calibrate(own, config, calibration_batches(images, CALIBRATION))
     _calibrate_gate(own, behind, gate, images)
@@ -513,12 +479,12 @@ def exit_rows(joint: JointExits, images: Dataset, base: Base, seed: int) -> list
     test = joint.said(images, images.test)
     rows = []
     for place, name in enumerate([*joint.places, "end"]):
-        behind = [] if name == "end" else [name]
+        macs = base.macs_m if name == "end" else joint.macs_at([name])[0]
         ours = {part: right(told.logits[..., place], getattr(images, part))
                 for part, told in (("val", val), ("test", test))}  # fmt: skip
         alone = {"kind": "exit alone", "seed": seed, "choice": name, "threshold": 0.0,
                  "accuracy_val_pct": 100 * ours["val"].mean()}  # fmt: skip
-        rows.append(alone | base.row(ours["test"], joint.macs_at(behind)[0]))
+        rows.append(alone | base.row(ours["test"], macs))
     choices = exit_choices(joint.places)
     for kind, recalls in (("exits", RECALLS), ("exits, stronger recall", (*RECALLS, 0.5))):
         table = val.table(choices, THRESHOLDS, recalls)
@@ -542,8 +508,7 @@ def gate_rows(joint: JointGate, images: Dataset, base: Base, seed: int) -> list[
                  "accuracy_val_pct": 100 * val.right[:, place].float().mean().item()}  # fmt: skip
         macs = macs_m(joint.supernet, config)
         rows.append(alone | base.row(test.right[:, place].numpy(), macs))
-    order = torch.randperm(len(images.val), generator=torch.Generator().manual_seed(seed))
-    learn, held = order.chunk(2)
+    learn, held = halves(len(images.val), seed)
     few = val.take(learn)
     anew = train_gate(few.features, few.losses, few.right[:, 0], few.macs_m, seed=seed)
     for kind, gate in (("gate", joint.gate), ("gate, trained anew", anew)):

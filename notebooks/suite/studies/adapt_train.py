@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -14,7 +14,7 @@ from dynlib.decide.exits import block_features, exit_head, train_exits
 from dynlib.files import atomic_write, repo_root
 from dynlib.images import Dataset, Images
 from dynlib.nets.supernet import Supernet, calibrate
-from dynlib.space import SearchSpace
+from dynlib.space import SearchSpace, SubnetConfig
 from dynlib.training import Recipe, bf16_pays, calibration_batches, train
 from suite.errors import SuiteError
 
@@ -33,22 +33,11 @@ def train_first(
     super-network's.
     """
     small = next(iter(supernet.statistics))
-    space = SearchSpace(
-        resolution=(small.resolution,),
-        depth=tuple((depth,) for depth in small.depth),
-        width=tuple((width,) for width in small.width),
-    )
-    first = Supernet(space, supernet.classes, family=supernet.family)
-    slices = dict(supernet.slices(small))
-    with torch.no_grad():
-        for name, parameter in first.net.named_parameters():
-            parameter.copy_(slices[name])
+    first = restricted(supernet, [small])
     recipe = Recipe(epochs=epochs, lr=0.04, lr_bias=2.0)
     train(first, images, recipe, seed=seed, watch=1000)
-    with torch.no_grad():  # statistics must belong to the weights as they are stored
-        for parameter in first.net.parameters():
-            parameter.copy_(parameter.half())
-    calibrate(first, space.largest, calibration_batches(images, 5000))
+    round_to_halves(first.net)
+    calibrate(first, first.space.largest, calibration_batches(images, 5000))
     first.save(
         path,
         half=True,
@@ -56,6 +45,34 @@ def train_first(
         trained=f"{epochs} epochs on labels, from the slices of {small}, seed {seed}",
     )
     return first
+
+
+def restricted(supernet: Supernet, configs: Sequence[SubnetConfig]) -> Supernet:
+    """A copy whose space holds these sub-networks, with weights of its own; the stem stays fixed.
+
+    Statistics are not taken over.
+    """
+
+    def choices(dimension: str) -> tuple:
+        places = zip(*(getattr(config, dimension) for config in configs), strict=True)
+        return tuple(tuple(sorted(set(place))) for place in places)
+
+    resolution = tuple(sorted({config.resolution for config in configs}))
+    space = SearchSpace(resolution, depth=choices("depth"), width=choices("width"))
+    copy = Supernet(space, supernet.classes, family=supernet.family)
+    slices = supernet.slices(space.largest)
+    with torch.no_grad():
+        for name, parameter in copy.net.named_parameters():
+            parameter.copy_(slices[name])
+    copy.net.stem.requires_grad_(False)
+    return copy
+
+
+@torch.no_grad()
+def round_to_halves(net: nn.Module) -> None:
+    """Weights as they are stored: statistics must belong to these."""
+    for parameter in net.parameters():
+        parameter.copy_(parameter.half())
 
 
 def exits_path(dataset: str) -> Path:

@@ -15,7 +15,7 @@ from dynlib.decide.gate import Gate
 from dynlib.images import Dataset, Images
 from dynlib.nets.chain import chain, cut
 from dynlib.nets.supernet import Supernet, macs_m
-from suite.studies.adapt import Pair, Routes, cheapest, paired_drop, routes_of
+from suite.studies.adapt import Pair, Routes, cheapest, halves, paired_drop, routes_of
 from suite.studies.adapt_vit import BEHIND, ROUTES
 
 KNOBS = np.append(np.linspace(-8, 16, 481), 1e6)  # of the gate; the last sends all to the largest
@@ -27,23 +27,15 @@ def vit_routes(supernet: Supernet, images: Dataset, part: Images) -> Routes:
     return routes_of(supernet, ROUTES, BEHIND, images, part)
 
 
-def halves(routes: Routes, seed: int) -> tuple[Routes, Routes]:
-    """One half to train a gate on, the other to choose its knob on."""
-    generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(len(routes.labels), generator=generator)
-    first, second = order.chunk(2)
-    return routes.take(first), routes.take(second)
-
-
 def gate_rows(
     routes: Mapping[str, Routes], seeds: Iterable[int] = range(3), lost_pp: float = LOST_PP
 ) -> tuple[pd.DataFrame, list[Gate]]:
     """Gates, and how many times less than the largest route each works on test images.
 
     Args:
-        routes: of the parts val and test. Gates learn from one half of val and the other one
-            chooses their knobs, or they learn from the part train, if it is there.
-        lost_pp: points that a gate may lose on the images on which its knob is chosen.
+        routes: of the parts val and test. Gates learn from one half of val; their knobs are chosen
+            on the other one.
+        lost_pp: points that a gate may lose there.
 
     Returns:
         A row of each seed: seed, knob, reduction_ratio, macs_m, accuracy_pct, the paired drop of
@@ -54,12 +46,8 @@ def gate_rows(
     everyone = np.arange(len(whole))
     rows, gates = [], []
     for seed in seeds:
-        learn, held = halves(routes["val"], seed)
-        if "train" in routes:
-            learn, held = routes["train"], routes["val"]
-        gate = train_gate(
-            learn.features, learn.losses, learn.right[:, 0], learn.macs_m, seed=seed
-        )  # fmt: skip
+        learn, held = map(routes["val"].take, halves(len(routes["val"].labels), seed))
+        gate = train_gate(learn.features, learn.losses, learn.right[:, 0], learn.macs_m, seed=seed)
         largest_pct = 100 * held.right[:, -1].float().mean().item()
         chosen = cheapest(held.table(gate, KNOBS), largest_pct - lost_pp)
         tested = test.table(gate, [chosen["threshold"]]).iloc[0]

@@ -18,10 +18,10 @@ import torch
 from tqdm.auto import tqdm
 
 from dynlib.pareto import hypervolume
-from dynlib.searching.guided import GuidedSampler, distributions
+from dynlib.searching.guided import GuidedSampler
 from dynlib.searching.predictor import AccuracyPredictor, WorkOf
 from dynlib.searching.stopping import StopHopeless
-from dynlib.searching.study import measured, open_study, params, search
+from dynlib.searching.study import distributions, measured, open_study, params, search
 from dynlib.space import SearchSpace, SubnetConfig
 from suite.papers.evolution import BandArchive, Evaluate, evolve, published_evolution
 from suite.record.statistics import geometric_ratio, volumes

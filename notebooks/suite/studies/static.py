@@ -12,6 +12,7 @@ from dynlib.nets.supernet import Supernet, calibrate
 from dynlib.space import SearchSpace, SubnetConfig
 from dynlib.training import Recipe, calibration_batches, train
 from suite.studies.ablation import best_rate
+from suite.studies.adapt_train import round_to_halves
 from suite.studies.throughput import resnet20
 
 ONE = SearchSpace((32,), ((1,),), ((16,),))  # the trainer's word for a network that does not change
@@ -60,9 +61,7 @@ def train_resnet20(
     torch.manual_seed(seed)
     net = build(ONE)
     history = train(net, images, recipe, seed=seed, watch=0)
-    with torch.no_grad():  # statistics must belong to the weights as they are stored
-        for parameter in net.net.parameters():
-            parameter.copy_(parameter.half())
+    round_to_halves(net.net)
     calibrate(net, ONE.largest, calibration_batches(images, 5000))
     minutes = float(history["seconds"].sum()) / 60
     net.save(
