@@ -11,19 +11,20 @@ from suite.record.figures import figure
 @figure("across_links")
 def across_links(table: pd.DataFrame) -> Figure:
     """Time of a step for each cut and compression, measured and by the formula."""
-    drawn, by_rate = panels_by(table, "rate_mbit", figsize=(9.6, 4.0))
+    drawn, by_rate = panels_by(table, "rate_mbit", figsize=(9.6, 4.0), sharey=True)
+    slowest_last = table.groupby("case")["formula_s"].max().sort_values()
+    names = list(slowest_last.index)
     for rate, (panel, mine) in by_rate.items():
-        slowest_first = mine.sort_values("formula_s", ascending=False)
-        names = list(dict.fromkeys(slowest_first["case"]))
         for place, (schedule, rows) in enumerate(mine.groupby("schedule")):
             at = np.array([names.index(name) for name in rows["case"]]) + 0.4 * place - 0.2
-            panel.bar(at, rows["step_s"], width=0.36, label=f"{schedule}, measured")
-            panel.plot(at, rows["formula_s"], "_", color="black", ms=14, mew=2,
+            panel.barh(at, rows["step_s"], height=0.36, label=f"{schedule}, measured")
+            panel.plot(rows["formula_s"], at, "|", color="black", ms=8, mew=2,
                        label="formula" if place else None)  # fmt: skip
-        panel.set(yscale="log", title=f"{rate:g} Mbit/s", ylabel="time of a step (s)")
-        panel.set_xticks(range(len(names)), names, rotation=25, ha="right")
-        plain_log(panel.yaxis)
-    panel.legend(loc="upper right")
+        panel.set(xscale="log", title=f"{rate:g} Mbit/s", xlabel="time of a step (s)")
+        plain_log(panel.xaxis)
+    drawn.axes[0].set_yticks(range(len(names)), names)
+    handles = panel.get_legend_handles_labels()
+    drawn.legend(*handles, loc="outside upper center", ncols=3)
     return drawn
 
 
