@@ -282,6 +282,24 @@ def test_tokens_and_embeddings_are_trained(recipe):
     assert not {name for name in still if not name.endswith(("k.bias", "k.weight"))}
 
 
+@pytest.mark.parametrize("bf16", [True, False])
+def test_what_has_no_bfloat16_does_not_orthogonalise_in_it(bf16, monkeypatch):
+    home, asked = timm.optim.muon, []
+    given_one = home.zeropower_via_newtonschulz
+
+    def noted(gradient, *args, dtype, **more):
+        asked.append(dtype)
+        return given_one(gradient, *args, dtype=dtype, **more)
+
+    monkeypatch.setattr(home, "zeropower_via_newtonschulz", noted)
+    step = Step(fresh(SPACE), RECIPE)
+    step.bf16 = bf16
+    images = torch.randn(20, 3, 16, 16)
+    step(lambda: images, torch.arange(20) % 10, step=0, progress=0.5, rng=np.random.default_rng(0))
+    assert set(asked) == {torch.bfloat16 if bf16 else torch.float32}
+    assert home.zeropower_via_newtonschulz is noted  # as it was found
+
+
 def test_statistics_of_weights_that_have_moved_are_dropped():
     net = fresh(SPACE)
     calibrate(net, SPACE.largest, [torch.randn(20, 3, 16, 16)])

@@ -1,6 +1,8 @@
 """One optimisation step of a recipe: who learns, from whom, and how the weights move."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 import torch
@@ -84,6 +86,23 @@ def _of_matrices(net: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     return timm.optim.Muon(groups, recipe.lr, adjust_lr_fn="match_rms_adamw", nesterov=True)
 
 
+@contextmanager
+def orthogonalising_in(dtype: torch.dtype) -> Iterator[None]:
+    """Lets Muon orthogonalise in `dtype`, where timm's always takes bfloat16.
+
+    A processor that has to emulate bfloat16 took half of a training step for it.
+    """
+    from dynlib._vision import timm
+
+    timm_muon = timm.optim.muon
+    given = timm_muon.zeropower_via_newtonschulz
+    timm_muon.zeropower_via_newtonschulz = partial(given, dtype=dtype)
+    try:
+        yield
+    finally:
+        timm_muon.zeropower_via_newtonschulz = given
+
+
 @torch.no_grad()
 def normalise_(solver: torch.optim.Optimizer) -> None:
     """Scale each convolution (O, I, H, W) to the norm sqrt(O); a normalisation undoes the scale."""
@@ -160,9 +179,10 @@ class Step:
             own = peers.share(labels)
             losses = self.gradients(lambda: peers.share(view()), own, configs, progress, rng)
             peers.exchange()
-        for solver in self.solvers:
-            solver.step()
-            solver.zero_grad()
+        with orthogonalising_in(torch.bfloat16 if self.bf16 else torch.float32):
+            for solver in self.solvers:
+                solver.step()
+                solver.zero_grad()
         if self.recipe.solver == "muon":
             normalise_(self.solvers[0])
         if self._average and not self._is_frozen(progress):
