@@ -16,12 +16,13 @@ def across_links(table: pd.DataFrame) -> Figure:
     names = list(slowest_last.index)
     for rate, (panel, mine) in by_rate.items():
         for place, (schedule, rows) in enumerate(mine.groupby("schedule")):
-            at = np.array([names.index(name) for name in rows["case"]]) + 0.4 * place - 0.2
-            panel.barh(at, rows["step_s"], height=0.36, label=f"{schedule}, measured")
+            at = np.array([names.index(name) for name in rows["case"]]) + 0.3 * place - 0.15
+            panel.plot(rows["step_s"], at, "o", ms=6, label=f"{schedule}, measured")
             panel.plot(rows["formula_s"], at, "|", color="black", ms=8, mew=2,
                        label="formula" if place else None)  # fmt: skip
         panel.set(xscale="log", title=f"{rate:g} Mbit/s", xlabel="time of a step (s)")
         plain_log(panel.xaxis)
+        panel.grid(axis="y", color="0.9")
     drawn.axes[0].set_yticks(range(len(names)), names)
     handles = panel.get_legend_handles_labels()
     drawn.legend(*handles, loc="outside upper center", ncols=3)
