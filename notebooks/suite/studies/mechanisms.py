@@ -181,7 +181,7 @@ GROUPS: Mapping[str, list[tuple[str, Callable[..., Case]]]] = {
         ("energy", partial(_stays_a_while, stretch)) for stretch in (8.0, 16.0)
     ],
     "a competitor that flickers": [("accuracy", _flickers)],
-    "random workloads": [("energy", random_case)] * 10,
+    "random workloads": [("energy", random_case)] * 20,
 }  # fmt: skip
 
 
