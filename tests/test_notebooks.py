@@ -12,7 +12,7 @@ from suite.run.notebooks import discover, source
 FOLDER = Path(__file__).parents[1] / "notebooks"
 PATHS = sorted(FOLDER.glob("*.ipynb"))
 MAX_LINES = 15
-BUDGET_MINUTES = {"quick": 38, "full": 60}
+BUDGET_MINUTES = {"quick": 25, "full": 60}
 
 
 def code_cells(path: Path) -> list[str]:
