@@ -211,6 +211,18 @@ def test_only_the_clean_default_run_is_promoted(root, capsys):
     assert not files(root / "data")
 
 
+def test_a_table_too_large_to_promote_leaves_no_earlier_one_behind(root, capsys, monkeypatch):
+    promote = ["--only", "1", "--promote", "--no-run", "--force"]
+    table = root / "data" / "results" / "01_make_table" / "table.csv"
+    assert main(["--only", "1"], root) == 0
+    assert main(promote, root) == 0
+    assert table.is_file()
+    monkeypatch.setattr("suite.run.results.TABLE_BYTES", 2)
+    assert main(promote, root) == 0
+    assert "01_make_table/table.csv (over 1 MiB)" in capsys.readouterr().out
+    assert not table.exists()
+
+
 def test_a_new_look_is_promoted_without_a_run(root, capsys, monkeypatch):
     """Pictures and their hashes change; tables, metrics and all else that was computed do not."""
     table = root / "figures" / "look.csv"

@@ -90,12 +90,14 @@ def promote(
 ) -> tuple[list[Path], list[str]]:
     """Copy the results of `notebooks` over the committed ones; returns what was copied and left.
 
+    A file over 1 MiB is left, and an earlier run's in its place is deleted.
     `table` is the suite's record of each notebook. Raises `SuiteError`, having copied nothing, if
     one is not "ok" there, is not complete, is not proved to be the suite's own run of the notebook
     as it is with its default parameters, or (without `force`) came from uncommitted code.
     """
     copies: list[tuple[Path, Path]] = []
     left: list[str] = []
+    too_large: list[Path] = []
     for notebook in notebooks:
         name = notebook.name
         record = table.get(name)
@@ -120,6 +122,7 @@ def promote(
                 left.append(f"{path} (no table)")
             elif source.stat().st_size > TABLE_BYTES:
                 left.append(f"{path} (over 1 MiB)")
+                too_large.append(root / "data" / "results" / path)
             else:
                 copies.append((source, root / "data" / "results" / path))
         for figure in notebook.figures:
@@ -130,6 +133,8 @@ def promote(
         _replace_all(dict(copies), root)
     except OSError as error:
         raise SuiteError(f"not promoted, nothing was replaced: {error}") from error
+    for path in too_large:
+        path.unlink(missing_ok=True)  # what an earlier run left there is not of this one
     return [target for _, target in copies], left
 
 
