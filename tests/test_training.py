@@ -22,6 +22,7 @@ from dynlib.errors import CheckpointError, RecipeError
 from dynlib.nets.convert import elastify
 from dynlib.nets.supernet import Supernet, calibrate
 from dynlib.space import SearchSpace
+from dynlib.training.muon import Muon
 from dynlib.training.recipes import Recipe
 from dynlib.training.shipping import accuracy_table, checkpoint_path, choose_points, guide_of, ship
 from dynlib.training.step import Step, bf16_pays
@@ -282,8 +283,9 @@ def test_tokens_and_embeddings_are_trained(recipe):
     assert not {name for name in still if not name.endswith(("k.bias", "k.weight"))}
 
 
-@pytest.mark.parametrize("bf16", [True, False])
-def test_what_has_no_bfloat16_does_not_orthogonalise_in_it(bf16, monkeypatch):
+@pytest.mark.parametrize("solver", ["muon", "muon+adamw"])
+@pytest.mark.parametrize("pays", [True, False])
+def test_bfloat16_is_orthogonalised_in_only_where_it_pays(pays, solver, monkeypatch):
     home, asked = timm.optim.muon, []
     given_one = home.zeropower_via_newtonschulz
 
@@ -292,12 +294,21 @@ def test_what_has_no_bfloat16_does_not_orthogonalise_in_it(bf16, monkeypatch):
         return given_one(gradient, *args, dtype=dtype, **more)
 
     monkeypatch.setattr(home, "zeropower_via_newtonschulz", noted)
-    step = Step(fresh(SPACE), RECIPE)
-    step.bf16 = bf16
-    images = torch.randn(20, 3, 16, 16)
-    step(lambda: images, torch.arange(20) % 10, step=0, progress=0.5, rng=np.random.default_rng(0))
-    assert set(asked) == {torch.bfloat16 if bf16 else torch.float32}
+    monkeypatch.setattr("dynlib.training.step.bf16_pays", lambda device=None: pays)
+    one_step(fresh(SPACE), replace(RECIPE, solver=solver))
+    assert set(asked) == {torch.bfloat16 if pays else torch.float32}
     assert home.zeropower_via_newtonschulz is noted  # as it was found
+
+
+def test_a_step_that_fails_leaves_the_orthogonalisation_as_it_was():
+    home = timm.optim.muon
+    given_one = home.zeropower_via_newtonschulz
+    weight = torch.nn.Parameter(torch.ones(2, 2))
+    solver = Muon([weight], lr=0.1, dtype=torch.float32)
+    weight.grad = torch.ones(2, 2).to_sparse()
+    with pytest.raises(RuntimeError):
+        solver.step()
+    assert home.zeropower_via_newtonschulz is given_one
 
 
 def test_statistics_of_weights_that_have_moved_are_dropped():

@@ -1,8 +1,6 @@
 """One optimisation step of a recipe: who learns, from whom, and how the weights move."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -18,8 +16,11 @@ from dynlib.training.recipes import PHASES, Average, Recipe, draw_configs
 TRIES = 3  # candidates of best-up sampling (AttentiveNAS, section 4: BestUp-3)
 
 
-def bf16_pays() -> bool:
-    """Whether this processor multiplies bfloat16 natively; without that autocast is slower."""
+def bf16_pays(device: torch.device | None = None) -> bool:
+    """Whether a device (None: this processor) multiplies bfloat16 natively; without that it is
+    slower than single precision."""
+    if device is not None and device.type == "cuda":
+        return True
     available = torch.backends.mkldnn.is_available()
     return available and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
@@ -27,10 +28,12 @@ def bf16_pays() -> bool:
 def optimisers(supernet: Supernet, recipe: Recipe) -> list[torch.optim.Optimizer]:
     """Of all weights that are free: AdamW, Muon for the convolutions and SGD for the rest, or Muon
     for all matrices and AdamW for the rest."""
-    from dynlib._vision import timm
+    from dynlib.training.muon import Muon  # imports timm, which takes seconds
 
+    device = next(supernet.parameters()).device
+    dtype = torch.bfloat16 if bf16_pays(device) else torch.float32
     if recipe.solver == "muon+adamw":
-        return [_of_matrices(supernet.net, recipe)]
+        return [_of_matrices(supernet.net, recipe, dtype)]
     from_scratch = recipe.solver == "muon"
     for module in supernet.net.modules():
         if from_scratch and isinstance(module, NORMS) and bool((module.weight == 1).all()):
@@ -47,8 +50,9 @@ def optimisers(supernet: Supernet, recipe: Recipe) -> list[torch.optim.Optimizer
         decayed = {"params": linear + convolutions, "weight_decay": recipe.decay / recipe.lr}
         rest = {"params": biases + others, "weight_decay": 0.0}
         return [torch.optim.AdamW([decayed, rest], recipe.lr)]
-    muon = timm.optim.Muon(
+    muon = Muon(
         convolutions,
+        dtype=dtype,
         lr=recipe.lr,
         momentum=recipe.momentum,
         nesterov=True,
@@ -66,12 +70,12 @@ def optimisers(supernet: Supernet, recipe: Recipe) -> list[torch.optim.Optimizer
     return [muon, torch.optim.SGD(groups, lr=0.0, momentum=0.85, nesterov=True)]
 
 
-def _of_matrices(net: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+def _of_matrices(net: nn.Module, recipe: Recipe, dtype: torch.dtype) -> torch.optim.Optimizer:
     """Muon for the hidden layers, at AdamW's size of step (arXiv 2502.16982, 2.2), else AdamW.
 
     Both look ahead by Nesterov's momentum.
     """
-    from dynlib._vision import timm
+    from dynlib.training.muon import Muon
 
     layers = [m.weight for m in net.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     *hidden, classifier = [weight for weight in layers if weight.requires_grad]
@@ -83,24 +87,7 @@ def _of_matrices(net: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
         {"params": [classifier], "weight_decay": decay, "use_fallback": True},
         {"params": others, "weight_decay": 0.0, "use_fallback": True},
     ]
-    return timm.optim.Muon(groups, recipe.lr, adjust_lr_fn="match_rms_adamw", nesterov=True)
-
-
-@contextmanager
-def orthogonalising_in(dtype: torch.dtype) -> Iterator[None]:
-    """Lets Muon orthogonalise in `dtype`, where timm's always takes bfloat16.
-
-    A processor that has to emulate bfloat16 took half of a training step for it.
-    """
-    from dynlib._vision import timm
-
-    timm_muon = timm.optim.muon
-    given = timm_muon.zeropower_via_newtonschulz
-    timm_muon.zeropower_via_newtonschulz = partial(given, dtype=dtype)
-    try:
-        yield
-    finally:
-        timm_muon.zeropower_via_newtonschulz = given
+    return Muon(groups, recipe.lr, dtype=dtype, adjust_lr_fn="match_rms_adamw", nesterov=True)
 
 
 @torch.no_grad()
@@ -141,7 +128,7 @@ class Step:
         self.recipe = recipe
         self.guide = guide
         self.device = next(supernet.parameters()).device
-        self.bf16 = self.device.type == "cuda" or bf16_pays()
+        self.bf16 = bf16_pays(self.device)
         self.solvers = optimisers(supernet, recipe)
         self._peaks = []  # learning rates of every solver's groups, before warm-up and decay
         for solver in self.solvers:
@@ -179,10 +166,9 @@ class Step:
             own = peers.share(labels)
             losses = self.gradients(lambda: peers.share(view()), own, configs, progress, rng)
             peers.exchange()
-        with orthogonalising_in(torch.bfloat16 if self.bf16 else torch.float32):
-            for solver in self.solvers:
-                solver.step()
-                solver.zero_grad()
+        for solver in self.solvers:
+            solver.step()
+            solver.zero_grad()
         if self.recipe.solver == "muon":
             normalise_(self.solvers[0])
         if self._average and not self._is_frozen(progress):

@@ -18,7 +18,7 @@ from dynlib.data import augment
 from dynlib.images import Dataset
 from dynlib.nets.supernet import Supernet, calibrate
 from dynlib.training.recipes import Recipe
-from dynlib.training.step import bf16_pays, normalise_, optimisers, orthogonalising_in, rate
+from dynlib.training.step import bf16_pays, normalise_, optimisers, rate
 from dynlib.training.trainer import calibration_batches
 from suite.papers.incremental import add_increment, increment, next_increment
 
@@ -35,7 +35,7 @@ def grow(
         recipe: its epochs are those of one increment; what concerns sub-networks is not used.
         until: stop when there are so many increments; None: all.
     """
-    rows, bf16 = [], bf16_pays() or next(supernet.parameters()).is_cuda
+    rows, bf16 = [], bf16_pays(next(supernet.parameters()).device)
     while (index := len(supernet.statistics)) < (until or supernet.space.size):
         earlier = [increment(supernet, i) for i in range(index)]
         alone = next_increment(supernet)
@@ -49,11 +49,10 @@ def grow(
             losses = []
             for images, labels in _batches(dataset, recipe, [seed, index, epoch]):
                 losses.append(_learn(alone, earlier, images, labels, recipe, bf16))
-                with orthogonalising_in(torch.bfloat16 if bf16 else torch.float32):
-                    for solver, schedule in zip(solvers, schedules, strict=True):
-                        solver.step()
-                        solver.zero_grad()
-                        schedule.step()
+                for solver, schedule in zip(solvers, schedules, strict=True):
+                    solver.step()
+                    solver.zero_grad()
+                    schedule.step()
                 normalise_(solvers[0])
             rows.append({"increment": index + 1, "epoch": epoch + 1, "loss": np.mean(losses)})
         calibrate(alone, alone.space.smallest, calibration_batches(dataset), bf16=bf16)
