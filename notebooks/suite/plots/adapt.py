@@ -64,16 +64,21 @@ def _grouped_bars(
 def adapt_time(table: pd.DataFrame) -> Figure:
     """Work and time of each method, as shares of the largest network's."""
     drawn, axes = plt.subplots(figsize=WIDE)
-    measures = list(dict.fromkeys(table["measure"]))
     methods = list(dict.fromkeys(table["method"]))
-    by_measure = {m: table[table["measure"] == m].set_index("method")["share"] for m in measures}
-    colors = ["0.6", *(f"C{i}" for i in range(len(measures) - 1))]
-    _grouped_bars(axes, by_measure, methods, colors)
-    axes.axhline(1, color="0.3", lw=0.8, ls="--")
-    axes.set_xticks(range(len(methods)), methods)
-    axes.set_ylabel("share of the largest network's")
-    axes.set_ylim(0, max(1.15, table["share"].max() * 1.1))
-    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), title="what")
+    measures = list(dict.fromkeys(table["measure"]))
+    colors = ["0.4", *(f"C{i}" for i in range(len(measures) - 1))]
+    mine = table.groupby("method")["share"]
+    below = mine.cumcount() - (mine.transform("size") - 1) / 2  # around the method's line
+    heights = table["method"].map(methods.index) + 0.12 * below
+    for measure, color in zip(measures, colors, strict=True):
+        rows = table["measure"] == measure
+        axes.plot(table["share"][rows], heights[rows], "o", color=color, label=measure)
+    axes.axvline(1, color="0.3", lw=0.8, ls="--")
+    axes.set_yticks(range(len(methods)), methods)
+    axes.grid(color="0.9")
+    axes.set(xlabel="share of the largest network's", xlim=(0, None))
+    axes.set_ylim(len(methods) - 0.5, -0.5)  # the first on top
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return drawn
 
 
