@@ -2,9 +2,9 @@
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from PIL import Image
@@ -46,18 +46,6 @@ def adapt_front(table: pd.DataFrame) -> Figure:
     handles = drawn.axes[0].get_legend_handles_labels()
     drawn.legend(*handles, loc="outside upper center", ncols=3, fontsize="small")
     return drawn
-
-
-def _grouped_bars(
-    axes: plt.Axes, series: Mapping[str, pd.Series], groups: Sequence, colors: Sequence[str]
-) -> None:
-    """A bar of every series in every group, with its value."""
-    width = 0.8 / len(series)
-    for number, (name, values) in enumerate(series.items()):
-        shift = (number - (len(series) - 1) / 2) * width
-        at = [place + shift for place in range(len(groups))]
-        bars = axes.bar(at, values.reindex(groups), 0.92 * width, color=colors[number], label=name)
-        axes.bar_label(bars, fmt="%.2f", fontsize="x-small", padding=1)
 
 
 @figure("adapt_time")
@@ -136,8 +124,12 @@ def adapt_parts(table: pd.DataFrame) -> Figure:
     counted = table[table["counted"]]
     stages = list(dict.fromkeys(counted["pixels"]))
     modes = list(dict.fromkeys(counted["mode"]))
-    by_mode = {m: counted[counted["mode"] == m].set_index("pixels")["ratio"] for m in modes}
-    _grouped_bars(left, by_mode, stages, [f"C{i}" for i in range(len(modes))])
+    width = 0.8 / len(modes)
+    for number, mode in enumerate(modes):
+        ratios = counted[counted["mode"] == mode].set_index("pixels")["ratio"].reindex(stages)
+        at = np.arange(len(stages)) + (number - (len(modes) - 1) / 2) * width
+        bars = left.bar(at, ratios, 0.92 * width, color=f"C{number}", label=mode)
+        left.bar_label(bars, fmt="%.2f", fontsize="x-small", padding=1)
     left.set_xticks(range(len(stages)), [f"{pixels} px" for pixels in stages])
     left.set(xlabel="maps of the stage", ylabel="time over the whole stage's")
     left.legend(loc="upper left", ncols=2, fontsize="small")
