@@ -59,7 +59,7 @@ class Double(Dataset):
 def share_batches(job: dict) -> dict:
     """Losses of a sandwich training, one step an epoch, alone or under torchrun's variables."""
     double = job["precision"] == "double"
-    training_step.bf16_pays = lambda: job["precision"] == "bf16"
+    training_step.bf16_pays = lambda device: job["precision"] == "bf16"
     images = load_dataset("generated", size=16, generated=(45, 20))
     torch.manual_seed(job["seed"])
     supernet = Supernet(ELASTIC)
