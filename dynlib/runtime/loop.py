@@ -179,12 +179,14 @@ class Loop(Steered, ABC):
                 asked_ms, *item = self.inbox.popleft()
                 # Not before what has been handled; and what came before the start comes now.
                 self.push(max(min(asked_ms, now_ms), self.now_ms), ASKED, item)
+            happened = set()
             while heap and heap[0][0] <= now_ms:
                 self.now_ms, kind, _, item = heapq.heappop(heap)
                 handlers[kind](item)
+                happened.add(kind)
             self.now_ms = now_ms
             if now_ms < self.horizon_ms:
-                self.settle()
+                self.settle(happened)
 
     def _over(self) -> bool:
         if self.stopped:  # what runs is finished
@@ -262,8 +264,9 @@ class Loop(Steered, ABC):
             t_ms, _ = item
             self.push(t_ms, ARRIVE, run)
 
-    def settle(self) -> None:
-        """After all events of an instant: decide, start what can start, write down the power."""
+    def settle(self, happened: set[int]) -> None:
+        """After all events of an instant, of these kinds: decide, start what can start, write down
+        the power."""
         if self.ask:
             self.ask = False
             self.decide()

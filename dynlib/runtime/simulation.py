@@ -29,6 +29,7 @@ from dynlib.runtime.units import UnitRun
 from dynlib.source import weakest
 from dynlib.workload import Workload
 
+_LOOKS = {TICK}  # most of what happens, so it has to be quick
 SWITCH_MS = 1.0  # at most: 99 % of switches between prepared networks take less
 
 
@@ -108,6 +109,17 @@ class Simulation(Loop):
             job.fixed_ms += self.displace_ms
         unit.job = unit.last = job
         self._reschedule(unit)
+
+    def settle(self, happened: set[int]) -> None:
+        """As everywhere. Where governors have looked at their units, and no more, none has come
+        free and none draws another power: only time has passed for the frames that wait."""
+        if happened != _LOOKS or self.heat:
+            super().settle(happened)
+        elif self.late == "drop":
+            late = [run for run in self.apps.values() if run.waiting]
+            if late and self.free():
+                for run in late:
+                    self.drop_expired(run)
 
     def sample(self, last: bool = False) -> None:
         """Log the power of the board where it changes."""

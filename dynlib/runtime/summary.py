@@ -4,7 +4,10 @@ A dropped, late or below-floor frame is missed; energy is that of the board, sta
 """
 
 import logging
+import math
+from collections import Counter
 from itertools import pairwise
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -73,6 +76,11 @@ class Run:
         finish_s, latency_ms, accuracy_val_pct, accuracy_pct (test), on_time, reason (late, below
         floor, or why it was dropped; empty for one in time).
         """
+        frames = pd.DataFrame(self._rows(), columns=list(_FRAME_COLUMNS))
+        return frames.astype({"on_time": bool})  # also without any frame
+
+    def _rows(self) -> list[dict]:
+        """As `frames`; a row lacks what has not happened."""
         rows: dict[tuple[str, int], dict] = {}
         for event in self.log:
             kind = event["event"]
@@ -98,8 +106,7 @@ class Run:
                 row["reason"] = event["reason"]
             elif kind == "finish":
                 row |= {"finish_s": event["t_s"], **self._outcome(row, event)}
-        frames = pd.DataFrame(list(rows.values()), columns=list(_FRAME_COLUMNS))
-        return frames.astype({"on_time": bool})  # also without any frame
+        return list(rows.values())
 
     def _point(self, event: dict) -> Point:
         model = self.log.header["models"][event["app"]]
@@ -130,14 +137,15 @@ class Run:
         heat plays a part also temp_max_c, and throttled_pct: share of the time with a cap from it.
         """
         header, board = self.log.header, self.case.board
-        frames = self.frames()
-        good = frames[frames["on_time"]]
-        offered, on_time = len(frames), len(good)
-        reasons = frames["reason"].value_counts()
-        late, below = (int(reasons.get(reason, 0)) for reason in ("late", "below floor"))
-        kinds = [event["event"] for event in self.log]
+        frames = self._rows()  # no table, which takes as long as many a run
+        apps = {name: _of_app(frames, name) for name in header["models"]}
+        offered, on_time = len(frames), sum(frame["on_time"] for frame in frames)
+        reasons = Counter(frame["reason"] for frame in frames)
+        late, below = reasons["late"], reasons["below floor"]
+        kinds = Counter(event["event"] for event in self.log)
         acted = sum(e["event"] == "set" and e["reason"] == "acts" for e in self.log)
-        done_ms = frames["latency_ms"].dropna()
+        done_ms = [frame["latency_ms"] for frame in frames if "latency_ms" in frame]
+        p50_ms, p95_ms = np.percentile(done_ms, (50, 95)) if done_ms else (np.nan, np.nan)
         return {
             "scenario": header["scenario"],
             "policy": header["policy"],
@@ -149,15 +157,15 @@ class Run:
             "late": late,
             "below_floor": below,
             "deadline_miss_pct": _pct(offered - on_time, offered),
-            "accuracy_mean_pct": _mean(good["accuracy_pct"]),
+            "accuracy_mean_pct": _accuracy_pct(frames),
             **self._energies(on_time),
-            "latency_p50_ms": float(done_ms.quantile(0.5)) if len(done_ms) else np.nan,
-            "latency_p95_ms": float(done_ms.quantile(0.95)) if len(done_ms) else np.nan,
+            "latency_p50_ms": float(p50_ms),
+            "latency_p95_ms": float(p95_ms),
             "network_switches": _switches(frames),
             "clock_changes": acted,
-            "decisions": kinds.count("decide"),
+            "decisions": kinds["decide"],
             "source": header["source"],
-            "apps": {name: _of_app(frames, name) for name in header["models"]},
+            "apps": apps,
             **_heat(self.log, board, header["horizon_s"]),
         }
 
@@ -227,22 +235,32 @@ _FRAME_COLUMNS = (
 )
 
 
-def _of_app(frames: pd.DataFrame, name: str) -> dict[str, float]:
-    mine = frames[frames["app"] == name]
-    missed = int((~mine["on_time"]).sum())
+def _of_app(frames: list[dict], name: str) -> dict[str, float]:
+    mine = [frame for frame in frames if frame["app"] == name]
+    missed = sum(not frame["on_time"] for frame in mine)
     return {
         "offered": len(mine),
         "missed": missed,
         "miss_pct": _pct(missed, len(mine)),
-        "accuracy_mean_pct": _mean(mine[mine["on_time"]]["accuracy_pct"]),
+        "accuracy_mean_pct": _accuracy_pct(mine),
     }
 
 
-def _switches(frames: pd.DataFrame) -> int:
+def _accuracy_pct(frames: list[dict]) -> float:
+    """Mean test accuracy of the frames in time, as far as it is known; else NaN."""
+    known = [frame["accuracy_pct"] for frame in frames if frame["on_time"]]
+    known = [pct for pct in known if not math.isnan(pct)]
+    return float(np.mean(known)) if known else math.nan
+
+
+def _switches(frames: list[dict]) -> int:
     """How often an app ran another sub-network than for its frame before."""
-    ran = frames.dropna(subset=["start_s"]).sort_values(["app", "start_s", "frame"])
-    another = ran["subnet"] != ran["subnet"].shift()
-    return int((another & (ran["app"] == ran["app"].shift())).sum())
+    started = [frame for frame in frames if "start_s" in frame]
+    started.sort(key=itemgetter("app", "start_s", "frame"))
+    return sum(
+        before["app"] == frame["app"] and before["subnet"] != frame["subnet"]
+        for before, frame in pairwise(started)
+    )
 
 
 def _heat(log: DecisionLog, board: Board, horizon_s: float) -> dict[str, float]:
@@ -300,7 +318,3 @@ def _means(steps: list[tuple[float, float]], edges: np.ndarray) -> np.ndarray:
 
 def _pct(part: int, whole: int) -> float:
     return 100 * part / whole if whole else 0.0
-
-
-def _mean(values: pd.Series) -> float:
-    return float(values.mean()) if len(values) else float("nan")
