@@ -287,15 +287,16 @@ def manage_two_ladder(table: pd.DataFrame) -> Figure:
     drawn, axes = plt.subplots(figsize=(7.2, 2.8))
     gap = [table["reduction_pct"] - table["low"], table["high"] - table["reduction_pct"]]
     axes.barh(table["rung"], table["reduction_pct"], xerr=gap, color="C0", height=0.6)
-    for i, (value, high) in enumerate(zip(table["reduction_pct"], table["high"], strict=True)):
-        axes.text(max(value, high) + 1.5, i, f"{value:.0f} %", va="center")
+    for i, (value, low) in enumerate(zip(table["reduction_pct"], table["low"], strict=True)):
+        label = f"{value:.0f} %"
+        axes.text(min(value, low) - 1.5, i, label, color="white", ha="right", va="center")
     published = table["published_pct"].iloc[0]
     axes.axvline(published, color="C3", ls="--", lw=1)
-    axes.text(published, -0.75, f"published: {published:.0f} %", color="C3", ha="center")
+    axes.text(published + 1.5, 0, f"published\n{published:.0f} %", color="C3", va="center")
     axes.set(xlabel="saved against the Linux default (%)", ylabel="", xlim=(0, 108))
     most_pct = table["reduction_pct"].max()
     verdict = "reached" if most_pct >= published else "not reached"
-    axes.set_title(f"up to {most_pct:.0f} %; the published {published:.0f} % is {verdict}", pad=14)
+    axes.set_title(f"up to {most_pct:.0f} %; the published {published:.0f} % is {verdict}")
     axes.invert_yaxis()
     return drawn
 
