@@ -32,12 +32,12 @@ def manage_one_qlearning(table: pd.DataFrame) -> Figure:
                 for value in mine.loc[mine["policy"] == policy, what]:
                     panel.axhline(value, color=colour, ls="--", lw=1, label=label)
         axes[0, column].set_title(name)
-        axes[1, column].set_xlabel("episode of 60 s")
     axes[0, 0].set(yscale="log", ylabel="board energy per\non-time frame (mJ)")
     plain_log(axes[0, 0].yaxis)
     axes[1, 0].set_yscale("symlog", linthresh=1)
     axes[1, 0].set(ylim=(-0.1, 100), yticks=(0, 1, 10, 100), yticklabels=("0", "1", "10", "100"),
                    ylabel="missed frames (%)")  # fmt: skip
+    drawn.supxlabel("episode of 60 s", fontsize="medium")
     handles, labels = axes[0, 0].get_legend_handles_labels()
     drawn.legend(handles, labels, loc="outside upper center", ncols=len(labels))
     return drawn
