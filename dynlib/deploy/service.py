@@ -184,14 +184,14 @@ class Service(Live):
         peer.job = job
         self._later(most_ms, lambda: self._overdue(peer, job, most_ms))
 
-    def settle(self, happened: set[int]) -> None:
+    def settle(self) -> None:
         """Decide, unless somebody was answered just now and nobody waits: we may be on his CPU."""
         soon_ms = self.told_ms + _LET_GO_MS
         waits = any(run.waiting for run in self.apps.values())
         if self.ask and not waits and self.clock_ms() < soon_ms:
             self.ask = False
             self.push(soon_ms, WAKE)
-        super().settle(happened)
+        super().settle()
 
     def drop(self, job: Job, reason: str) -> None:
         """Tell the program that it need not serve this frame."""

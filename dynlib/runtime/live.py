@@ -336,11 +336,11 @@ class Live(Loop):
         if run.app.name not in self.dead:
             super().next_query(run)
 
-    def settle(self, happened: set[int]) -> None:
+    def settle(self) -> None:
         """A dead app is nothing to decide about."""
         for name in self.dead:
             self.drop_expired(self.apps[name])
-        super().settle(happened)
+        super().settle()
 
     def consult(self, state: State, limits: Mapping[str, float]) -> Action:
         """Ask the policy; one that fails is not asked again."""

@@ -59,6 +59,7 @@ class Loop(Steered, ABC):
 
     Attributes:
         now_ms: the time of what is being handled.
+        happened: the kinds of its events.
         apps: name -> `AppRun`.
         limits: the highest clock that each unit may have now, in MHz; 0 where it is lost.
         log: what has happened.
@@ -73,6 +74,7 @@ class Loop(Steered, ABC):
         self.horizon_ms = self.workload.horizon_s * 1000
         self.now_ms, self.heap, self.wake = 0.0, [], 0
         self.pushed, self.seed = 0, seed
+        self.happened: set[int] = set()
         self.stopped = self.ended = False
         # What was posted and not taken in yet, and what wakes the loop up.
         self.inbox: deque[tuple[float, Callable, Future | None]] = deque()
@@ -179,14 +181,14 @@ class Loop(Steered, ABC):
                 asked_ms, *item = self.inbox.popleft()
                 # Not before what has been handled; and what came before the start comes now.
                 self.push(max(min(asked_ms, now_ms), self.now_ms), ASKED, item)
-            happened = set()
+            self.happened.clear()
             while heap and heap[0][0] <= now_ms:
                 self.now_ms, kind, _, item = heapq.heappop(heap)
                 handlers[kind](item)
-                happened.add(kind)
+                self.happened.add(kind)
             self.now_ms = now_ms
             if now_ms < self.horizon_ms:
-                self.settle(happened)
+                self.settle()
 
     def _over(self) -> bool:
         if self.stopped:  # what runs is finished
@@ -264,9 +266,8 @@ class Loop(Steered, ABC):
             t_ms, _ = item
             self.push(t_ms, ARRIVE, run)
 
-    def settle(self, happened: set[int]) -> None:
-        """After all events of an instant, of these kinds: decide, start what can start, write down
-        the power."""
+    def settle(self) -> None:
+        """After all events of an instant: decide, start what can start, write down the power."""
         if self.ask:
             self.ask = False
             self.decide()

@@ -110,15 +110,15 @@ class Simulation(Loop):
         unit.job = unit.last = job
         self._reschedule(unit)
 
-    def settle(self, happened: set[int]) -> None:
+    def settle(self) -> None:
         """As everywhere. Where governors have looked at their units, and no more, none has come
         free and none draws another power: only time has passed for the frames that wait."""
-        if happened != _LOOKS or self.heat:
-            super().settle(happened)
+        if self.happened != _LOOKS or self.heat:
+            super().settle()
         elif self.late == "drop":
-            late = [run for run in self.apps.values() if run.waiting]
-            if late and self.free():
-                for run in late:
+            waiting = [run for run in self.apps.values() if run.waiting]
+            if waiting and self.free():
+                for run in waiting:
                     self.drop_expired(run)
 
     def sample(self, last: bool = False) -> None:

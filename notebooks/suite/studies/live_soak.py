@@ -166,9 +166,9 @@ class _Watched(Live):
         self.rows: list[dict[str, Any]] = []
         self.told: set[str] = set()
 
-    def settle(self, happened: set[int]) -> None:
+    def settle(self) -> None:
         """Look when it is time."""
-        super().settle(happened)
+        super().settle()
         if self.now_ms >= self.looked_ms + self.every_ms:
             self.look()
 
