@@ -11,7 +11,9 @@ from dynlib.machine.bind import load_board
 from dynlib.manager.manager import Manager
 from dynlib.manager.policy import Placement
 from dynlib.points import PointTable
+from dynlib.runtime.loop import Loop
 from dynlib.runtime.rivals import Static
+from dynlib.runtime.simulation import Simulation
 from dynlib.workload import CLOSED_LOOP, dump_workload, load_workload
 from suite.papers.dynamic_ofa import published_tables
 from suite.studies.random_workloads import LOAD, noise_wrong, random_case, smallest_load
@@ -22,14 +24,29 @@ XAVIER = load_board("jetson-xavier-nx")
 XAVIER_TABLES = published_tables(XAVIER)
 
 
-def smallest(case):
-    """Everybody's smallest network, at the board's own governors."""
+def smallest(case, governor=""):
+    """Everybody's smallest network, at the board's own governors or all at one."""
     placements = {
         app.name: Placement(case.tables[app.model].smallest.subnet, app.start_unit)
         for app in case.workload.apps
     }
-    governors = {unit.name: unit.governor for unit in case.board.units}
+    governors = {unit.name: governor or unit.governor for unit in case.board.units}
     return Static("smallest", placements, governors=governors)
+
+
+class Thorough(Simulation):
+    """Settles after every look of a governor, too."""
+
+    settle = Loop.settle
+
+
+@settings(deadline=None, max_examples=20)
+@given(seed=SEEDS, closed=st.booleans(), governor=st.sampled_from(("", "powersave", "schedutil")))
+def test_nothing_is_lost_where_only_governors_looked(seed, closed, governor):
+    case = random_case(XAVIER, XAVIER_TABLES, seed, closed)
+    policy = smallest(case, governor)
+    quick = Simulation(case, policy, seed).run()
+    assert list(quick) == list(Thorough(case, policy, seed).run())
 
 
 @settings(deadline=None, max_examples=60)
