@@ -65,7 +65,8 @@ if mode == "raise":
 if mode == "sleep":
     time.sleep(60)
 """
-NAP = 'if mode == "naps": time.sleep(3)'
+# Three of them are too long together; a kernel that starts slowly has not begun the last.
+NAP = 'if mode == "naps": time.sleep(8)'
 
 
 def write_notebook(folder: Path, name: str, cells: list[str], **promises) -> Path:
@@ -280,8 +281,8 @@ def test_figures_are_never_drawn_over_the_committed_ones(root, capsys, monkeypat
         ("exit", (60, 60), ["ended early in cell 5"]),
         ("kill", (60, 60), ["the kernel died in cell 5"]),
         ("raise", (60, 60), ["ValueError in cell 5", "the thing broke"]),
-        ("sleep", (4, 60), ["cell 5", "ran past its limit of 4 s a cell"]),
-        ("naps", (60, 7), ["ran past its limit of 7 s in cell"]),
+        ("sleep", (10, 60), ["cell 5", "ran past its limit of 10 s a cell"]),
+        ("naps", (60, 20), ["ran past its limit of 20 s in cell"]),
         ("no figure", (60, 60), ["declares figure 'front'", "front.png"]),
     ],
 )
