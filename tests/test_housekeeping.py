@@ -72,4 +72,4 @@ def test_a_run_without_tests_has_no_coverage(tmp_path):
 
 def test_without_the_package_it_says_so(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert "coverage" in no_coverage()
+    assert "pytest-cov is not installed" in no_coverage()

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pandas as pd
 
-import dynlib
 from dynlib.files import repo_root
 from suite.errors import SuiteError
 from suite.run.execute import outside
@@ -46,26 +45,26 @@ def redraw_committed(folder: Path) -> tuple[int, float]:
 
 def no_coverage() -> str:
     """Why lines cannot be counted here; "" where they can."""
-    found = importlib.util.find_spec("coverage")
-    return "" if found else "the package coverage is not installed"
+    found = importlib.util.find_spec("pytest_cov")
+    return "" if found else "the package pytest-cov is not installed"
 
 
 def line_coverage(folder: Path, tests: Sequence[str] = ()) -> tuple[pd.DataFrame, str]:
     """(lines, result): which lines of `dynlib` the tests run, and how pytest sums them up.
 
-    Counted is the process of the tests alone: what they start in others is not. `tests` are
-    pytest's arguments, such as files; none: all tests. Columns: file, lines, covered. Raises
-    `SuiteError` if pytest did not come to its end; tests that fail are told in the result.
+    The tests run as CI runs them. Counted are their own processes, one a core: what tests start
+    in others is not. `tests` are pytest's arguments, such as files; none: all tests. Columns: file,
+    lines, covered. Raises `SuiteError` if pytest did not come to its end; tests that fail are told
+    in the result.
     """
-    counts, told = folder / "coverage", folder / "coverage.json"
-    options = ("--data-file", str(counts))
-    package = str(Path(dynlib.__file__).parent)
+    told = folder / "coverage.json"
     said = _python(
-        "-m", "coverage", "run", *options, "--source", package,
-        "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests,
+        "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", "logical", "--dist", "loadfile",
+        "--cov", "dynlib", f"--cov-report=json:{told}", *tests,
         good=(0, 1),  # 1: a test failed
+        COVERAGE_FILE=str(folder / "coverage"),
+        OMP_NUM_THREADS="1",
     )  # fmt: skip
-    _python("-m", "coverage", "json", *options, "-o", str(told))
     files = json.loads(told.read_text())["files"]
     rows = [
         {"file": Path(name).as_posix(), "lines": of["summary"]["num_statements"],
@@ -75,12 +74,13 @@ def line_coverage(folder: Path, tests: Sequence[str] = ()) -> tuple[pd.DataFrame
     return pd.DataFrame(rows), said.splitlines()[-1]
 
 
-def _python(*arguments: str, good: Sequence[int] = (0,)) -> str:
-    """What this Python prints in a process of its own; raises `SuiteError` with the end of it."""
+def _python(*arguments: str, good: Sequence[int] = (0,), **variables: str) -> str:
+    """What this Python prints in a process of its own with these variables of the environment;
+    raises `SuiteError` with the end of it."""
     done = subprocess.run(
         [sys.executable, "-P", *arguments],
         cwd=repo_root(),
-        env=outside() | {"MPLBACKEND": "agg"},
+        env=outside() | {"MPLBACKEND": "agg"} | variables,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
