@@ -2,13 +2,13 @@
 
     from dynlib._vision import timm
     from dynlib.nets.convert import elastify
-    from dynlib.nets.supernet import calibrate
 
-    supernet = elastify(timm.create_model("resnet18", pretrained=True))
+    supernet = elastify(timm.create_model("resnet18", pretrained=True), fold=True)
     train(supernet, images, Recipe.finetune())   # what makes the smaller ones worth serving
     small = supernet.space.at(0.5)
-    calibrate(supernet, small, batches)   # BatchNorm statistics
     net = supernet.prepare(small)         # views of the one weight store
+
+What is not folded (`fold`) has BatchNorm statistics of its own for each sub-network: `calibrate`.
 
 Which channels belong together is read off the model (`coupling`); within each group they are sorted
 by importance, as in Once-for-All (arXiv 1908.09791, section 3.3), so that a prefix holds the best.
@@ -44,6 +44,7 @@ def elastify(
     heads: Sequence[float] = (0.5, 0.75, 1.0),
     depth: int | None = 1,
     divisor: int = 8,
+    fold: bool = False,
     modules: Sequence[str] = (),
     created: Mapping[str, Any] | None = None,
 ) -> Supernet:
@@ -67,6 +68,9 @@ def elastify(
         heads: shares of the heads of each attention.
         depth: blocks that a stage keeps at least; None keeps all.
         divisor: numbers of channels are rounded to its multiples.
+        fold: for pretrained weights: fold each BatchNorm into the convolution before it, with the
+            statistics that it has. Nothing has to be calibrated then. Statistics of other images,
+            of fewer classes, undo much of what the weights know, as `20_bring_your_model` shows.
         modules: names or patterns (`layer1.*`) of the layers whose outputs shall be elastic; by
             default all that can be. What is not elastic stays fixed.
         created: the arguments of `timm.create_model`, ``{"model_name": ..., ...}``, where there
@@ -86,9 +90,9 @@ def elastify(
     arguments = arguments_of(model) if created is None else dict(created)
     pixels = sorted(resolution or [_own_resolution(model)])
     largest = pixels[-1]
-    probe = _Probe(model, largest)
-    model = with_elastic_parts(copy.deepcopy(model))
-    if not makes(arguments, model):
+    probe = _Probe(model, largest, fold)
+    model = with_elastic_parts(copy.deepcopy(model), fold)
+    if not makes(arguments, model, fold):
         if created is not None:
             raise ModelError(f"created: timm makes another model of {arguments}")
         arguments = {}
@@ -109,7 +113,7 @@ def elastify(
     stages = {} if depth is None else structure.stages(depth)
     space = SearchSpace(tuple(pixels), tuple(stages.values()), **places)
 
-    build = ElasticModel(model, list(choices), list(stages), arguments)
+    build = ElasticModel(model, list(choices), list(stages), arguments, fold)
     supernet = Supernet(space, structure.outputs, build=build)
     weights = _sorted_weights(model, choices)
     with torch.no_grad():
@@ -148,7 +152,7 @@ class _Probe:
     branch behind a scale of zero, or places with equal biases.
     """
 
-    def __init__(self, model: nn.Module, resolution: int):
+    def __init__(self, model: nn.Module, resolution: int, fold: bool):
         draws = torch.Generator().manual_seed(0)
 
         def noise(tensor: torch.Tensor) -> torch.Tensor:
@@ -170,7 +174,7 @@ class _Probe:
             except (RuntimeError, TypeError, ValueError, AssertionError) as error:
                 name, shape = type(model).__name__, tuple(image.shape)
                 raise ModelError(f"{name} does not run on images {shape}: {error}") from error
-        self.model = with_elastic_parts(model)
+        self.model = with_elastic_parts(model, fold)
 
     def ordered(self, groups: Sequence[Group]) -> list[Group]:
         """Those of `groups` whose channels cannot change places, found by halving.

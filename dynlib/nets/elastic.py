@@ -20,6 +20,7 @@ from dynlib.nets.attention import Attention
 from dynlib.nets.chain import chain, resized
 from dynlib.nets.coupling import Axis, Group, copy_structure, set_shapes
 from dynlib.nets.families import BlockLayers, Family, register
+from dynlib.nets.fold import fold_norms
 from dynlib.nets.trace import NORMS, SEQUENCES, layers_of
 from dynlib.space import SubnetConfig
 
@@ -50,6 +51,7 @@ class ElasticModel:
         groups: the channels that can shrink, in the order of the space's dimensions.
         stages: names of the sequences that can lose their last blocks.
         created: what `timm.create_model` makes the model of; empty if nobody knows.
+        fold: whether its BatchNorms were folded (`with_elastic_parts`).
     """
 
     def __init__(
@@ -58,12 +60,13 @@ class ElasticModel:
         groups: Sequence[Group],
         stages: Sequence[str],
         created: Mapping[str, Any],
+        fold: bool = False,
     ):
         self.groups = groups
         self.stages = stages
         # What a checkpoint says of it: the registered family and its options, or a mere name.
         self.__qualname__ = FAMILY if created else f"elastic {type(model).__name__}"
-        self.options = _options(created, groups, stages) if created else {}
+        self.options = _options(created, groups, stages, fold) if created else {}
         self.shapes = _shapes(model)
         template = copy.deepcopy(model)
         self.template = template.train()
@@ -127,10 +130,13 @@ def _resize_images(size: int, module: nn.Module, args: tuple[torch.Tensor, ...])
     return resized(images, size), *rest
 
 
-def with_elastic_parts(model: nn.Module) -> nn.Module:
-    """Separate the heads of fused attention; constants are no part of the state, in place."""
+def with_elastic_parts(model: nn.Module, fold: bool = False) -> nn.Module:
+    """Separate the heads of fused attention, and `fold` BatchNorms (`fold_norms`); constants are
+    no part of the state, in place."""
     from dynlib._vision import timm  # takes seconds to import
 
+    if fold:
+        fold_norms(model)
     for name, module in list(model.named_modules()):
         fused = isinstance(module, timm.layers.Attention)
         if fused and module.gate is None and isinstance(module.norm, nn.Identity):
@@ -142,19 +148,23 @@ def with_elastic_parts(model: nn.Module) -> nn.Module:
 
 
 def _options(
-    created: Mapping[str, Any], groups: Sequence[Group], stages: Sequence[str]
+    created: Mapping[str, Any], groups: Sequence[Group], stages: Sequence[str], fold: bool
 ) -> dict[str, Any]:
     """What a checkpoint says of an elastified model, as JSON gives it back."""
     elastic = [[group.kind, group.unit, group.axes] for group in groups]
     options = {"created": dict(created), "groups": elastic, "stages": list(stages)}
+    if fold:
+        options["fold"] = True
     return json.loads(json.dumps(options))
 
 
 @register(FAMILY)
-def _family(created: Mapping[str, Any], groups: list, stages: list[str]) -> Family:
+def _family(
+    created: Mapping[str, Any], groups: list, stages: list[str], fold: bool = False
+) -> Family:
     """The family of the options in a checkpoint; raises `ConfigError` if they are malformed."""
     try:
-        model = with_elastic_parts(_created(created))
+        model = with_elastic_parts(_created(created), fold)
         shapes = _shapes(model)
         found = [_group(shapes, *group) for group in groups]
         modules = map(model.get_submodule, stages)
@@ -162,7 +172,7 @@ def _family(created: Mapping[str, Any], groups: list, stages: list[str]) -> Fami
             raise ConfigError(f"{stages}: not all are sequences of blocks")
     except (TypeError, ValueError, KeyError, IndexError, AttributeError, ModelError) as error:
         raise ConfigError(f"no elastic model of {created}: {error!r}") from error
-    build = ElasticModel(model, found, stages, created)
+    build = ElasticModel(model, found, stages, created, fold)
     return Family(build, build.describe)
 
 
@@ -228,10 +238,11 @@ def arguments_of(model: nn.Module) -> dict[str, Any]:
     return arguments
 
 
-def makes(arguments: Mapping[str, Any], model: nn.Module) -> bool:
-    """Whether timm makes a model of these arguments that computes as `model` does."""
+def makes(arguments: Mapping[str, Any], model: nn.Module, fold: bool = False) -> bool:
+    """Whether timm makes a model of these arguments that, with its parts made elastic, computes as
+    `model` does."""
     try:
-        other = with_elastic_parts(_created(arguments))
+        other = with_elastic_parts(_created(arguments), fold)
     except (ModelError, TypeError, ValueError):
         return False
     return _shapes(other) == _shapes(model) and repr(other) == repr(model)

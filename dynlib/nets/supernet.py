@@ -162,8 +162,7 @@ class Supernet(nn.Module):
             ModelError: `calibrate` has not been run for it.
         """
         config = self.space.check(config)
-        known = self.canonical(config) in self.statistics
-        if not known and _norms(self._skeleton(config)):
+        if self.lacks_statistics(config):
             stored = [str(config) for config in self.statistics]
             raise ModelError(
                 f"no BatchNorm statistics for {config}; run calibrate(supernet, config, images) "
@@ -171,6 +170,11 @@ class Supernet(nn.Module):
             )
         parameters = self.slices(config)
         return self._materialise(config, parameters)
+
+    def lacks_statistics(self, config: SubnetConfig) -> bool:
+        """Whether the sub-network has BatchNorm and `calibrate` has not been run for it."""
+        known = self.canonical(config) in self.statistics
+        return not known and bool(_norms(self._skeleton(config)))
 
     def extract(self, config: SubnetConfig | str) -> nn.Module:
         """The same network with its own copies of the weights: what one would deploy alone."""

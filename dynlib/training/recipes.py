@@ -110,7 +110,7 @@ class Recipe:
 
 
 FINETUNE = {
-    "epochs": 8, "batch_size": 64, "solver": "adamw", "lr": 2e-4, "decay": 0.0, "warmup": 0.1,
+    "epochs": 8, "batch_size": 32, "solver": "adamw", "lr": 2e-4, "decay": 0.0, "warmup": 0.1,
     "label_smoothing": 0.0, "pad": 8,
 }  # fmt: skip
 

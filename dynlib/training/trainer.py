@@ -235,7 +235,7 @@ def evaluate(
     >>> 80 < accuracy_pct <= 100
     True
     """
-    if supernet.canonical(config) not in supernet.statistics:
+    if supernet.lacks_statistics(config):
         calibrate(supernet, config, calibration_batches(dataset, calibration), bf16=bf16)
     return accuracy_pct(supernet.prepare(config), dataset, images, bf16=bf16)
 
@@ -252,7 +252,7 @@ def quick_accuracies(
         config = supernet.canonical(end)
         supernet.statistics.pop(config, None)  # the weights have moved since
         result[f"accuracy_val_{name}_pct"] = evaluate(supernet, config, dataset, held, bf16=bf16)
-        del supernet.statistics[config]
+        supernet.statistics.pop(config, None)
     return result
 
 

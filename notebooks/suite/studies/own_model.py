@@ -105,16 +105,10 @@ def _wheel(data_dir: str) -> Path | None:
     return found[0] if found else None
 
 
-def accuracies(
-    supernet: Supernet, subnets: Iterable[str], images: Dataset, calibration: int
-) -> list[float]:
-    """Test accuracy (%) of these sub-networks; the full size counts with the model's statistics
-    until they are trained."""
-    found = []
-    for subnet in subnets:
-        config = supernet.space.check(subnet)
-        found.append(evaluate(supernet, config, images, images.test, calibration=calibration))
-    return found
+def accuracies(supernet: Supernet, subnets: Iterable[str], images: Dataset) -> list[float]:
+    """Test accuracy (%) of these sub-networks."""
+    configs = map(supernet.space.check, subnets)
+    return [evaluate(supernet, config, images, images.test) for config in configs]
 
 
 def best_within(points: pd.DataFrame, latency_ms: float) -> pd.Series | None:
