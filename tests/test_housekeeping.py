@@ -49,7 +49,8 @@ def test_committed_runs_are_told_from_their_manifests(root):
 
 
 @pytest.mark.skipif(no_coverage() != "", reason=no_coverage())
-def test_lines_of_the_library_are_counted_of_tests_that_fail_too(tmp_path):
+def test_lines_of_the_library_are_counted_of_tests_that_fail_too(tmp_path, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as in a notebook
     tests = tmp_path / "test_two.py"
     tests.write_text(
         "from dynlib.toml import is_number\n"

@@ -69,8 +69,9 @@ def elastify(
         depth: blocks that a stage keeps at least; None keeps all.
         divisor: numbers of channels are rounded to its multiples.
         fold: for pretrained weights: fold each BatchNorm into the convolution before it, with the
-            statistics that it has. Nothing has to be calibrated then. Statistics of other images,
-            of fewer classes, undo much of what the weights know, as `20_bring_your_model` shows.
+            statistics that it has (`fold_norms`). Where that leaves none, nothing is calibrated.
+            Statistics of other images, of fewer classes, undo much of what the weights know, as
+            `20_bring_your_model` shows.
         modules: names or patterns (`layer1.*`) of the layers whose outputs shall be elastic; by
             default all that can be. What is not elastic stays fixed.
         created: the arguments of `timm.create_model`, ``{"model_name": ..., ...}``, where there

@@ -26,7 +26,7 @@ def fold_norms(model: nn.Module) -> nn.Module:
         norm = _used_once(model, node)
         if not isinstance(norm, NORMS) or norm.running_mean is None:
             continue
-        before = node.args[0]
+        (before,) = node.all_input_nodes
         conv = _used_once(model, before)
         if not isinstance(conv, CONVOLUTIONS) or len(before.users) > 1:
             continue

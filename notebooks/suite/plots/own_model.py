@@ -27,5 +27,5 @@ def own_model_tradeoff(table: pd.DataFrame) -> Figure:
             name, (share * full_ms, 1), xycoords=("data", "axes fraction"), ha="center", va="bottom"
         )
     axes.set(xlabel="latency of one photo (ms)", ylabel="test accuracy (%)", xlim=(0, None))
-    axes.legend(loc="lower right")
+    axes.legend()
     return drawn

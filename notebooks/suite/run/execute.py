@@ -22,7 +22,7 @@ SHOWN_LINES = 12
 # Where a kernel finds the packages `suite` and `dynlib`.
 PACKAGES = (Path(__file__).parents[2], Path(dynlib.__file__).parents[1])
 # How the names of variables begin that only a kernel has, and what it starts should not.
-KERNELS_OWN = ("JUPYTER", "JPY", "IPYTHON", "MPLBACKEND")
+KERNELS_OWN = ("JUPYTER", "JPY", "IPYTHON", "MPLBACKEND", "CLICOLOR", "FORCE_COLOR")
 
 
 def execute(

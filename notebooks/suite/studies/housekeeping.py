@@ -59,7 +59,8 @@ def line_coverage(folder: Path, tests: Sequence[str] = ()) -> tuple[pd.DataFrame
     """
     told = folder / "coverage.json"
     said = _python(
-        "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", "logical", "--dist", "loadfile",
+        "-m", "pytest", "-q", "--color=no", "-p", "no:cacheprovider",
+        "-n", "logical", "--dist", "loadfile",
         "--cov", "dynlib", f"--cov-report=json:{told}", *tests,
         good=(0, 1),  # 1: a test failed
         COVERAGE_FILE=str(folder / "coverage"),
