@@ -7,9 +7,18 @@ import pandas as pd
 import pytest
 import torch
 
+from dynlib import load_dataset
 from dynlib.errors import DynlibError
 from suite.studies import own_model
-from suite.studies.own_model import KINDS, PLACES, best_within, lite0, try_kinds, user_lines
+from suite.studies.own_model import (
+    KINDS,
+    PLACES,
+    best_within,
+    cut_untrained,
+    lite0,
+    try_kinds,
+    user_lines,
+)
 
 SAMPLE = ("levit_128", "mobileone_s0")
 ALL = bool(os.environ.get("DYNLIB_KINDS"))
@@ -60,6 +69,16 @@ def test_without_weights_or_photos_it_goes_on_and_says_so(tmp_path, monkeypatch,
     assert model.num_classes == 2
     assert "generated images" in caplog.text
     assert "no ImageNet weights" in caplog.text
+
+
+def test_what_blocks_or_channels_are_worth_is_of_the_smallest_without_training():
+    images = load_dataset("generated", generated=(60, 40))
+    model = own_model.timm.create_model("resnet18", num_classes=10)
+    blocks_pct, accuracy_pct = cut_untrained(model, 32, images, expand=(1,))
+    assert 40 < blocks_pct < 60  # one of two equal blocks a stage stays, beside what joins them
+    assert accuracy_pct in [2.5 * right for right in range(41)]
+    channels_pct, _ = cut_untrained(model, 32, images, expand=(0.5, 1), depth=None)
+    assert blocks_pct != channels_pct < 60
 
 
 def test_the_best_point_in_time_is_chosen_on_validation_images():

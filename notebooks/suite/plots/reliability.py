@@ -26,7 +26,10 @@ def reader_outcomes(table: pd.DataFrame) -> Figure:
         axes.barh(table["reader"], share_pct, left=left, color=colour, height=0.7, label=label)
         left += share_pct
     for place, row in enumerate(table.itertuples()):
-        text = f"{row.inputs:,} inputs, slowest {row.slowest_ms:.3g} ms"
+        slowest = (
+            f"{row.slowest_ms:.3g} ms" if row.slowest_ms < 1e3 else f"{row.slowest_ms / 1e3:.1f} s"
+        )
+        text = f"{row.inputs:,} inputs, slowest {slowest}"
         axes.annotate(text, (101, place), va="center", fontsize="small", annotation_clip=False)
     wrong = int(table["undeclared"].sum() + table["hang"].sum())
     axes.set_title(f"{table['inputs'].sum():,} damaged files, {wrong} surprises")

@@ -53,7 +53,8 @@ __getattr__ = lazily(__name__, {
     ],
     "mechanisms": ["MECHANISMS", "most_of_each", "take_out", "what_each_brings"],
     "own_model": [
-        "KINDS", "accuracies", "best_within", "find_photos", "lite0", "try_kinds", "user_lines",
+        "KINDS", "accuracies", "best_within", "cut_untrained", "find_photos", "lite0", "try_kinds",
+        "user_lines",
     ],
     "own_board": [
         "Capped", "free_of_charge", "judge_clocks", "judge_power", "kept_to", "kill_throttled",

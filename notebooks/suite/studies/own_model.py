@@ -28,6 +28,7 @@ from dynlib._vision import timm
 from dynlib.errors import DynlibError
 from dynlib.files import data_places, repo_root, sha256
 from dynlib.images import Dataset
+from dynlib.nets import macs_m
 from dynlib.training.step import Step
 from suite.run.notebooks import source
 
@@ -109,6 +110,17 @@ def accuracies(supernet: Supernet, subnets: Iterable[str], images: Dataset) -> l
     """Test accuracy (%) of these sub-networks."""
     configs = map(supernet.space.check, subnets)
     return [evaluate(supernet, config, images, images.test) for config in configs]
+
+
+def cut_untrained(model: nn.Module, pixels: int, images: Dataset, **elastic) -> tuple[float, float]:
+    """MACs, in % of the largest's, and test accuracy (%) of the smallest sub-network, untrained.
+
+    `elastic` are arguments of `elastify` that say what may go.
+    """
+    supernet = elastify(model, resolution=(pixels,), width=(1,), fold=True, **elastic)
+    smallest, largest = supernet.space.smallest, supernet.space.largest
+    share_pct = 100 * macs_m(supernet, smallest) / macs_m(supernet, largest)
+    return share_pct, evaluate(supernet, smallest, images, images.test)
 
 
 def best_within(points: pd.DataFrame, latency_ms: float) -> pd.Series | None:
