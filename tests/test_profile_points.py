@@ -1,6 +1,7 @@
 """Measured operating points, on a clock that the test turns."""
 
 import pytest
+import torch
 from live_cases import ROWS, Clock, FakeKnob, Net, knobbed, machine, turned
 
 from dynlib.errors import ProfileError
@@ -32,6 +33,19 @@ def test_points_are_measured_on_every_number_of_threads(clock):
         profile_points(on, ROWS, net.switch, net.answer, model="net", repeats=20)
     with pytest.raises(ProfileError, match=r"threads: got \[1, 2\], expected one number"):
         profile_points(on, ROWS, net.switch, net.answer, model="net", threads=(1, 2))
+
+
+def test_without_a_machine_the_threads_in_use_are_recorded(clock):
+    net = Net(clock)
+    before = torch.get_num_threads()
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            table = profile_points(machine(), ROWS, net.switch, net.answer, model="net")
+            cores = min(count, machine().units[0].cores)
+            assert set(table["threads"]) == set(table["cores"]) == {cores}
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_who_cannot_set_clocks_sees_the_highest_alone(clock):

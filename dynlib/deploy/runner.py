@@ -230,6 +230,8 @@ def _session(
     options.inter_op_num_threads = threads
     options.log_severity_level = 4  # what is wrong is raised
     options.enable_cpu_mem_arena = False  # one per point; a sixth of the memory, no faster
+    # Threads of the point before, waiting in a loop, would slow the next one's frame.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     folder = str(store.path.parent)
     options.add_session_config_entry("session.load_model_format", "ONNX")
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)

@@ -1,6 +1,7 @@
 """Operating points measured on the machine this runs on, as a live run will use them."""
 
 import math
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
@@ -39,7 +40,7 @@ def profile_points(
     answer: Callable[[int], object],
     *,
     model: str,
-    threads: Iterable[int] = (1,),
+    threads: Iterable[int] | None = None,
     machine: Machine | None = None,
     batch: int = 1,
     repeats: int = 100,
@@ -52,7 +53,8 @@ def profile_points(
         subnets: name -> further columns of its rows, such as `accuracy_val_pct`.
         switch: makes the named sub-network serve.
         answer: serves frame k, its work done on return.
-        threads: settings to measure, if `machine` can turn them.
+        threads: settings to measure, if `machine` can turn them; by default one thread there, and
+            without a machine as many as the numeric library has.
         machine: the opened machine, held with ``with``: its threads are turned, and its CPU quota
             is lifted. Without one only sub-networks change.
         batch: images of a frame.
@@ -81,13 +83,14 @@ def profile_points(
     quota = knobs.get(("process", "quota_pct"))
     if quota:  # in the group where the frames will be served
         machine.set("process", "quota_pct", quota.bounds[1])
-    counts = list(threads)
-    if len(counts) > 1 and ("process", "threads") not in knobs:
+    turned = ("process", "threads") in knobs
+    counts = list(threads or [1 if turned else _threads(board.units[0].cores)])
+    if len(counts) > 1 and not turned:
         raise ProfileError(f"threads: got {counts}, expected one number: no machine turns them")
     usage = Usage(board.units[0].cpus) if board.units[0].cpus else None
     rows = []
     for count in counts:
-        if ("process", "threads") in knobs:
+        if turned:
             machine.set("process", "threads", count)
         samples: dict[str, list[tuple[float, bool]]] = {subnet: [] for subnet in subnets}
         for k in range(-_WARMUP_ROUNDS, 2 * repeats):
@@ -108,6 +111,12 @@ def profile_points(
             row = {"model": model, "subnet": subnet, **where, **setting}
             rows.append(row | _latency(times) | subnets[subnet])
     return make_table(rows)
+
+
+def _threads(cores: int) -> int:
+    """Of the numeric library, as far as there are cores for them; one without a library."""
+    library = sys.modules.get("torch")
+    return min(library.get_num_threads(), cores) if library else 1
 
 
 def _calm(samples: list[tuple[float, bool]]) -> list[float]:
