@@ -133,7 +133,7 @@ def search(
         population: of NSGA-II and III; random trials before TPE.
         limits: the worst values allowed of some objectives; a sampler prefers what keeps them.
         storage: file of an Optuna journal, or URL of a database that several machines share, such
-            as ``postgresql+psycopg://...`` with ``pip install "dynlib[database]"``. A study of the
+            as ``postgresql+psycopg://...`` with ``pip install ".[database]"``. A study of the
             same name in it is resumed: only the trials it lacks are run.
         start: sub-networks to try first, such as the ends of the space, which are known before
             any search; they count as trials.

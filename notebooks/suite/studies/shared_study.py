@@ -48,7 +48,7 @@ def no_postgres() -> str:
     try:
         import psycopg  # noqa: F401
     except ImportError:
-        return "no driver of PostgreSQL (pip install 'dynlib[database]')"
+        return "no driver of PostgreSQL (pip install '.[database]')"
     return ""
 
 
