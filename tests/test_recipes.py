@@ -136,6 +136,24 @@ def test_an_unknown_choice_is_refused(field):
         Recipe(**{field: "magic"})
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "expected"),
+    [
+        ("epochs", 0, "a whole number of at least 1"),
+        ("epochs", -1, "a whole number of at least 1"),
+        ("batch_size", 0.5, "a whole number of at least 1"),
+        ("students", -1, "a whole number of at least 0"),
+        ("lr", "big", "a finite number above 0"),
+        ("lr_head", 0, "a finite number above 0"),
+        ("distill", float("nan"), "a finite number of at least 0"),
+        ("warmup", -0.1, "a finite number of at least 0"),
+    ],
+)
+def test_a_number_that_cannot_be_is_refused(field, value, expected):
+    with pytest.raises(RecipeError, match=f"recipe, {field}: {value!r}, expected {expected}"):
+        Recipe(**{field: value})
+
+
 def test_a_transformers_layers_are_moved_by_muon_and_the_rest_by_adamw():
     space = SearchSpace((16,), ((1, 2),), ((32,),), expand=((32, 64),) * 2, heads=((1, 2),) * 2)
     torch.manual_seed(0)

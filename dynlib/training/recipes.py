@@ -4,7 +4,7 @@ Every published way to train a super-network is a value of `Recipe`; one trainer
 """
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ import torch
 from dynlib.errors import RecipeError
 from dynlib.nets.supernet import Supernet
 from dynlib.space import DIMENSIONS, SearchSpace, SubnetConfig
+from dynlib.toml import is_number, is_whole
 
 SAMPLINGS = ("sandwich", "ladder", "shrink", "best-up")
 TEACHERS = ("labels", "live", "ema", "ensemble", "frozen")
@@ -63,7 +64,8 @@ class Recipe:
             and the labels are mixed by area (CutMix, arXiv 1905.04899).
 
     Raises:
-        RecipeError: an unknown sampling, teacher or solver.
+        RecipeError: an unknown sampling, teacher or solver, or a number that is not finite, is
+            negative or, of epochs, images and learning rates, zero.
 
     >>> Recipe(epochs=3).sampling, Recipe(sampling="ladder", students=3).teacher
     ('sandwich', 'live')
@@ -95,6 +97,20 @@ class Recipe:
             value = getattr(self, name)
             if value not in known:
                 raise RecipeError(f"recipe, {name}: {value!r}, expected one of {known}")
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.type is int:
+                least = 1 if field.name in ("epochs", "batch_size") else 0
+                fits = is_whole(value) and value >= least
+                expected = f"a whole number of at least {least}"
+            elif field.type is float:
+                is_rate = field.name.startswith("lr")  # weight decay is divided by it
+                fits = is_number(value) and (value > 0 if is_rate else value >= 0)
+                expected = f"a finite number {'above' if is_rate else 'of at least'} 0"
+            else:
+                continue
+            if not fits:
+                raise RecipeError(f"recipe, {field.name}: {value!r}, expected {expected}")
 
     @classmethod
     def finetune(cls, **changes) -> "Recipe":
