@@ -10,8 +10,11 @@ import logging
 import os
 import pickle
 import socket
-from contextlib import contextmanager
+import tarfile
+from collections import Counter
+from contextlib import contextmanager, suppress
 from dataclasses import replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import BinaryIO
 
@@ -25,11 +28,14 @@ from dynlib.errors import DataError
 from dynlib.files import atomic_write, data_places, work_dir
 from dynlib.images import Dataset, Images
 from dynlib.shapes import SHAPES, generate
+from dynlib.toml import is_whole
 
 _LOG = logging.getLogger(__name__)
 LARGEST_IMAGE = 2**26  # pixels; decoded it takes four times as many bytes
 LARGEST_FILE = 2**26  # bytes of an image; a hole of a terabyte takes none on the disk
 VAL_SHARE = 0.1
+NAMES = ("auto", "cifar10", "generated")
+UNREAD = (".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".tif", ".tiff", ".webp")
 CIFAR10_FOLDER = "cifar10_lossless"  # copies that were compressed once more cost 1.5 points
 CIFAR10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 
@@ -49,7 +55,8 @@ def load_dataset(
     Args:
         name: ``cifar10``, ``generated``, a folder or tar of class folders, or ``auto``: CIFAR-10 if
             it is found or can be downloaded, else the generated set, saying so in the log.
-        data_dir: where to look first; then ``$DYNLIB_DATA`` and the repository's ``data/``.
+        data_dir: where to look first; then ``$DYNLIB_DATA`` and the repository's ``data/``. A path
+            is looked for in the current directory before all of them.
         seed: of the validation split and of the generated images.
         size: height and width of the images in pixels.
         resize: crop the middle of images of another size and bring it to `size`; without it
@@ -59,12 +66,14 @@ def load_dataset(
 
     Raises:
         DataError: nothing found, a place that is no folder, one tar without the other, an
-            unreadable archive, or an image of the wrong size.
+            unreadable archive, an image of the wrong size, or a `size` below 1.
 
     >>> images = load_dataset("generated", generated=(400, 100))  # "auto", or a folder of folders
     >>> len(images.train), len(images.val), len(images.test), tuple(images.test.images.shape)
     (360, 40, 100, (100, 3, 32, 32))
     """
+    if not (is_whole(size) and size > 0):
+        raise DataError(f"size is {size!r}; expected a whole number of pixels, at least 1")
     places = data_places(data_dir)
     if name == "generated":
         parts = []
@@ -77,8 +86,8 @@ def load_dataset(
         raise DataError(
             "the data set has no name; expected 'auto', 'cifar10', 'generated' or a path"
         )
-    if name not in ("auto", "cifar10"):
-        return _from_path(Path(name), seed, size, resize, cache_dir)
+    if name not in NAMES:
+        return _from_path(_find(name, places), seed, size, resize, cache_dir)
     for place in places:
         folder = place / CIFAR10_FOLDER
         tars = [folder / "train.tar", folder / "test.tar"]
@@ -132,6 +141,26 @@ def _shuffled(count: int, seed: int, purpose: int) -> torch.Tensor:
     return torch.from_numpy(rng.permutation(count))
 
 
+def _find(name: str | Path, places: list[Path]) -> Path:
+    """The folder or tar of this name, in the current directory or one of the `places`."""
+    path = Path(name)
+    with suppress(RuntimeError):  # for ~ and no such user it is a name like others
+        path = path.expanduser()
+    candidates = [place / path for place in (Path(), *places)]
+    for candidate in candidates:
+        if candidate.exists():
+            return candidate
+    folders = list(dict.fromkeys(candidate.parent.resolve() for candidate in candidates))
+    known = {*NAMES}
+    for folder in folders:
+        if folder.is_dir():
+            known.update(x.name for x in folder.iterdir() if x.is_dir() or x.suffix == ".tar")
+    close = get_close_matches(path.name, known, n=2)
+    guess = f"; did you mean {' or '.join(close)}?" if close else ""
+    looked = ", ".join(map(str, folders))
+    raise DataError(f"data set {str(path)!r}: no such name, folder or tar in {looked}{guess}")
+
+
 def _from_path(path: Path, seed, size, resize, cache_dir, name=None) -> Dataset:
     """A folder or tar of class folders, with or without a train and a test part."""
     name = name or path.stem
@@ -143,8 +172,6 @@ def _from_path(path: Path, seed, size, resize, cache_dir, name=None) -> Dataset:
         if classes != others:
             raise DataError(f"{train_path} and {test_path} hold different class folders")
         return _assemble(name, classes, train, test, seed)
-    if not path.exists():
-        raise DataError(f"data set {str(path)!r}: no such name, folder or tar")
     whole, classes = _decode(path, size, resize, cache_dir)
     order = _shuffled(len(whole), seed, 78)
     held = max(1, len(whole) // 6)
@@ -222,6 +249,7 @@ def _read_images(path: Path, size: int, resize: bool):
     from dynlib._vision import timm
 
     try:
+        _warn_of_unread(path)
         reader = timm.data.create_reader("", root=str(path))
     except Exception as error:
         raise DataError(f"{path}: expected class folders with images: {error}") from error
@@ -250,6 +278,23 @@ def _read_images(path: Path, size: int, resize: bool):
     return images, labels, tuple(classes)
 
 
+def _warn_of_unread(path: Path) -> None:
+    """Say in the log which images of a folder or tar are passed over for their format."""
+    names = map(str, _files(path))
+    if path.is_file() and path.suffix == ".tar":
+        with tarfile.open(path, "r:") as file:  # not compressed: reads heads only
+            names = file.getnames()
+    found = Counter(Path(name).suffix.lower() for name in names)
+    unread = [suffix for suffix in UNREAD if found[suffix]]
+    if unread:
+        _LOG.warning(
+            "%s: %d images are passed over, which are %s; only .jpg, .jpeg and .png are read",
+            path,
+            sum(found[suffix] for suffix in unread),
+            ", ".join(unread),
+        )
+
+
 def _fitted(image: Image.Image, size: int) -> np.ndarray:
     """The largest square in the middle, (size, size, 3): nothing is squeezed out of shape."""
     square = (size, size)
@@ -270,7 +315,7 @@ def _check_size(found: tuple[int, int], size: int, resize: bool) -> None:
     if not resize and found != (size, size):
         raise DataError(
             f"{width} x {height} px, expected {size} x {size}; "
-            "pass resize=True to bring all to one size"
+            f"pass resize=True, or --size {size} on the command line, to bring all to one size"
         )
 
 

@@ -45,12 +45,21 @@ class Dataset:
     mean: torch.Tensor
     std: torch.Tensor
 
+    def __repr__(self):
+        return (
+            f"{self.name}: {len(self.train)} training, {len(self.val)} validation and "
+            f"{len(self.test)} test images, {len(self.classes)} classes, "
+            f"{self.train.images.shape[-1]} px"
+        )
+
     def like(self, model: nn.Module) -> "Dataset":
         """With the mean and the standard deviation of the images that a timm model was trained on.
 
         Its weights expect them: with those of other images they lose accuracy.
-        Raises `DataError` for a model that does not say (`pretrained_cfg`).
+        Raises `DataError` for a model that does not say (`pretrained_cfg`), or for none.
         """
+        if not isinstance(model, nn.Module):
+            raise DataError(f"like: {model!r:.60}; expected a model, not its name")
         about = getattr(model, "pretrained_cfg", None) or {}
         try:
             return replace(self, mean=torch.tensor(about["mean"]), std=torch.tensor(about["std"]))

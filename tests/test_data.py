@@ -97,9 +97,55 @@ def test_a_tar_gives_the_same_images_as_its_folder(folder, tmp_path):
     assert one.train.images.sum() == two.train.images.sum()
 
 
+@pytest.mark.parametrize("form", ["set", "set.tar"])
+def test_images_of_formats_that_are_not_read_are_counted(form, folder, tmp_path, caplog):
+    for name in ("a.webp", "b.WEBP", "c.gif", "notes.txt"):
+        (folder / "cat" / name).write_bytes(b"")
+    with tarfile.open(tmp_path / "set.tar", "w") as file:
+        file.add(folder, "set")
+    path = tmp_path / form
+    dataset = load_dataset(str(path), cache_dir=tmp_path / "cache")
+    assert len(dataset.train) + len(dataset.val) + len(dataset.test) == 24
+    told = f"{path}: 3 images are passed over, which are .gif, .webp; only .jpg, .jpeg and .png"
+    assert told in caplog.text
+
+
+def test_a_data_set_is_shown_in_a_line(folder, tmp_path):
+    dataset = load_dataset(str(folder), cache_dir=tmp_path / "cache")
+    shown = "set: 18 training, 2 validation and 4 test images, 2 classes, 32 px"
+    assert repr(dataset) == shown
+
+
+def test_a_data_set_is_found_at_home_and_in_a_place_of_data(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name, place in (("~/set", ""), ("set", tmp_path)):
+        found = load_dataset(name, place, cache_dir=tmp_path / "cache")
+        assert (found.name, found.classes) == ("set", ("cat", "dog"))
+
+
+def test_an_unknown_name_says_where_it_was_looked_for_and_what_is_near(tmp_path, monkeypatch):
+    here, place = tmp_path / "here", tmp_path / "place"
+    (here / "photos").mkdir(parents=True)
+    (place / "other").mkdir(parents=True)
+    monkeypatch.chdir(here)
+    looked = rf"no such name, folder or tar in {here}, {place}, .*data; did you mean photos\?"
+    with pytest.raises(DataError, match=looked):
+        load_dataset("phtos", place)
+    with pytest.raises(DataError, match="did you mean cifar10"):
+        load_dataset("cifar")
+    with pytest.raises(DataError, match="~no-such-user/set"):
+        load_dataset("~no-such-user/set")
+
+
+@pytest.mark.parametrize("size", [0, -1, 1.5])
+def test_a_size_that_cannot_be_is_refused(size):
+    with pytest.raises(DataError, match=f"size is {size}; expected a whole number of pixels"):
+        load_dataset("generated", size=size, resize=True)
+
+
 def test_an_image_of_the_wrong_size_is_named(folder, tmp_path):
     (folder / "cat" / "odd.png").write_bytes(picture(3, (40, 32)))
-    with pytest.raises(DataError, match=r"odd.*40 x 32 px, expected 32 x 32"):
+    with pytest.raises(DataError, match=r"odd.*40 x 32 px, expected 32 x 32; .* --size 32 "):
         load_dataset(str(folder), cache_dir=tmp_path / "cache")
     dataset = load_dataset(str(folder), cache_dir=tmp_path / "cache", resize=True)
     assert dataset.train.images.shape[2:] == (32, 32)
@@ -355,6 +401,8 @@ def test_a_data_set_is_normalised_as_a_model_expects():
     torch.testing.assert_close(alike.normalise(pixel).flatten(), want, rtol=1e-4, atol=1e-5)
     with pytest.raises(DataError, match="Linear: its pretrained_cfg has no 'mean'"):
         dataset.like(torch.nn.Linear(1, 1))
+    with pytest.raises(DataError, match="'resnet18'; expected a model, not its name"):
+        dataset.like("resnet18")
 
 
 def test_a_size_is_honoured_or_refused_for_cifar10_too(tmp_path, monkeypatch):
