@@ -18,7 +18,7 @@ from small_nets import fresh, weights
 
 from dynlib._vision import timm
 from dynlib.data import load_dataset
-from dynlib.errors import CheckpointError, RecipeError
+from dynlib.errors import CheckpointError, ModelError, RecipeError
 from dynlib.nets.convert import elastify
 from dynlib.nets.supernet import Supernet, calibrate
 from dynlib.space import SearchSpace
@@ -26,7 +26,7 @@ from dynlib.training.muon import Muon
 from dynlib.training.recipes import Recipe
 from dynlib.training.shipping import accuracy_table, checkpoint_path, choose_points, guide_of, ship
 from dynlib.training.step import Step, bf16_pays
-from dynlib.training.trainer import _batches, _patch, accuracy_pct, train
+from dynlib.training.trainer import _batches, _patch, accuracy_pct, evaluate, train
 
 SPACE = SearchSpace((16,), ((1,), (0, 1)), ((8, 16), (16, 24)))
 RECIPE = Recipe(epochs=3, batch_size=50)
@@ -92,13 +92,23 @@ def test_a_foreign_or_broken_state_is_refused(tmp_path):
     train(fresh(SPACE), tiny(), RECIPE, state_file=state, stop_after_epochs=1)
     with pytest.raises(CheckpointError, match="seed"):
         train(fresh(SPACE), tiny(), RECIPE, state_file=state, seed=1)
-    with pytest.raises(CheckpointError, match="recipe"):
+    only = r"run: recipe\.epochs is 3, expected 9; delete"
+    with pytest.raises(CheckpointError, match=only):
         train(fresh(SPACE), tiny(), Recipe(epochs=9, batch_size=50), state_file=state)
     with pytest.raises(CheckpointError, match="guide"):
         train(fresh(SPACE), tiny(), RECIPE, state_file=state, about={"guide": ["another"]})
     with pytest.raises(CheckpointError, match="dataset"):
         train(fresh(SPACE), replace(tiny(), name="other"), RECIPE, state_file=state)
+    images = tiny()
+    images.train.images[7, 0, 0, 0] ^= 1
+    with pytest.raises(CheckpointError, match="run: hash of the images is"):
+        train(fresh(SPACE), images, RECIPE, state_file=state)
     whole = state.read_bytes()
+    earlier = torch.load(state)
+    del earlier["identity"]["hash of the images"]
+    torch.save(earlier, state)
+    with pytest.raises(CheckpointError, match="hash of the images is None, expected"):
+        train(fresh(SPACE), tiny(), RECIPE, state_file=state)
     torch.save({"identity": {}}, tmp_path / "other.pt")
     for broken in (whole[:500], b"", (tmp_path / "other.pt").read_bytes()):
         state.write_bytes(broken)
@@ -106,7 +116,19 @@ def test_a_foreign_or_broken_state_is_refused(tmp_path):
             train(fresh(SPACE), tiny(), RECIPE, state_file=state)
 
 
-def test_a_schedule_cut_short_never_goes_back_whenever_it_is_resumed(tmp_path, monkeypatch):
+@pytest.mark.parametrize("outputs", [2, 5])
+def test_a_network_with_other_outputs_than_classes_is_refused(outputs):
+    images = replace(tiny(), name="photos", classes=("cat", "dog", "owl"))
+    net = Supernet(SPACE, outputs)
+    message = rf"has {outputs} outputs, photos has 3 classes \(cat, dog, owl\)"
+    with pytest.raises(ModelError, match=message):
+        train(net, images, RECIPE)
+    if outputs < 3:  # of more, the classes may be the first
+        with pytest.raises(ModelError, match=message):
+            evaluate(net, SPACE.smallest, images, images.test)
+
+
+def test_a_schedule_cut_short_never_goes_back_whenever_it_is_resumed(tmp_path, monkeypatch, caplog):
     recipe, state, seen = Recipe(epochs=6, batch_size=50), tmp_path / "state.pt", []
     whole = Step.__call__
 
@@ -124,7 +146,9 @@ def test_a_schedule_cut_short_never_goes_back_whenever_it_is_resumed(tmp_path, m
     history = go_on(finish_in=2)
     assert (seen == np.sort(seen)).all()
     assert seen[-1] < 1 <= seen[-1] + 2.5 / 6 / 7  # seven batches an epoch
+    assert "already trained" not in caplog.text
     assert len(go_on(finish_in=2)) == len(history)  # done is done
+    assert f"already trained, from {state}" in caplog.text
 
 
 @pytest.mark.faults
@@ -197,6 +221,59 @@ def test_training_goes_on_from_a_checkpoint_and_says_so(trained, tmp_path, monke
     assert now.space == wider
     assert provenance["start"]["epochs_run"] == 3
     assert provenance["recipe"]["epochs"] == 1
+
+
+def test_checkpoints_of_one_name_in_two_folders_have_two_training_states(tmp_path):
+    from dynlib.training.__main__ import _state_of
+
+    one, other = (tmp_path / folder / "net.safetensors" for folder in "ab")
+    assert _state_of(one) == _state_of(tmp_path / "b" / ".." / "a" / "net.safetensors")
+    assert _state_of(one) != _state_of(other)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--dataset", "absent"], "data set 'absent'"),
+        (["--dataset", "generated", "--epochs", "0"], "recipe, epochs: 0"),
+        (["--dataset", "generated", "--size", "0"], "size is 0"),
+        (["--dataset", "generated", "--start", "absent"], "absent"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_one_line(options, message, tmp_path, monkeypatch, capsys):
+    from dynlib.training import __main__ as room
+
+    monkeypatch.setenv("DYNLIB_ROOT", str(tmp_path))
+    with pytest.raises(SystemExit) as left:
+        room.main([*options, "--out", str(tmp_path / "net.safetensors")])
+    assert left.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert message in line
+
+
+@pytest.mark.parametrize(
+    ("options", "fit"), [([], {}), (["--size", "24"], {"size": 24, "resize": True})]
+)
+def test_images_are_brought_to_a_size_that_is_asked_for(options, fit, tmp_path, monkeypatch):
+    from dynlib.training import __main__ as room
+
+    asked = []
+
+    def watch(*_, **more):
+        asked.append(more)
+        raise CheckpointError("far enough")
+
+    monkeypatch.setattr(room, "load_dataset", watch)
+    with pytest.raises(SystemExit):
+        room.main([*options, "--out", str(tmp_path / "net.safetensors")])
+    assert asked == [{"seed": 0, **fit}]
+
+
+def test_every_option_is_explained():
+    from dynlib.training.__main__ import _parser
+
+    assert all(action.help for action in _parser()._actions)
 
 
 def test_checkpoints_teach_together_one_of_them_through_a_mirror(trained, tmp_path):

@@ -4,6 +4,7 @@ A run that was killed resumes from its state file.
 """
 
 import argparse
+import hashlib
 import logging
 import os
 from dataclasses import asdict
@@ -12,6 +13,7 @@ from pathlib import Path
 import torch
 
 from dynlib.data import load_dataset
+from dynlib.errors import DynlibError
 from dynlib.files import atomic_write, sha256, work_dir
 from dynlib.nets.supernet import Supernet
 from dynlib.training.parallel import HOOKS
@@ -19,15 +21,32 @@ from dynlib.training.recipes import Recipe
 from dynlib.training.shipping import CIFAR_SPACE, SMALL_SPACE, guide_of, ship
 from dynlib.training.trainer import train
 
-_FIELDS = ("lr", "pad", "cutout", "cutmix", "students", "distill", "label_smoothing")  # of a Recipe
+_FIELDS = {  # of a Recipe
+    "lr": "peak learning rate of the convolutions",
+    "pad": "pixels of the padded crop",
+    "cutout": "side in pixels of the blanked square, 0 for none",
+    "cutmix": "share of the batches with patches of other images",
+    "students": "sub-networks per step beside the largest",
+    "distill": "weight of each distillation loss",
+    "label_smoothing": "of the losses on labels",
+}
 _EARLIER = ("recipe", "epochs_run", "finish_in", "start", "guide")  # kept of a start's provenance
 
 
 def main(argv: list[str] | None = None) -> None:
     """Train a super-network and ship its checkpoint."""
-    args = _parser().parse_args(argv)
+    parser = _parser()
+    args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    dataset = load_dataset(args.dataset, args.data_dir, seed=args.seed)
+    try:
+        _run(args)
+    except (DynlibError, OSError) as error:
+        parser.exit(2, f"error: {error}\n")
+
+
+def _run(args: argparse.Namespace) -> None:
+    fit = {"size": args.size, "resize": True} if args.size is not None else {}
+    dataset = load_dataset(args.dataset, args.data_dir, seed=args.seed, **fit)
     fields = {name: getattr(args, name) for name in _FIELDS}
     recipe = Recipe(epochs=args.epochs, **fields)
     torch.manual_seed(args.seed)
@@ -40,7 +59,7 @@ def main(argv: list[str] | None = None) -> None:
     else:
         supernet = Supernet(space, len(dataset.classes))
     guides = [sha256(path)[:16] for path in args.guide or ()]
-    state = args.state or work_dir() / "training" / f"{args.out.stem}.pt"
+    state = args.state or _state_of(args.out)
     history = train(
         supernet,
         dataset,
@@ -74,16 +93,25 @@ def main(argv: list[str] | None = None) -> None:
     logging.getLogger(__name__).info("%s", table.to_string())
 
 
+def _state_of(out: Path) -> Path:
+    """A file of its own for each checkpoint: others may have the same name in other folders."""
+    path = os.fsencode(out.resolve())
+    mark = hashlib.sha256(path).hexdigest()[:8]
+    return work_dir() / "training" / f"{out.stem}-{mark}.pt"
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m dynlib.training", description=main.__doc__)
     add = parser.add_argument
-    add("--dataset", default="cifar10")
-    add("--data-dir", default="")
-    add("--epochs", type=int, default=36)
-    for name in _FIELDS:
+    add("--dataset", default="cifar10", help="name, folder or tar of class folders (%(default)s)")
+    add("--data-dir", default="", help="folder to look for the data set in first")
+    add("--size", type=int, help="pixels to crop and resize images to; networks see 32 at most")
+    add("--epochs", type=int, default=36, help="passes over the training images (%(default)s)")
+    for name, text in _FIELDS.items():
+        option = f"--{name.replace('_', '-')}"
         default = getattr(Recipe, name)
-        add(f"--{name.replace('_', '-')}", type=type(default), default=default)
-    add("--seed", type=int, default=0)
+        add(option, type=type(default), default=default, help=f"{text} (%(default)s)")
+    add("--seed", type=int, default=0, help="of split, weights and training (%(default)s)")
     add("--small", action="store_true", help="the small space")
     add("--out", type=Path, required=True, help="checkpoint to write")
     add("--state", type=Path, help="training state, resumed if it exists")

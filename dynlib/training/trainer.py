@@ -5,10 +5,12 @@ From scratch, convolutions are updated by Muon, whose orthogonalised steps suit 
 them; head and biases by SGD. Pretrained weights are moved on by AdamW (`Recipe.finetune`).
 """
 
+import hashlib
 import io
 import json
 import logging
 import math
+import textwrap
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -22,7 +24,7 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from dynlib.data import augment
-from dynlib.errors import CheckpointError
+from dynlib.errors import CheckpointError, ModelError
 from dynlib.files import atomic_write
 from dynlib.images import Dataset, Images
 from dynlib.nets.resnet import STEM_CHANNELS, whiten_stem
@@ -72,8 +74,9 @@ def train(
         hook: ``exact``, ``fp16`` or ``powersgd``.
 
     Raises:
-        CheckpointError: the state belongs to another recipe, space, data set or seed, or to another
-            `about`, or cannot be read.
+        CheckpointError: the state belongs to another recipe, space, seed or other images, or to
+            another `about`, or cannot be read.
+        ModelError: the network has more or fewer outputs than there are classes.
         PeerError: a process that torchrun announces does not come.
 
     >>> images = load_dataset("generated", generated=(400, 100))
@@ -84,6 +87,8 @@ def train(
     >>> len(history)
     1
     """
+    if supernet.classes != len(dataset.classes):
+        raise _other_outputs(supernet, dataset)
     if recipe.solver == "muon":
         whiten(supernet, dataset)
     step = Step(supernet, recipe, guide, hook)
@@ -94,6 +99,7 @@ def train(
         "seed": seed,
         "dataset": dataset.name,
         "images": len(dataset.train),
+        "hash of the images": _hash(dataset.train),
         **(about or {}),
     }
     history, at = _resume(state_file, identity, supernet, step)
@@ -102,6 +108,8 @@ def train(
     done = len(history)
     ahead = recipe.epochs - at  # epochs of the schedule
     rest = math.ceil(min(ahead, finish_in or recipe.epochs) - 1e-9)
+    if first and not rest:
+        _LOG.warning("already trained, from %s; delete the file to start again", state_file)
     pace = ahead / max(rest, 1)  # epochs of the schedule per epoch of this call
     last = done + min(rest, stop_after_epochs or rest)
 
@@ -140,6 +148,22 @@ def train(
                 _store(state_file, identity, supernet, step, history, schedule(epoch + 1))
             supernet.statistics.clear()  # those of weights that have moved since
     return pd.DataFrame(history)
+
+
+def _other_outputs(supernet: Supernet, dataset: Dataset) -> ModelError:
+    names = textwrap.shorten(", ".join(dataset.classes), 80, placeholder=" ...")
+    return ModelError(
+        f"the network has {supernet.classes} outputs, "
+        f"{dataset.name} has {len(dataset.classes)} classes ({names})"
+    )
+
+
+def _hash(images: Images) -> str:
+    """Of pixels and labels, which are read where they lie."""
+    hashed = hashlib.blake2b(digest_size=8)
+    for part in (images.images, images.labels):
+        hashed.update(part.contiguous().numpy())
+    return hashed.hexdigest()
 
 
 def whiten(supernet: Supernet, dataset: Dataset) -> None:
@@ -229,12 +253,16 @@ def evaluate(
 ) -> float:
     """Accuracy in percent of one sub-network; its statistics are computed if they are missing.
 
+    Raises `ModelError` for a network with fewer outputs than there are classes.
+
     >>> images = load_dataset("generated", generated=(400, 100))
     >>> supernet, _ = pretrained(images)
     >>> accuracy_pct = evaluate(supernet, supernet.space.largest, images, images.test)
     >>> 80 < accuracy_pct <= 100
     True
     """
+    if supernet.classes < len(dataset.classes):
+        raise _other_outputs(supernet, dataset)
     if supernet.lacks_statistics(config):
         calibrate(supernet, config, calibration_batches(dataset, calibration), bf16=bf16)
     return accuracy_pct(supernet.prepare(config), dataset, images, bf16=bf16)
@@ -281,17 +309,28 @@ def _resume(path, identity, supernet, step) -> tuple[list[dict], float]:
         return [], 0.0
     try:
         state = torch.load(io.BytesIO(stored[1:]), weights_only=True)
-        known = state["identity"]
+        known = dict(state["identity"])
         history = state["history"]
         reached = state["reached"]
     except Exception as error:
         raise CheckpointError(f"{path}: no readable training state: {error!r}") from error
-    for key, value in identity.items():
-        if known.get(key) != value:
-            raise CheckpointError(
-                f"{path}: belongs to another run: {key} is {known.get(key)}, "
-                f"expected {value}; delete the file to start again"
-            )
+    if differing := _differences(known, identity):
+        raise CheckpointError(
+            f"{path}: belongs to another run: {'; '.join(differing)}; "
+            "delete the file to start again"
+        )
     supernet.net.load_state_dict(state["net"])
     step.load_state_dict(state["step"])
     return history, reached
+
+
+def _differences(known: dict, expected: dict, within: str = "") -> list[str]:
+    """What differs, field by field, such as ``recipe.epochs is 2000, expected 1``."""
+    found = []
+    for key in known | expected:
+        one, other = known.get(key), expected.get(key)
+        if isinstance(one, dict) and isinstance(other, dict):
+            found += _differences(one, other, f"{within}{key}.")
+        elif one != other:
+            found.append(f"{within}{key} is {one}, expected {other}")
+    return found
