@@ -80,7 +80,7 @@ def test_switching_is_that_of_a_server(whole, mode):
         runner.switch("r99")
     assert runner.subnet == first
     for images in (FRAMES.astype(float), FRAMES[..., :12], FRAMES[0]):
-        with pytest.raises(DataError, match=r"expected float32 \(N, \*\(3, 16, 16\)\)"):
+        with pytest.raises(DataError, match=r"expected float32 \(N, 3, 16, 16\)"):
             runner(images)
     assert np.array_equal(runner(FRAMES), answers[first][0])
 

@@ -60,7 +60,9 @@ def export_bundle(
     """
     folder = Path(folder)
     if folder.exists():
-        raise BundleError(f"{folder}: exists; a bundle is written anew, not changed")
+        raise BundleError(
+            f"{folder}: exists; a bundle is written anew: give another name, or remove it"
+        )
     points = check_table(points)
     configs = [SubnetConfig.parse(subnet) for subnet in dict.fromkeys(points["subnet"])]
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -162,9 +162,8 @@ class Runner:
         `DataError` for others.
         """
         if images.dtype != np.float32 or images.shape[1:] != self._frame:
-            raise DataError(
-                f"images {images.dtype} {images.shape}; expected float32 (N, *{self._frame})"
-            )
+            size = ", ".join(map(str, self._frame))
+            raise DataError(f"images {images.dtype} {images.shape}; expected float32 (N, {size})")
         (logits,) = self._current.session.run(None, {"images": images})
         return logits
 
