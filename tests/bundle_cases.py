@@ -1,8 +1,9 @@
-"""A small super-network whose points share weights, and a table of them."""
+"""A small super-network whose points share weights, a table of them, and images."""
 
 import torch
 from small_nets import fresh
 
+from dynlib.images import Dataset, Images
 from dynlib.nets.supernet import Supernet, calibrate
 from dynlib.points import make_table
 from dynlib.space import SearchSpace
@@ -22,6 +23,14 @@ def bundled() -> Supernet:
     for config in POINTS:
         calibrate(supernet, config, [torch.randn(32, 3, 16, 16, generator=generator)])
     return supernet
+
+
+def photos() -> Dataset:
+    """Every value that a pixel may have, in each channel; their mean and deviation differ."""
+    values = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16)
+    few = Images(values.repeat(2, 3, 1, 1), torch.tensor([0, 9]))
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    return Dataset("photos", tuple("abcdefghij"), few, few, few, mean, std)
 
 
 def table(points=POINTS):

@@ -1,12 +1,13 @@
 """A bundle answers as torch does, keeps shared weights once, and is whole or not there."""
 
+import dataclasses
 import hashlib
 import json
 
 import numpy as np
 import pytest
 import torch
-from bundle_cases import POINTS, bundled, table
+from bundle_cases import POINTS, bundled, photos, table
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
@@ -111,6 +112,17 @@ def test_a_bundle_is_whole_or_not_there(supernet, tmp_path, monkeypatch):
     folder.mkdir()
     with pytest.raises(BundleError, match=r"exists; .*: give another name, or remove it"):
         export_bundle(supernet, table(), folder)
+
+
+def test_images_that_do_not_fit_are_refused_at_export(supernet, tmp_path):
+    def refused(message, **other):
+        images = dataclasses.replace(photos(), **other)
+        with pytest.raises(BundleError, match=message):
+            export_bundle(supernet, table(POINTS[:1]), tmp_path / "bundle", images=images)
+
+    refused(r"images\.std: \[1\.0, 1\.0, 0\.0\]; expected 3", std=torch.tensor([1.0, 1.0, 0.0]))
+    refused(r"images\.classes: 1 names; expected one for each", classes=("one",))
+    assert not list(tmp_path.iterdir())
 
 
 @settings(max_examples=60)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from bundle_cases import POINTS, bundled, table
+from bundle_cases import POINTS, bundled, photos, table
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -23,6 +23,7 @@ from dynlib.errors import BundleError, ConfigError, DataError
 
 ROOT = Path(__file__).parents[1]
 FRAMES = np.random.default_rng(0).normal(size=(3, 3, 16, 16)).astype(np.float32)
+PHOTOS = photos().test.images.numpy()
 FOREIGN = (
     "torch",
     "torchvision",
@@ -43,7 +44,8 @@ def supernet():
 
 @pytest.fixture(scope="module")
 def whole(supernet, tmp_path_factory):
-    return export_bundle(supernet, table(), tmp_path_factory.mktemp("bundles") / "bundle")
+    folder = tmp_path_factory.mktemp("bundles") / "bundle"
+    return export_bundle(supernet, table(), folder, images=photos())
 
 
 @pytest.fixture
@@ -85,6 +87,30 @@ def test_switching_is_that_of_a_server(whole, mode):
     assert np.array_equal(runner(FRAMES), answers[first][0])
 
 
+def test_photos_are_normalised_as_the_data_set_does(whole):
+    runner = Runner(whole)
+    want = photos().normalise(torch.from_numpy(PHOTOS)).numpy()
+    height_width_channel = np.ascontiguousarray(PHOTOS.transpose(0, 2, 3, 1))
+    for pixels in (PHOTOS, height_width_channel.transpose(0, 3, 1, 2)):
+        got = runner.normalise(pixels)
+        assert got.dtype == np.float32
+        assert np.allclose(got, want, rtol=0, atol=1e-6)
+        assert np.allclose(runner(got), runner(want), atol=1e-4)
+    assert runner.classes == photos().classes
+    for other in (PHOTOS.astype(np.float32), PHOTOS[0], height_width_channel):
+        with pytest.raises(DataError, match=r"photos .*; expected uint8 \(N, 3, H, W\)"):
+            runner.normalise(other)
+
+
+def test_an_older_bundle_serves_and_says_what_it_lacks(folder):
+    change(folder, lambda manifest: manifest.pop("images"))
+    runner = Runner(folder)
+    assert runner.classes is None
+    assert runner(FRAMES).shape == (3, 10)
+    with pytest.raises(BundleError, match=r"bundle: does not say how .* export_bundle\(.*images="):
+        runner.normalise(PHOTOS)
+
+
 def test_a_switch_in_flight_never_mixes_two_points(whole):
     runner = Runner(whole, mode="shared")
     ends = runner.subnets[0], runner.subnets[-1]
@@ -124,6 +150,7 @@ from dynlib.deploy.runner import Runner
 for mode in {MODES}:
     runner = Runner({str(whole)!r}, mode=mode)
     runner.switch(runner.subnets[-1])
+    runner.normalise(np.ones((1, 3, 16, 16), np.uint8))
     print(runner(np.ones((1, 3, 16, 16), np.float32)).tolist())
 """
     run = [sys.executable, "-c", code]
@@ -188,6 +215,10 @@ def million_points(folder):
     change(folder, lambda m: m.update(points=[1] * 10**6))
 
 
+def images_are(**values):
+    return lambda folder: change(folder, lambda m: m["images"].update(values))
+
+
 def manifest_is(text):
     return lambda folder: (folder / "manifest.json").write_text(text)
 
@@ -218,6 +249,18 @@ REFUSED = {
     "another format": (manifest_is('{"format": "x"}'), r"format 'x'; expected dynlib-bundle-1"),
     "no points": (lambda f: change(f, lambda m: m.update(points=[])), "expected points, weights"),
     "files in a list": (lambda f: change(f, lambda m: m.update(files=[1])), "expected a dynlib-b"),
+    "images in a list": (
+        lambda f: change(f, lambda m: m.update(images=[1])),
+        r"manifest\.json: images: \[1\]; expected mean, std and classes",
+    ),
+    "no mean": (images_are(mean=None), r"images\.mean: None; expected 3 numbers from -1e\+06"),
+    "a mean of a channel": (images_are(mean=[0.5]), r"manifest\.json: images\.mean: \[0\.5\]; exp"),
+    "a mean of texts": (images_are(mean=["0"] * 3), r"images\.mean: .*; expected 3 numbers"),
+    "an infinite mean": (images_are(mean=[0, 0, np.inf]), r"images\.mean: .*; expected 3 numbers"),
+    "a deviation of zero": (images_are(std=[1, 1, 0]), r"images\.std: .* 3 numbers from 1e-06 to"),
+    "a deviation of nan": (images_are(std=[1, 1, np.nan]), r"images\.std: .*; expected 3 numbers"),
+    "a text of classes": (images_are(classes="ten"), r"images\.classes: 'ten'; expected a list of"),
+    "classes by number": (images_are(classes=[1] * 10), r"images\.classes: .*; expected a list of"),
 }
 
 
@@ -287,6 +330,10 @@ VOUCHED = {
     ),
     "a tensor in another file": (outside_tensor, r"0\.packed\.onnx: has a tensor outside"),
     "a graph that is none": (junk_graph, r"0\.packed\.onnx: cannot be run \(made for .*ONNX Runt"),
+    "10^5 classes": (
+        images_are(classes=["a"] * 10**5),
+        r"manifest\.json: images\.classes: 100000 names; expected one for each of .*\(1, 10\)",
+    ),
     "the graph of another point": (other_graph, r"0\.packed\.onnx: cannot be run"),
     "the weights of another": (other_weights, r"0\.packed\.onnx: is .* off what torch says"),
 }
@@ -299,6 +346,24 @@ def test_what_a_wrong_manifest_vouches_for_is_refused_too(folder, case):
     damage(folder)
     with pytest.raises(BundleError, match=message):
         Runner(folder)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=3),
+)
+
+
+@pytest.mark.faults
+@given(st.fixed_dictionaries({}, optional={"mean": JSON, "std": JSON, "classes": JSON}) | JSON)
+def test_whatever_is_said_of_images_is_refused_or_normalises(entry):
+    read = json.loads(json.dumps({"images": entry}))
+    try:
+        images = running._images(read, Path("manifest.json"))
+    except BundleError:
+        return
+    assert np.isfinite(PHOTOS * images.scale - images.shift).all()
+    assert all(isinstance(name, str) for name in images.classes)
 
 
 @pytest.mark.faults
@@ -324,6 +389,8 @@ def test_no_damaged_byte_is_served(whole, tmp_path_factory, data):
         return
     assert name == "manifest.json"
     assert np.array_equal(runner(FRAMES), Runner(whole)(FRAMES))
+    if runner.classes:  # else it no longer says anything of images
+        assert np.isfinite(runner.normalise(PHOTOS)).all()
 
 
 def test_modes_are_named(whole):

@@ -18,6 +18,7 @@ from dynlib.boards.file import BOARD_DIR, list_boards
 from dynlib.deploy.runner import BOARD, COPYING, FORMAT, MANIFEST, MODES, POINTS, STORE, Runner
 from dynlib.errors import BundleError
 from dynlib.files import sha256
+from dynlib.images import Dataset
 from dynlib.nets.chain import resized
 from dynlib.nets.engines import onnx_model
 from dynlib.nets.supernet import Supernet
@@ -36,6 +37,7 @@ def export_bundle(
     folder: str | Path,
     *,
     board: str | Path | None = None,
+    images: Dataset | None = None,
     modes: Sequence[str] = MODES,
     blocked: bool = True,
 ) -> Path:
@@ -49,12 +51,15 @@ def export_bundle(
         points: operating points; each sub-network in it becomes one graph per mode.
         folder: must not exist yet.
         board: name of a built-in board, or path of the file of another, to put beside them.
+        images: whose `normalise` the networks were trained with; the board then knows its mean and
+            deviation (`Runner.normalise`) and what the classes are called (`Runner.classes`).
         modes: `packed` and `shared`, see `Runner`.
         blocked: optimise the shared graphs for the CPU of this machine and this version of ONNX
             Runtime: on x86 two to four times as fast, and refused elsewhere.
 
     Raises:
-        BundleError: `folder` exists, or a point answers otherwise than torch does.
+        BundleError: `folder` exists, a point answers otherwise than torch does, or `images` has
+            a deviation of zero or other classes than the networks.
         TableError, ConfigError, ModelError: the table is malformed, or a sub-network cannot be
             prepared.
     """
@@ -74,6 +79,12 @@ def export_bundle(
         if board is not None:
             file = BOARD_DIR / f"{board}.toml" if board in list_boards() else board
             shutil.copyfile(file, part / BOARD)
+        if images is not None:
+            manifest["images"] = {
+                "mean": images.mean.tolist(),
+                "std": images.std.tolist(),
+                "classes": list(images.classes),
+            }
         manifest["files"] = {file.name: sha256(file) for file in sorted(part.iterdir())}
         (part / MANIFEST).write_text(json.dumps(manifest))
         for mode in modes:

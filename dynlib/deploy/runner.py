@@ -2,7 +2,8 @@
 
 A bundle is a folder of plain files, which `export_bundle` writes:
 
-    manifest.json         the SHA-256 of every other file, and which weights each point has
+    manifest.json         the SHA-256 of every other file, which weights each point has, and if it
+                          was told, how images are normalised and what the classes are called
     weights.safetensors   every array of weights once
     0.packed.onnx, ...    the graph of each point for each mode, without its large weights
     points.csv            the operating-point table
@@ -24,12 +25,14 @@ import numpy as np
 import onnxruntime
 
 from dynlib.errors import BundleError, ConfigError, DataError
-from dynlib.files import digest, open_plain
+from dynlib.files import digest, open_plain, shown
+from dynlib.toml import is_a, is_number, list_of
 
 FORMAT = "dynlib-bundle-1"
 MODES = ("packed", "shared")
 MANIFEST, STORE, POINTS, BOARD = "manifest.json", "weights.safetensors", "points.csv", "board.toml"
 LARGEST_TEXT = 2**24  # bytes of a manifest or header, enough for a thousand points
+LARGEST = 1e6  # of a mean or deviation of pixels, so that nothing overflows; they are below 1
 PLAIN_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"  # leads to no other folder
 TOLERANCE = 1e-3  # of the largest logit; other kernels differ by 1e-6, a wrong layout by 1
 # What ONNX Runtime would do to weights at loading, each time in a copy.
@@ -44,6 +47,14 @@ class _Ready(NamedTuple):
     subnet: str
     session: onnxruntime.InferenceSession
     views: Sequence[onnxruntime.OrtValue]  # of the store
+
+
+class _Images(NamedTuple):
+    """``photos * scale - shift`` is what the networks take, `classes` what they tell apart."""
+
+    scale: np.ndarray  # (1, 3, 1, 1) float32, as is `shift`
+    shift: np.ndarray
+    classes: tuple[str, ...]
 
 
 class Runner:
@@ -67,10 +78,13 @@ class Runner:
     >>> point = {"model": "digits", "board": "host", "unit": "cpu", "batch": 1, "latency_ms": 1.0}
     >>> point["source"] = "estimated"
     >>> table = make_table(point | {"subnet": str(config)} for config in supernet.statistics)
-    >>> runner = Runner(export_bundle(supernet, table, "bundle"))
+    >>> runner = Runner(export_bundle(supernet, table, "bundle", images=images))
     >>> runner.switch(runner.subnets[-1])  # microseconds, between two frames
-    >>> runner(images.normalise(images.test.images[:4]).numpy()).shape
+    >>> photos = images.test.images[:4].numpy()  # uint8, as from a camera
+    >>> logits = runner(runner.normalise(photos))
+    >>> logits.shape
     (4, 10)
+    >>> names = [runner.classes[i] for i in logits.argmax(1)]
     """
 
     def __init__(self, folder: str | Path, *, mode: str = "packed", threads: int = 1):
@@ -80,6 +94,7 @@ class Runner:
         self._ready: dict[str, _Ready] = {}
         with ExitStack() as opened:
             manifest = _manifest(opened.enter_context(_open(self.folder, MANIFEST)))
+            self._images = _images(manifest, self.folder / MANIFEST)
             files = {}
             for name in manifest["files"]:
                 files[name] = opened.enter_context(_open(self.folder, name))
@@ -121,6 +136,11 @@ class Runner:
                     f"{files[name].name}: is {off:.1g} off what torch says of the same frame; "
                     f"expected the CPU it was made for, {manifest['made_for']}"
                 )
+            if self._images and logits.shape[1:] != (len(self._images.classes),):
+                raise BundleError(
+                    f"{self.folder / MANIFEST}: images.classes: {len(self._images.classes)} names; "
+                    f"expected one for each of the logits {logits.shape}"
+                )
             self._ready[point["subnet"]] = _Ready(point["subnet"], session, views)
 
     @property
@@ -132,6 +152,11 @@ class Runner:
     def subnet(self) -> str:
         """Canonical name of the sub-network that serves the next frame."""
         return self._current.subnet
+
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        """Names of the classes, in the order of the logits; None if `export_bundle` had none."""
+        return self._images.classes if self._images else None
 
     @property
     def shared_pct(self) -> float:
@@ -154,6 +179,22 @@ class Runner:
         except KeyError:
             known = ", ".join(self._ready)
             raise ConfigError(f"{subnet} is not in this bundle, which holds {known}") from None
+
+    def normalise(self, photos: np.ndarray) -> np.ndarray:
+        """(N, 3, H, W) uint8 -> float32, what `Dataset.normalise` makes of them with torch.
+
+        Raises `BundleError` if `export_bundle` was given no images, `DataError` for other photos.
+        """
+        if self._images is None:
+            raise BundleError(
+                f"{self.folder}: does not say how images are normalised; "
+                "expected a bundle of export_bundle(..., images=the data set of the networks)"
+            )
+        if photos.dtype != np.uint8 or photos.shape[1:2] != (3,) or photos.ndim != 4:
+            raise DataError(f"photos {photos.dtype} {photos.shape}; expected uint8 (N, 3, H, W)")
+        normal = photos * self._images.scale
+        normal -= self._images.shift
+        return normal
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """(N, 3, H, W) normalised float32 images -> (N, classes) logits.
@@ -218,6 +259,31 @@ def _manifest(file: BinaryIO) -> dict[str, Any]:
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise BundleError(f"{file.name}: expected a {FORMAT} manifest: {error!r:.200}") from error
     return manifest
+
+
+def _images(manifest: dict[str, Any], file: Path) -> _Images | None:
+    """What the manifest says of images; None if nothing, as those of older bundles."""
+    if "images" not in manifest:
+        return None
+    entry = manifest["images"]
+    if not isinstance(entry, dict):
+        raise BundleError(f"{file}: images: {shown(entry)}; expected mean, std and classes")
+
+    def per_channel(key: str, least: float) -> np.ndarray:
+        values = entry.get(key)
+        three = list_of(is_number)(values) and len(values) == 3
+        if not (three and least <= min(values) and max(values) <= LARGEST):
+            expected = f"3 numbers from {least:g} to {LARGEST:g}"
+            raise BundleError(f"{file}: images.{key}: {shown(values)}; expected {expected}")
+        return np.array(values, np.float32).reshape(1, 3, 1, 1)
+
+    mean = per_channel("mean", -LARGEST)
+    std = per_channel("std", 1 / LARGEST)
+    classes = entry.get("classes")
+    if not list_of(is_a(str))(classes):
+        raise BundleError(f"{file}: images.classes: {shown(classes)}; expected a list of names")
+    # As `Dataset.normalise` reckons.
+    return _Images(1 / (255 * std), mean / std, tuple(classes))
 
 
 def _session(
