@@ -70,6 +70,19 @@ def test_a_refused_switch_leaves_the_old_network_serving(server, images):
     assert torch.equal(server(images), before)
 
 
+def test_what_is_no_batch_of_normalised_images_is_refused(server, images):
+    for wrong, told in (
+        (images.byte(), r"Tensor torch\.uint8 \(8, 3, 16, 16\)"),
+        (images.double(), r"Tensor torch\.float64"),
+        (images.numpy(), r"ndarray float32 \(8, 3, 16, 16\)"),
+        (images[0], r"Tensor torch\.float32 \(3, 16, 16\)"),
+        (images.movedim(1, 3), r"Tensor torch\.float32 \(8, 16, 16, 3\)"),
+        (images.tolist(), "list None"),
+    ):
+        with pytest.raises(ModelError, match=rf"{told}.*; expected .* float32 \(N, 3, H, W\)"):
+            server(wrong)
+
+
 def test_a_switch_in_flight_never_mixes_two_configurations(server, images):
     frame, outputs, enough = images[:1], [], threading.Event()
     wanted = []

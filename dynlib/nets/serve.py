@@ -110,7 +110,18 @@ class SubnetServer:
 
     @torch.inference_mode()
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        """(N, 3, H, W) normalised images -> (N, classes) logits."""
+        """(N, 3, H, W) normalised float32 images -> (N, classes) logits.
+
+        Raises `ModelError` for anything else, such as uint8 images or a numpy array.
+        """
+        dtype = getattr(images, "dtype", None)
+        # That of a numpy array is another object.
+        if dtype is not torch.float32 or images.ndim != 4 or images.shape[1] != 3:
+            shape = tuple(getattr(images, "shape", ()))
+            raise ModelError(
+                f"images {type(images).__name__} {dtype} {shape}; "
+                "expected a torch tensor of normalised float32 (N, 3, H, W)"
+            )
         current = self._current
         return current.run(resized(images, current.resolution))
 
