@@ -33,7 +33,7 @@ def photos() -> Dataset:
     return Dataset("photos", tuple("abcdefghij"), few, few, few, mean, std)
 
 
-def table(points=POINTS):
+def table(points=POINTS, **columns):
     about = {"model": "net", "board": "jetson-nano", "unit": "gpu", "batch": 1, "latency_ms": 1.0}
     about["source"] = "estimated"
-    return make_table(about | {"subnet": str(config)} for config in points)
+    return make_table(about | {"subnet": str(config)} | columns for config in points)

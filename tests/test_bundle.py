@@ -125,6 +125,20 @@ def test_images_that_do_not_fit_are_refused_at_export(supernet, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(("backend", "source", "warned"), [
+    ("torch", "measured", "backend torch, but"), (None, "measured", "backend none, but"),
+    ("onnxruntime", "measured", ""), ("torch", "estimated", ""),
+])  # fmt: skip
+def test_times_of_another_engine_are_warned_of(
+    backend, source, warned, supernet, tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setattr(bundle, "_write_points", lambda *_: {})  # nothing to serve
+    points = table(POINTS[:1], backend=backend, source=source)
+    export_bundle(supernet, points, tmp_path / "bundle", modes=[])
+    assert [warned in record.getMessage() for record in caplog.records] == [True] * bool(warned)
+    assert "`profile_points` over the Runner" in caplog.text or not warned
+
+
 @settings(max_examples=60)
 @given(
     st.lists(

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import logging
 import platform
 import shutil
 import tempfile
@@ -23,12 +24,14 @@ from dynlib.nets.chain import resized
 from dynlib.nets.engines import onnx_model
 from dynlib.nets.supernet import Supernet
 from dynlib.points import check_table, write_table
+from dynlib.source import Source
 from dynlib.space import SubnetConfig
 
 LARGE = 2**10  # bytes of a tensor that goes into the store; smaller ones stay in the graph
 # Bytes of a convolution's weights from which on BatchNorm, which belongs to one point, stays beside
 # them. Into fewer it is folded: they are depth-wise, or of the early, large feature maps.
 WORTH_SHARING = 2**14
+_LOG = logging.getLogger(__name__)
 
 
 def export_bundle(
@@ -48,7 +51,8 @@ def export_bundle(
 
     Args:
         supernet: has the statistics of these sub-networks.
-        points: operating points; each sub-network in it becomes one graph per mode.
+        points: operating points; each sub-network in it becomes one graph per mode. The log warns
+            of rows that are measured, with a `backend` other than `onnxruntime` or with none.
         folder: must not exist yet.
         board: name of a built-in board, or path of the file of another, to put beside them.
         images: whose `normalise` the networks were trained with; the board then knows its mean and
@@ -69,6 +73,7 @@ def export_bundle(
             f"{folder}: exists; a bundle is written anew: give another name, or remove it"
         )
     points = check_table(points)
+    _warn_of_other_engines(points)
     configs = [SubnetConfig.parse(subnet) for subnet in dict.fromkeys(points["subnet"])]
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
@@ -91,6 +96,18 @@ def export_bundle(
             Runner(part, mode=mode)
         part.rename(folder)
     return folder
+
+
+def _warn_of_other_engines(points: pd.DataFrame) -> None:
+    """What another engine took says little of what the bundle will take."""
+    measured = points[points["source"] == Source.MEASURED]
+    others = {backend or "none" for backend in measured["backend"]} - {"onnxruntime"}
+    if others:
+        _LOG.warning(
+            "points measured with backend %s, but a bundle is served by onnxruntime: "
+            "`profile_points` over the Runner measures what will be served",
+            ", ".join(sorted(others)),
+        )
 
 
 def _write_points(
