@@ -596,6 +596,16 @@ def test_a_board_whose_power_nobody_knows_is_saved_too(tmp_path):
         again.power_mw({}, {})
 
 
+def test_a_file_that_exists_is_overwritten_only_on_demand(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text("mine")
+    board = load_board(NX)
+    with pytest.raises(BoardError, match=r"mine\.toml: exists; give another name, or overwrite="):
+        save_board(board, path)
+    assert path.read_text() == "mine"
+    assert read_board(save_board(board, path, overwrite=True)) == board
+
+
 @settings(
     deadline=None,
     max_examples=50,
@@ -605,9 +615,9 @@ def test_a_board_whose_power_nobody_knows_is_saved_too(tmp_path):
 @given(boards())
 def test_saving_and_loading_is_the_identity(tmp_path, board):
     path = tmp_path / "board.toml"
-    again = read_board(save_board(board, path))
+    again = read_board(save_board(board, path, overwrite=True))
     assert again == board
-    save_board(again, path)
+    save_board(again, path, overwrite=True)
     assert read_board(path).digest == again.digest
 
 
@@ -627,6 +637,6 @@ def test_what_no_file_can_hold_is_refused_and_nothing_written(tmp_path):
         (replace(board, name=" "), "name"),
     ):
         with pytest.raises(BoardError, match=words):
-            save_board(wrong, path)
+            save_board(wrong, path, overwrite=True)
     assert path.read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == ["board.toml"]

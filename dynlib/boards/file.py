@@ -82,12 +82,15 @@ def read_board(path: str | Path) -> Board:
     return _board(_Table(content, path, BoardError), digest)
 
 
-def save_board(board: Board, path: str | Path) -> Path:
+def save_board(board: Board, path: str | Path, *, overwrite: bool = False) -> Path:
     """Write a board as a file that `read_board` makes the same board of, whole or not at all.
 
     Notes of single tables are no part of a board; they are not written. Raises `BoardError` for
-    what no file can say: a unit without a power model beside others, a GPU before a CPU cluster.
+    what no file can say: a unit without a power model beside others, a GPU before a CPU cluster;
+    and for a file that exists, unless it is to be overwritten.
     """
+    if not overwrite and Path(path).exists():
+        raise BoardError(f"{path}: exists; give another name, or overwrite=True")
     text = "\n".join(_lines(board)) + "\n"
     # What a reader would refuse, or understand differently, is not written.
     try:
