@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -388,8 +389,22 @@ def test_the_command(service, capsys):
         assert capsys.readouterr().err == "set: no program 'cat'; did you mean cam? known: cam\n"
         assert main(["set", "cam", "deadline=4", *where]) == 1
         assert "unknown key 'deadline'; did you mean deadline_ms" in capsys.readouterr().err
+    wait_for(lambda: not status(service)["apps"])
+    assert main(["set", "cam", "deadline_ms=4", *where]) == 1
+    assert capsys.readouterr().err == "set: no program 'cam'; no program is registered\n"
     assert main(["stop", *where]) == 0
     wait_for(lambda: main(["status", *where]) == 1)
+
+
+def test_the_command_says_how_to_start_a_service_where_none_is(tmp_path, capsys):
+    path = tmp_path / "none.sock"
+    assert main(["status", "--socket", str(path)]) == 1
+    start = f"python -m dynlib.deploy.service --socket {path}"
+    assert capsys.readouterr().err == f"no service at {path}; start one with `{start}`\n"
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(path))  # and nobody listens
+        assert main(["stop", "--socket", str(path)]) == 1
+    assert f"no service at {path}" in capsys.readouterr().err
 
 
 def test_a_process_that_ends_is_gone_though_a_child_holds_its_socket(service):

@@ -337,7 +337,8 @@ class Service(Live):
 
     def _on_set(self, peer: Peer, app: str, **asked: float) -> None:
         if app not in self.peers:
-            raise ServiceError(f"set: no program {app!r}; {near(app, self.peers)}")
+            known = near(app, self.peers) if self.peers else "no program is registered"
+            raise ServiceError(f"set: no program {app!r}; {known}")
         self._only(peer, self.peers[app].uid)
         self._require(Change(self.now_ms / 1000, app, **asked))
         peer.send({"set": app, **asked})
@@ -430,7 +431,12 @@ def main(arguments: list[str] | None = None) -> int:
             asked = dict(each.split("=", 1) for each in given.values)
             values = {"app": given.app} if given.app else {}
             values |= {key: float(text) for key, text in asked.items()}
-            answer = control(given.do, path=given.socket, **values)
+            try:
+                answer = control(given.do, path=given.socket, **values)
+            except (FileNotFoundError, ConnectionRefusedError) as error:
+                path = socket_path(given.socket)
+                start = f"python -m dynlib.deploy.service --socket {path}"
+                raise ServiceError(f"no service at {path}; start one with `{start}`") from error
             sys.stdout.write(json.dumps(answer, indent=1) + "\n")
     except (DynlibError, OSError, ValueError) as error:
         sys.stderr.write(f"{error}\n")
