@@ -109,6 +109,25 @@ def test_unknown_sampler_is_refused():
         search(SPACE, objective, GOALS, trials=1, seed=0, sampler="genetic")
 
 
+def test_an_unknown_direction_is_refused_by_the_name_of_its_objective():
+    with pytest.raises(SearchError, match=r"^accuracy: got 'max', expected .*'maximize'"):
+        search(SPACE, objective, {"accuracy": "max"}, trials=1, seed=0)
+
+
+def test_a_measure_without_an_objective_is_refused():
+    goals = GOALS | {"energy_mj": "minimize"}
+    lacks = r"^r\d.*: measured {'accuracy'.*, expected the measures \['energy_mj'\] too"
+    with pytest.raises(SearchError, match=lacks):
+        search(SPACE, objective, goals, trials=1, seed=0)
+    with pytest.raises(SearchError, match=r"measured 3\.0, expected the measures \['accuracy'"):
+        search(SPACE, lambda config: 3.0, GOALS, trials=1, seed=0)
+
+
+def test_a_search_without_trials_is_refused():
+    with pytest.raises(SearchError, match="trials: got 0, expected at least 1"):
+        search(SPACE, objective, GOALS, trials=0, seed=0)
+
+
 def test_the_front_holds_no_dominated_row():
     table = search(SPACE, objective, GOALS, trials=40, seed=1)
     best = front(table, GOALS)

@@ -17,7 +17,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 from dynlib.errors import InfeasibleError, SearchError
-from dynlib.files import atomic_write, read_plain
+from dynlib.files import atomic_write, read_plain, shown
 from dynlib.pareto import pareto_front
 from dynlib.space import SearchSpace, SubnetConfig
 
@@ -141,7 +141,8 @@ def search(
             that can be imported; trials then differ from run to run.
 
     Raises:
-        SearchError: the stored study has other objectives or another space, or lost a worker.
+        SearchError: a direction is unknown, `trials` is below 1, a measure lacks an objective; or
+            the stored study has other objectives or another space, or lost a worker.
         InfeasibleError: nothing that was tried keeps the limits.
 
     >>> space = SearchSpace(resolution=(32,), depth=((1, 2),), width=((8, 16, 32),))
@@ -156,6 +157,8 @@ def search(
     limits = dict(limits or {})
     if unknown := set(limits) - set(directions):
         raise SearchError(f"limits on {sorted(unknown)}, but the objectives are {list(directions)}")
+    if trials < 1:
+        raise SearchError(f"trials: got {trials}, expected at least 1")
     _sampler(sampler, seed, population)  # an unknown one fails before a study
     study = open_study(space, directions, storage, name)
     if not study.trials:
@@ -195,9 +198,12 @@ def open_study(
 ) -> optuna.Study:
     """The study `name` in `storage`, made where there is none.
 
-    Raises `SearchError` if it is there with other objectives or of another space, or the storage
-    cannot be used; what a URL keeps secret is in no message.
+    Raises `SearchError` if a direction is unknown, the study is there with other objectives or of
+    another space, or the storage cannot be used; what a URL keeps secret is in no message.
     """
+    for objective, direction in directions.items():
+        if direction not in list(BETTER):
+            raise SearchError(f"{objective}: got {direction!r}, expected one of {list(BETTER)}")
     where = _hidden(str(storage), storage)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
@@ -295,6 +301,10 @@ def _run(study: optuna.Study, space, objective, directions, limits, trials: int)
         subnet = str(config)
         if subnet not in known:
             values = objective(config)
+            keys = values if isinstance(values, Mapping) else ()
+            if missing := set(directions) - set(keys):
+                wanted = f"the measures {sorted(missing)} too"
+                raise SearchError(f"{subnet}: measured {shown(values)}, expected {wanted}")
             known[subnet] = {key: float(value) for key, value in values.items()}
         measures = known[subnet]
         trial.set_user_attr("subnet", subnet)
