@@ -221,6 +221,8 @@ def test_an_app_without_a_network_is_an_error_at_the_start(clock):
     tables = measured(Net(clock), on)
     with pytest.raises(WorkloadError, match=r"app 'cam' has no network; there are \['cma'\]"):
         Case(camera(), on, tables).serve(fixed("large"), {"cma": Served(print, print)})
+    with pytest.raises(WorkloadError, match=r"app 'cam' has no network; there are \[\]"):
+        Case(camera(), on, tables).serve(fixed("large"), {"cam": None})
 
 
 def test_a_live_run_measures_no_energy(clock):

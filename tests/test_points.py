@@ -22,6 +22,7 @@ from dynlib.points import (
     read_table,
     write_table,
 )
+from dynlib.runtime.case import Case
 from dynlib.runtime.rivals import best_static, linux_default
 
 ROW = {
@@ -115,6 +116,14 @@ def test_a_table_of_a_single_point_can_be_run():
     for policy in (Manager(BOARD, tables), linux_default(make), best_static(make)):
         log = run(workload, BOARD, tables, policy)
         assert summarise(log, workload, tables, BOARD)["missed"] == 0
+
+
+def test_a_case_takes_tables_of_points_alone():
+    table = make_table([TINY])
+    makes = r"got DataFrame, expected a PointTable.*PointTable\.of_models\(table, board\) makes"
+    for tables in (table, {"net": table}):
+        with pytest.raises(TableError, match=makes):
+            Case(periodic(), BOARD, tables)
 
 
 def test_ten_thousand_points_are_a_table():

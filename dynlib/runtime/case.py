@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from dynlib.boards.board import Board
+from dynlib.errors import TableError
 from dynlib.manager.policy import Policy
 from dynlib.points import PointTable
 from dynlib.runtime.live import LiveRun, Served, serve
@@ -23,6 +24,8 @@ class Case:
             against the tables of the first.
         tables: model -> its operating points (`read_points`); runs read latencies there.
 
+    Raises `TableError` for tables that are none, such as data frames.
+
     >>> board = load_board("jetson-nano")
     >>> points = read_points("points.csv", board)  # as the example of `read_points` wrote it
     >>> camera = App("camera", "example", deadline_ms=33.0, period_ms=33.0, accuracy_floor_pct=75.0)
@@ -38,6 +41,14 @@ class Case:
     workload: Workload
     board: Board
     tables: Mapping[str, PointTable]
+
+    def __post_init__(self):
+        by_model = isinstance(self.tables, Mapping)
+        tables = self.tables.values() if by_model else [self.tables]
+        wrong = [type(table).__name__ for table in tables if not isinstance(table, PointTable)]
+        if wrong:
+            expected = "a PointTable for each model; PointTable.of_models(table, board) makes them"
+            raise TableError(f"{self.workload.name}, tables: got {wrong[0]}, expected {expected}")
 
     def under(self, workload: Workload) -> "Case":
         """The same board and points under another workload."""

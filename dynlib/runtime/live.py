@@ -559,11 +559,11 @@ def _check(case: Setup, networks: Mapping[str, Served]) -> None:
                 f"{case.workload.name}: at {change.t_s:g} s: a live run cannot set stretch, "
                 "emc_mhz or ambient_c; expected changes of apps, caps or memory_mb"
             )
+    known = {name for name, network in networks.items() if network is not None}
     for app in case.workload.apps:
-        if app.name not in networks:
+        if app.name not in known:
             raise WorkloadError(
-                f"{case.workload.name}: app {app.name!r} has no network; "
-                f"there are {sorted(networks)}"
+                f"{case.workload.name}: app {app.name!r} has no network; there are {sorted(known)}"
             )
 
 
