@@ -98,8 +98,9 @@ def check_table(table: pd.DataFrame, name: str | Path = "table") -> pd.DataFrame
         table[column] = numbers
     for column in REQUIRED:
         require(table[column].notna(), table, column, "a value", name)
-    for column in ("accuracy_val_pct", "accuracy_test_pct"):
-        require(~(table[column] > 100), table, column, "at most 100", name)
+    highest = {"accuracy_val_pct": 100, "accuracy_test_pct": 100, "exit_threshold": 1}
+    for column, most in highest.items():
+        require(~(table[column] > most), table, column, f"at most {most}", name)
     measurable = table["latency_ms"] >= LEAST_MS
     require(measurable, table, "latency_ms", "a time above zero", name)
     labelled = table["source"].isin(list(Source))

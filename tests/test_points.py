@@ -59,6 +59,7 @@ def test_names_stay_text_whatever_they_look_like(tmp_path):
         ({"latency_ms": float("inf")}, "latency_ms"),
         ({"energy_mj": -1}, "energy_mj"),
         ({"accuracy_val_pct": 101}, "accuracy_val_pct"),
+        ({"exit_threshold": 1.5}, r"'exit_threshold': got 1\.5, expected at most 1$"),
         ({"source": "guessed"}, "source"),
         ({"subnet": None}, "subnet"),
         ({"latency_s": 1}, "latency_s"),
