@@ -82,7 +82,10 @@ def check_table(table: pd.DataFrame, name: str | Path = "table") -> pd.DataFrame
     missing = [column for column in POINT_COLUMNS if column not in table.columns]
     extra = [column for column in table.columns if column not in POINT_COLUMNS]
     if missing or extra:
-        raise TableError(f"{name}: missing columns {missing}, unknown columns {extra}")
+        # Those first that make_table cannot add.
+        first = [column for column in missing if column in REQUIRED] or missing
+        wrong = f"missing columns {first}, unknown columns {extra}"
+        raise TableError(f"{name}: {wrong}; make_table adds the columns that may be empty")
     if table.empty:
         raise TableError(f"{name}: the table has no rows")
     table = table[list(POINT_COLUMNS)].reset_index(drop=True).copy()

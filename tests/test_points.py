@@ -80,7 +80,12 @@ def test_a_bad_row_is_named_with_its_file_and_the_old_file_survives(tmp_path):
     with pytest.raises(TableError, match=r"t\.csv, row 1, column 'latency_ms'"):
         read_table(path)
     path.write_text("a,b\n1,2\n")
-    with pytest.raises(TableError, match="missing columns"):
+    with pytest.raises(
+        TableError, match=r"missing columns \['model', 'subnet', .*\], .*make_table"
+    ):
+        read_table(path)
+    path.write_text("model,subnet,board,unit,latency_ms\nnet,small,tiny,gpu,2.5\n")
+    with pytest.raises(TableError, match=r"missing columns \['batch', 'source'\], unknown"):
         read_table(path)
     with pytest.raises(TableError, match="cannot read"):
         read_table(tmp_path / "none.csv")
