@@ -5,10 +5,14 @@ import sys
 
 import pytest
 from fake_tree import FakeKernel, jetson, make_machine, tree_state
+from live_cases import quota
 
 from dynlib.boards.file import read_board
 from dynlib.errors import BoardError
 from dynlib.machine.bind import bind, load_board, open_machine
+from dynlib.machine.control import MachineUnit, Parts
+from dynlib.machine.duty import duty_parts
+from dynlib.machine.machine import Machine
 from dynlib.profile.describing import describe, write_template
 from suite.studies.judge_machine import write_tree
 
@@ -55,6 +59,24 @@ def test_the_table_has_every_knob_sensor_and_lack_once(tmp_path):
     assert rows.loc["gpu.clock_mhz", "possible"] == "3 from 114.75 to 1109.25"
     assert rows.loc["VDD_IN.power", "now"] == "6000"
     assert rows.loc["policy0.governor", "now"] == "schedutil"
+
+
+def test_a_duty_clock_is_said_to_be_one():
+    parts = Parts([MachineUnit("cpu", "cpu", (0, 1))], [quota()])
+    machine = Machine("host", parts + duty_parts(parts, 1000.0), None)
+    possible = describe(machine).set_index("part")["possible"]
+    assert possible["cpu.clock_mhz"] == "5 from 200 to 1000, a duty clock by CPU quota"
+    assert "duty" not in possible["process.quota_pct"]
+
+
+def test_what_the_process_lacks_is_in_the_table_alone(tmp_path, monkeypatch):
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    files = write_tree(tmp_path / "root", jetson())
+    machine = open_machine("auto", root=files, folder=tmp_path / "lease")
+    why = describe(machine).set_index("part")["possible"]
+    assert why["process.threads"] == "torch is not loaded by this program"
+    notes = read_board(write_template(machine, tmp_path / "mine.toml")).notes
+    assert not [note for note in notes if note.startswith("process.")]
 
 
 def test_this_machine_too_and_a_twin_has_a_file_already(tmp_path):

@@ -37,6 +37,8 @@ def describe(machine: Machine) -> pd.DataFrame:
     rows = []
     for key, knob in machine.knobs.items():
         possible = machine.refused.get(key) or _possible(knob.choices, knob.bounds)
+        if hasattr(knob, "quota"):  # no clock of the hardware's: see `dynlib.machine.duty`
+            possible += ", a duty clock by CPU quota"
         rows.append((".".join(key), "knob", _said(machine.get(*key)), possible))
     for name, reading in machine.snapshot().items():
         kind = machine.sensors[name].kind
@@ -66,7 +68,7 @@ def write_template(machine: Machine, path: str | Path) -> Path:
     """Write the board file of the machine this runs on: what it shows of itself, and in `notes`
     what it lacks and what is left to fill in. It loads as it is; its power is unknown.
 
-    Raises `BoardError` for a virtual twin, whose board has a file.
+    Raises `BoardError` for a virtual twin, whose board has a file, and for a file that exists.
     """
     if machine.fs is None:
         raise BoardError(f"{machine.name}: a virtual twin; expected the machine this runs on")
@@ -91,12 +93,14 @@ def _template(machine: Machine) -> Board:
         for sensor in machine.sensors.values()
         if sensor.total and sensor.name.endswith(".power")
     ]
+    # What this process lacks is not the board's.
+    lacks = [lack for lack in machine.lacks if not lack.startswith("process.")]
     return replace(
         board,
         units=tuple(units),
         memory=memory,
         sensors=(Meter("power rails", ", ".join(rails), total=tuple(rails)),) if rails else (),
-        notes=(*_TO_DO, *machine.lacks),
+        notes=(*_TO_DO, *lacks),
     )
 
 
