@@ -69,7 +69,8 @@ def board_by_core(path: Path, most: int = 2) -> Path:
         replace(unit, name=f"core{cpu}", cores=1, cpus=(cpu,), opps=(Opp(unit.max_mhz, 1000.0),))
         for cpu in allowed[:most]
     )
-    return save_board(replace(here, name="by core", units=units, static_mw=0.0), path, overwrite=True)
+    by_core = replace(here, name="by core", units=units, static_mw=0.0)
+    return save_board(by_core, path, overwrite=True)
 
 
 def measured_rows(network: Path, accuracy: dict[str, float], repeats: int) -> list[dict]:
