@@ -35,7 +35,7 @@ def at_full_clock(board: Board) -> Board:
 
 def profile_points(
     board: Board,
-    subnets: Mapping[str, Mapping[str, float]],
+    subnets: Mapping[str, Mapping[str, float | str]],
     switch: Callable[[str], object],
     answer: Callable[[int], object],
     *,
@@ -50,7 +50,7 @@ def profile_points(
 
     Args:
         board: of this machine (`load_board("auto")`); its first unit runs the networks.
-        subnets: name -> further columns of its rows, such as `accuracy_val_pct`.
+        subnets: name -> further columns of its rows, such as `accuracy_val_pct` or `backend`.
         switch: makes the named sub-network serve.
         answer: serves frame k, its work done on return.
         threads: settings to measure, if `machine` can turn them; by default one thread there, and
