@@ -74,7 +74,7 @@ def test_what_the_process_lacks_is_in_the_table_alone(tmp_path, monkeypatch):
     files = write_tree(tmp_path / "root", jetson())
     machine = open_machine("auto", root=files, folder=tmp_path / "lease")
     why = describe(machine).set_index("part")["possible"]
-    assert why["process.threads"] == "torch is not loaded by this program"
+    assert why["process.threads"] == "torch is not loaded"
     notes = read_board(write_template(machine, tmp_path / "mine.toml")).notes
     assert not [note for note in notes if note.startswith("process.")]
 

@@ -118,7 +118,7 @@ def process_parts(fs: SysFs) -> Parts:
     if torch := sys.modules.get("torch"):
         parts.knobs.append(_ThreadsKnob(torch))
     else:
-        parts.lacks.append("process.threads: torch is not loaded by this program")
+        parts.lacks.append("process.threads: torch is not loaded")
     home = _cgroup(fs)
     if isinstance(home, Missing):
         parts.lacks.append(f"process.quota_pct: {home.reason}")
