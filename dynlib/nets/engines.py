@@ -100,7 +100,7 @@ def _onnxruntime(net: nn.Module, example: torch.Tensor, precision: str) -> Answe
     options.log_severity_level = 3  # warnings are about its own optimisations
     options.enable_cpu_mem_arena = False  # one per sub-network; a sixth of the memory, no faster
     # Every prepared sub-network has threads of its own. Those of the last one, waiting in a loop,
-    # made the next one's frame take four times as long.
+    # made the next frame take more than three times as long.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     graph = _exported(net, example, precision)
     session = onnxruntime.InferenceSession(graph, options)

@@ -30,7 +30,7 @@ def own_model_tradeoff(table: pd.DataFrame) -> Figure:
     title = "No size takes half of the time"
     if len(fast):
         best_pct = fast.loc[fast["accuracy_val_pct"].idxmax(), "accuracy_test_pct"]
-        title = f"In half of the time {best_pct:.0f} % instead of {full_pct:.0f} %"
+        title = f"In half of the time {best_pct:.1f} % instead of {full_pct:.1f} %"
     axes.set_title(title, pad=18)
     axes.set(xlabel="latency of one photo (ms)", ylabel="test accuracy (%)", xlim=(0, None))
     axes.legend(loc="lower right")
