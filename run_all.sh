@@ -91,7 +91,7 @@ else
 fi
 # -P keeps a stray numpy.py in the caller's folder from being imported.
 case "${1:-}" in
-  test)
+  test|tests)
     shift
     cd "$here"
     exec "$python" -P -m pytest "$@"
