@@ -237,3 +237,19 @@ def test_the_most_accurate_row_within_its_work_is_the_one_with_less_of_equals():
     assert studies.most_accurate(table, 5.0).to_dict() == {"accuracy_pct": 92.0, "macs_m": 3.0}
     assert studies.most_accurate(table, 9.0)["accuracy_pct"] == 95.0
     assert studies.cheapest(table, 91.0)["macs_m"] == 3.0
+
+
+def test_each_run_is_timed_on_images_in_a_row(monkeypatch):
+    """And all runs on every image in every round, so that their times can be paired."""
+    monkeypatch.setattr("suite.studies.adapt.IN_A_ROW", 2)
+    served = []
+
+    def named(name):
+        return lambda images: served.append((name, int(images[0, 0, 0, 0])))
+
+    images = torch.arange(3.0).view(3, 1, 1, 1)
+    times = studies.time_rounds({"one": named("one"), "other": named("other")}, images, 1, 2)
+    in_a_round = [("one", 0), ("one", 1), ("other", 0), ("other", 1), ("one", 2), ("other", 2)]
+    assert served[-12:] == in_a_round * 2  # after those that nobody timed
+    assert list(zip(times["run"], times["part"], strict=True)) == in_a_round * 2
+    assert list(times["round"]) == [0] * 6 + [1] * 6

@@ -38,7 +38,7 @@ from dynlib.workload import App, Change, Workload
 THRESHOLDS = np.round(np.linspace(0.3, 1.0, 141), 4)
 RECALLS = (0.0, 0.2)  # weights of what was said before
 BATCH = 250
-IN_A_ROW = 20  # batches that a run is timed with before the next one's turn
+IN_A_ROW = 20  # images that a run is timed with before the next one's turn, or one batch
 
 
 @torch.inference_mode()
@@ -392,7 +392,8 @@ def time_rounds(
         images: normalised, (N, 3, H, W).
     """
     parts = images.split(batch)
-    turns = [range(len(parts))[at : at + IN_A_ROW] for at in range(0, len(parts), IN_A_ROW)]
+    step = max(1, IN_A_ROW // batch)
+    turns = [range(len(parts))[at : at + step] for at in range(0, len(parts), step)]
     rows = []
     for run in runs.values():
         for part in parts[:3]:
