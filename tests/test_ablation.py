@@ -26,13 +26,45 @@ def build(space):
     return Supernet(space, 10)
 
 
-def test_one_row_per_recipe_and_network(images):
-    names = ("slimmable", "bootstrapping")
-    recipes = {name: Recipe(epochs=1, batch_size=50, **PUBLISHED[name]) for name in names}
-    table = compare_recipes(recipes, SPACE.ladder(2), build, SPACE, images)
-    assert list(table["recipe"]) == ["slimmable", "slimmable", "bootstrapping", "bootstrapping"]
+RECIPES = {
+    name: Recipe(epochs=1, batch_size=50, **PUBLISHED[name])
+    for name in ("slimmable", "bootstrapping")
+}
+
+
+def test_one_row_per_seed_recipe_and_network(images):
+    table = compare_recipes(RECIPES, SPACE.ladder(2), SPACE, images, seeds=(3, 4), processes=1)
+    assert list(table["seed"]) == [3] * 4 + [4] * 4
+    assert list(table["recipe"]) == ["slimmable", "slimmable", "bootstrapping", "bootstrapping"] * 2
     assert table["accuracy_val_pct"].between(0, 100).all()
     assert (table["seconds"] > 0).all()
+
+
+def test_in_other_processes_recipes_come_to_the_same(images):
+    """One thread each, here and there: sums are in the same order."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        here, there = (compare_recipes(RECIPES, [SPACE.largest], SPACE, images, processes=many)
+                       for many in (1, 2))  # fmt: skip
+    finally:
+        torch.set_num_threads(before)
+    assert here.drop(columns="seconds").equals(there.drop(columns="seconds"))
+
+
+def test_a_comparison_goes_on_from_its_states(images, tmp_path, monkeypatch):
+    one = {"slimmable": RECIPES["slimmable"]}
+    configs = [SPACE.largest]
+    first = compare_recipes(one, configs, SPACE, images, state=tmp_path, processes=1)
+    states = list(tmp_path.iterdir())
+    assert len(states) == 1
+
+    def never(*_, **__):
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr("dynlib.training.step.Step.__call__", never)
+    again = compare_recipes(one, configs, SPACE, images, state=tmp_path, processes=1)
+    assert again.equals(first)
 
 
 def test_the_largest_alone_is_what_training_a_space_of_one_gives(images):

@@ -9,38 +9,52 @@ from dynlib.nets.supernet import Supernet, macs_m
 from suite.studies import static
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+@pytest.fixture(scope="module", params=["resnet20", "airbench"])
+def trained(request, tmp_path_factory):
+    kind = request.param
+    if kind == "airbench":  # narrow, or a test takes a minute
+        widths = {"widths": (24, 32, 32)}
+        narrow = {**static.BUILDERS, kind: lambda classes: static.Airbench(classes, **widths)}
+        request.getfixturevalue("monkeypatch_module").setattr(static, "BUILDERS", narrow)
     images = load_dataset("generated", generated=(300, 100))
-    path = tmp_path_factory.mktemp("static") / "resnet20.safetensors"
-    net = static.train_resnet20(images, path, rates=(0.1, 0.2), trial_epochs=1, epochs=2)
-    return images, path, net
+    path = tmp_path_factory.mktemp("static") / f"{kind}.safetensors"
+    net = static.train_static(images, path, kind, rates=(0.1, 0.2), trial_epochs=1, epochs=2)
+    return images, path, net, kind
 
 
-def test_it_is_the_published_network(trained):
-    """He et al. 2015, section 4.2: 0.27 million parameters."""
-    _, path, _ = trained
-    net, provenance = Supernet.from_checkpoint(path, build=static.fixed_resnet20)
-    assert macs_m(net, static.ONE.largest) == pytest.approx(40.6, abs=0.1)
-    assert sum(p.numel() for p in net.net.parameters()) == pytest.approx(0.27e6, rel=0.01)
-    assert provenance["recipe"]["epochs"] == 2
-    assert provenance["minutes"] > 0
+@pytest.fixture(scope="module")
+def monkeypatch_module():
+    with pytest.MonkeyPatch.context() as patch:
+        yield patch
+
+
+@pytest.mark.parametrize(("kind", "macs", "parameters"), [
+    ("resnet20", 40.6, 0.27e6),  # He et al. 2015, section 4.2
+    ("airbench", 118, 1.97e6),  # arXiv 2404.00498, section 3: widths 64, 256, 256
+])  # fmt: skip
+def test_it_is_the_published_network(kind, macs, parameters):
+    net = Supernet(static.ONE, build=static.builder(kind))
+    assert macs_m(net, static.ONE.largest) == pytest.approx(macs, rel=0.01)
+    assert sum(p.numel() for p in net.net.parameters()) == pytest.approx(parameters, rel=0.01)
 
 
 def test_what_is_loaded_answers_as_what_was_trained_and_a_broken_file_is_refused(
     trained, monkeypatch
 ):
-    images, path, net = trained
-    monkeypatch.setattr(static, "static_path", lambda name: path)
-    loaded = static.load_resnet20(images)
+    images, path, net, kind = trained
+    monkeypatch.setattr(static, "static_path", lambda *names: path)
+    loaded = static.load_static(images, kind)
     pixels = images.normalise(images.test.images)
+    _, provenance = Supernet.from_checkpoint(path, build=static.builder(kind))
+    assert provenance["recipe"]["epochs"] == 2
+    assert provenance["minutes"] > 0
     answers = [one.prepare(static.ONE.largest)(pixels) for one in (net, loaded)]
     torch.testing.assert_close(*answers)
     path.write_bytes(path.read_bytes()[:-3] + b"abc")
     with pytest.raises(CheckpointError):
-        static.load_resnet20(images)
+        static.load_static(images, kind)
 
 
 def test_where_none_is_shipped_there_is_none(monkeypatch, tmp_path):
-    monkeypatch.setattr(static, "static_path", lambda name: tmp_path / "none.safetensors")
-    assert static.load_resnet20(load_dataset("generated", generated=(100, 20))) is None
+    monkeypatch.setattr(static, "static_path", lambda *names: tmp_path / "none.safetensors")
+    assert static.load_static(load_dataset("generated", generated=(100, 20)), "resnet20") is None

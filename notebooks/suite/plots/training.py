@@ -12,14 +12,17 @@ from suite.record.figures import figure
 
 @figure("recipe_ablation")
 def recipe_ablation(table: pd.DataFrame) -> Figure:
-    """Accuracy of the same sub-networks under each recipe, over their mean under all recipes; the
-    darker a dot, the larger the sub-network; bar: mean."""
-    common = table.groupby("subnet")["accuracy_val_pct"].transform("mean")
+    """Accuracy of the same sub-networks under each recipe, over their mean under all recipes from
+    the same start; dots: one a seed, the darker, the larger the sub-network; bar: mean; line: from
+    the lowest to the highest seed."""
+    common = table.groupby(["subnet", "seed"])["accuracy_val_pct"].transform("mean")
     table = table.assign(gain_pp=table["accuracy_val_pct"] - common)
     means = table.groupby("recipe")["gain_pp"].mean().sort_values()
     height = {recipe: i for i, recipe in enumerate(means.index)}
     drawn, axes = plt.subplots(figsize=(7.2, 3.8))
     axes.barh(range(len(means)), means, color="0.88", height=0.7)
+    by_seed = table.groupby(["recipe", "seed"])["gain_pp"].mean().unstack().loc[means.index]
+    axes.hlines(range(len(means)), by_seed.min(axis=1), by_seed.max(axis=1), color="0.6", lw=5)
     dots = axes.scatter(
         table["gain_pp"], table["recipe"].map(height), c=table["macs_m"], cmap="viridis_r", s=28,
         zorder=3,
@@ -28,8 +31,11 @@ def recipe_ablation(table: pd.DataFrame) -> Figure:
     axes.set_yticks(range(len(means)), means.index)
     axes.set_xlabel("validation accuracy over the mean of all recipes (points)")
     best, second = means.index[-1], means.index[-2]
-    lead_pp = means.iloc[-1] - means.iloc[-2]
-    axes.set_title(f"{best} leads {second} by {lead_pp:.1f} points after the same epochs")
+    leads = by_seed.loc[best] - by_seed.loc[second]
+    axes.set_title(
+        f"{best} leads {second} by {leads.mean():.1f} points after the same epochs,\n"
+        f"and with {(leads > 0).sum()} of {len(leads)} seeds"
+    )
     drawn.colorbar(dots, ax=axes, label="work of the sub-network (MMACs)")
     return drawn
 
@@ -67,17 +73,16 @@ def training_curve(table: pd.DataFrame) -> Figure:
 
 @figure("supernet_accuracy")
 def supernet_accuracy(table: pd.DataFrame) -> Figure:
-    """Accuracy of the shipped sub-networks on validation and test images over MACs, and of a
-    static network."""
+    """Accuracy of the shipped sub-networks on validation and test images over MACs, and of
+    static networks."""
     drawn, axes = plt.subplots()
     by_net = dict(list(table.groupby("net")))
     series(axes, by_net.pop("super-network"), "macs_m", {
         "accuracy_val_pct": ("validation (used for choosing)", "s--"),
         "accuracy_test_pct": ("test (never used for choosing)", "o-"),
     })  # fmt: skip
-    for name, rows in by_net.items():
-        label = f"{name}, test"
-        axes.plot(rows["macs_m"], rows["accuracy_test_pct"], "D", color="C2", label=label)
+    for (name, rows), look in zip(sorted(by_net.items()), ("C2D", "C3^"), strict=False):
+        axes.plot(rows["macs_m"], rows["accuracy_test_pct"], look, ls="", label=f"{name}, test")
     axes.legend(loc="lower right")
     axes.set(xlabel="work (MMACs)", ylabel="accuracy (%)", xscale="log")
     plain_log(axes.xaxis)

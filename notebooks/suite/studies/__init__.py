@@ -83,7 +83,7 @@ __getattr__ = lazily(__name__, {
     ],
     "served_program": ["PrefixNet"],
     "shared_study": ["kill_searchers", "no_postgres", "postgres"],
-    "static": ["ONE", "load_resnet20"],
+    "static": ["ONE", "load_static"],
     "throughput": ["images_per_s", "reference_step", "sandwich_step"],
     "whole_space": ["measure_space"],
     "workers": ["trials_per_s"],

@@ -1,7 +1,10 @@
 """What a recipe is worth: recipes side by side, and sub-networks against their twins alone."""
 
+import multiprocessing
+import pickle
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import pandas as pd
 import torch
@@ -13,6 +16,7 @@ from dynlib.space import DIMENSIONS, SearchSpace, SubnetConfig
 from dynlib.training.recipes import Recipe
 from dynlib.training.step import bf16_pays
 from dynlib.training.trainer import evaluate, train
+from suite.studies.parallel import in_parallel
 
 MakeSupernet = Callable[[SearchSpace], Supernet]
 
@@ -26,30 +30,53 @@ def single(config: SubnetConfig) -> SearchSpace:
 def compare_recipes(
     recipes: Mapping[str, Recipe],
     configs: Sequence[SubnetConfig],
-    build: MakeSupernet,
     space: SearchSpace,
     dataset: Dataset,
     *,
-    seed: int = 0,
+    seeds: Sequence[int] = (0,),
+    state: Path | None = None,
+    processes: int | None = None,
 ) -> pd.DataFrame:
-    """Train a super-network by each recipe from the same start and evaluate the same sub-networks.
+    """Train a super-network by each recipe from the same starts and evaluate the same sub-networks.
 
     Args:
         recipes: by the name that the table shows.
         configs: sub-networks to evaluate on all validation images.
-        build: makes an untrained super-network of a space.
+        seeds: of the weights to start from and of the order of the images.
+        state: a folder for the states of the trainings, so that a killed comparison goes on.
+        processes: trainings at a time; small networks train faster so than with a thread a core.
 
     Returns:
-        One row per recipe and sub-network: ``recipe, subnet, accuracy_val_pct, seconds``.
+        One row per seed, recipe and sub-network: ``recipe, subnet, seed, accuracy_val_pct,
+        seconds``.
     """
-    rows = []
-    for name, recipe in tqdm(recipes.items(), desc="recipes", disable=None):
-        supernet, history = _trained(build, space, dataset, recipe, seed)
-        seconds = float(history["seconds"].sum())
-        for config in configs:
-            accuracy = _accuracy(supernet, config, dataset, dataset.val)
-            rows.append((name, str(config), accuracy, seconds))
-    return pd.DataFrame(rows, columns=["recipe", "subnet", "accuracy_val_pct", "seconds"])
+    shared = pickle.dumps(dataset)  # plain bytes: a container may have little shared memory
+    jobs = [
+        (name, recipe, configs, space, shared, seed, state)
+        for seed in seeds
+        for name, recipe in recipes.items()
+    ]
+    return in_parallel(_by_recipe, jobs, processes, desc="recipes")
+
+
+def _by_recipe(name, recipe, configs, space, shared, seed, state) -> list[dict]:
+    if multiprocessing.parent_process():  # one of as many as there are cores
+        torch.set_num_threads(1)
+    dataset = pickle.loads(shared)
+    file = None if state is None else state / f"{name}-{seed}.pt"
+    torch.manual_seed(seed)
+    supernet = Supernet(space, len(dataset.classes))
+    history = train(supernet, dataset, recipe, seed=seed, watch=0, state_file=file)
+    return [
+        {
+            "recipe": name,
+            "subnet": str(config),
+            "seed": seed,
+            "accuracy_val_pct": _accuracy(supernet, config, dataset, dataset.val),
+            "seconds": float(history["seconds"].sum()),
+        }
+        for config in configs
+    ]
 
 
 def compare_alone(

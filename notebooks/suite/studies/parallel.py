@@ -7,12 +7,17 @@ from multiprocessing import get_context
 from typing import Any
 
 import pandas as pd
+from tqdm.auto import tqdm
 
 MOST = 8  # processes
 
 
 def in_parallel(
-    work: Callable[..., list[dict]], jobs: Iterable[tuple], processes: int | None = None
+    work: Callable[..., list[dict]],
+    jobs: Iterable[tuple],
+    processes: int | None = None,
+    *,
+    desc: str | None = None,
 ) -> pd.DataFrame:
     """A table of the rows that ``work(*job)`` returns for every job, in the order of the jobs.
 
@@ -20,14 +25,19 @@ def in_parallel(
         work: a function that other processes can import.
         jobs: its arguments; the longest should come first.
         processes: default: one per core, at most `MOST`; 1: none but this one.
+        desc: what the progress bar is called; without one there is none.
     """
     jobs = list(jobs)
     processes = min(processes or min(os.cpu_count() or 1, MOST), len(jobs))
+
+    def watched(results: Iterable) -> list:
+        return list(tqdm(results, desc, len(jobs), disable=None if desc else True))
+
     if processes < 2:
-        found = [work(*job) for job in jobs]
+        found = watched(work(*job) for job in jobs)
     else:
         with ProcessPoolExecutor(processes, _processes(work)) as pool:
-            found = list(pool.map(work, *zip(*jobs, strict=True)))
+            found = watched(pool.map(work, *zip(*jobs, strict=True)))
     return pd.DataFrame([row for rows in found for row in rows])
 
 
