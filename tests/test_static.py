@@ -1,5 +1,7 @@
 """A static network through the trainer of the super-network, and through its checkpoint."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -14,7 +16,11 @@ def trained(request, tmp_path_factory):
     kind = request.param
     if kind == "airbench":  # narrow, or a test takes a minute
         widths = {"widths": (24, 32, 32)}
-        narrow = {**static.BUILDERS, kind: lambda classes: static.Airbench(classes, **widths)}
+
+        def build(config, classes):
+            return static.Airbench(classes, **widths)
+
+        narrow = {**static.BUILDERS, kind: build}
         request.getfixturevalue("monkeypatch_module").setattr(static, "BUILDERS", narrow)
     images = load_dataset("generated", generated=(300, 100))
     path = tmp_path_factory.mktemp("static") / f"{kind}.safetensors"
@@ -33,7 +39,7 @@ def monkeypatch_module():
     ("airbench", 118, 1.97e6),  # arXiv 2404.00498, section 3: widths 64, 256, 256
 ])  # fmt: skip
 def test_it_is_the_published_network(kind, macs, parameters):
-    net = Supernet(static.ONE, build=static.builder(kind))
+    net = Supernet(static.ONE, build=static.BUILDERS[kind])
     assert macs_m(net, static.ONE.largest) == pytest.approx(macs, rel=0.01)
     assert sum(p.numel() for p in net.net.parameters()) == pytest.approx(parameters, rel=0.01)
 
@@ -45,7 +51,7 @@ def test_what_is_loaded_answers_as_what_was_trained_and_a_broken_file_is_refused
     monkeypatch.setattr(static, "static_path", lambda *names: path)
     loaded = static.load_static(images, kind)
     pixels = images.normalise(images.test.images)
-    _, provenance = Supernet.from_checkpoint(path, build=static.builder(kind))
+    _, provenance = Supernet.from_checkpoint(path, build=static.BUILDERS[kind])
     assert provenance["recipe"]["epochs"] == 2
     assert provenance["minutes"] > 0
     answers = [one.prepare(static.ONE.largest)(pixels) for one in (net, loaded)]
@@ -58,3 +64,10 @@ def test_what_is_loaded_answers_as_what_was_trained_and_a_broken_file_is_refused
 def test_where_none_is_shipped_there_is_none(monkeypatch, tmp_path):
     monkeypatch.setattr(static, "static_path", lambda *names: tmp_path / "none.safetensors")
     assert static.load_static(load_dataset("generated", generated=(100, 20)), "resnet20") is None
+
+
+def test_the_shipped_network_is_opened():
+    """Its file holds the name of what builds it."""
+    images = load_dataset("generated", generated=(100, 20))
+    shipped = static.load_static(replace(images, name="cifar10"), "resnet20")
+    assert macs_m(shipped, static.ONE.largest) == pytest.approx(40.6, rel=0.01)

@@ -4,7 +4,7 @@ ResNet-20 (He et al. 2015, section 4.2), and one shaped as the record holder of 
 CIFAR-10, airbench94 (Jordan 2024, arXiv 2404.00498, section 3).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from dynlib.data import with_train
 from dynlib.files import repo_root
 from dynlib.images import Dataset
+from dynlib.nets.families import Builder
 from dynlib.nets.resnet import STEM_CHANNELS
 from dynlib.nets.supernet import Supernet, calibrate
 from dynlib.space import SearchSpace, SubnetConfig
@@ -65,12 +66,17 @@ class Airbench(nn.Module):
         return self.head(maps.amax((2, 3)))
 
 
-BUILDERS: Mapping[str, Callable[[int], nn.Module]] = {"resnet20": resnet20, "airbench": Airbench}
+def fixed_resnet20(config: SubnetConfig, classes: int) -> nn.Module:
+    """ResNet-20, whatever the configuration says: how `dynlib.training` is given a static net."""
+    return resnet20(classes)
 
 
-def builder(kind: str) -> Callable[[SubnetConfig, int], nn.Module]:
-    """How `dynlib.training` is given a static net: whatever the configuration says, it is this."""
-    return lambda config, classes: BUILDERS[kind](classes)
+def fixed_airbench(config: SubnetConfig, classes: int) -> nn.Module:
+    """The same for `Airbench`. Checkpoints hold the names of these functions."""
+    return Airbench(classes)
+
+
+BUILDERS: Mapping[str, Builder] = {"resnet20": fixed_resnet20, "airbench": fixed_airbench}
 
 
 def static_path(dataset: str, kind: str) -> Path:
@@ -83,7 +89,7 @@ def load_static(images: Dataset, kind: str) -> Supernet | None:
     path = static_path(images.name, kind)
     if not path.is_file():
         return None
-    net, _ = Supernet.from_checkpoint(path, build=builder(kind))
+    net, _ = Supernet.from_checkpoint(path, build=BUILDERS[kind])
     return net
 
 
@@ -107,7 +113,7 @@ def train_static(
     """
 
     def build(space: SearchSpace) -> Supernet:
-        return Supernet(space, len(images.classes), build=builder(kind))
+        return Supernet(space, len(images.classes), build=BUILDERS[kind])
 
     short = Recipe(epochs=trial_epochs, batch_size=250)
     part = images if trial_images is None else with_train(images, trial_images, seed)
