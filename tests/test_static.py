@@ -11,27 +11,26 @@ from dynlib.nets.supernet import Supernet, macs_m
 from suite.studies import static
 
 
-@pytest.fixture(scope="module", params=["resnet20", "airbench"])
-def trained(request, tmp_path_factory):
-    kind = request.param
-    if kind == "airbench":  # narrow, or a test takes a minute
-        widths = {"widths": (24, 32, 32)}
-
-        def build(config, classes):
-            return static.Airbench(classes, **widths)
-
-        narrow = {**static.BUILDERS, kind: build}
-        request.getfixturevalue("monkeypatch_module").setattr(static, "BUILDERS", narrow)
-    images = load_dataset("generated", generated=(300, 100))
-    path = tmp_path_factory.mktemp("static") / f"{kind}.safetensors"
-    net = static.train_static(images, path, kind, rates=(0.1, 0.2), trial_epochs=1, epochs=2)
-    return images, path, net, kind
+def narrow_airbench(config, classes):
+    return static.Airbench(classes, widths=(24, 32, 32))
 
 
 @pytest.fixture(scope="module")
-def monkeypatch_module():
-    with pytest.MonkeyPatch.context() as patch:
-        yield patch
+def patch():
+    with pytest.MonkeyPatch.context() as context:
+        yield context
+
+
+@pytest.fixture(scope="module", params=["resnet20", "airbench"])
+def trained(request, tmp_path_factory, patch):
+    kind = request.param
+    if kind == "airbench":  # narrow, or a test takes a minute
+        patch.setitem(static.BUILDERS, kind, narrow_airbench)
+    images = load_dataset("generated", generated=(300, 100))
+    path = tmp_path_factory.mktemp("static") / f"{kind}.safetensors"
+    net = static.train_static(images, path, kind, rates=(0.1, 0.2), trial_epochs=1, epochs=2)
+    yield images, path, net, kind
+    patch.undo()  # the next tests look at the whole network
 
 
 @pytest.mark.parametrize(("kind", "macs", "parameters"), [
