@@ -377,6 +377,12 @@ def test_bfloat16_is_orthogonalised_in_only_where_it_pays(pays, solver, monkeypa
     assert home.zeropower_via_newtonschulz is noted  # as it was found
 
 
+@pytest.mark.parametrize(("name", "half"), [("resnet18", True), ("mobilenetv3_small_050", False)])
+def test_depth_wise_networks_are_trained_in_single_precision_on_a_cpu(name, half, monkeypatch):
+    monkeypatch.setattr("dynlib.training.step.bf16_pays", lambda device=None: True)
+    assert Step(timm_net(name), RECIPE).bf16 is half
+
+
 def test_a_step_that_fails_leaves_the_orthogonalisation_as_it_was():
     home = timm.optim.muon
     given_one = home.zeropower_via_newtonschulz
